@@ -1,0 +1,33 @@
+# Everything a newcomer needs: `make demo` and `make test`. Both build the environment when it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO_DIR ?= runs/demo
+
+.PHONY: demo test lint types unit clean
+
+demo: $(VENV)/installed
+	$(BIN)/tdlrt train lenet5 --data digits --baseline --seed 0 --out $(DEMO_DIR) --overwrite
+
+test: lint types unit
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+unit: $(VENV)/installed
+	$(BIN)/pytest
+
+# torch first and pinned: a looser request would pull another build of it with the other packages.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

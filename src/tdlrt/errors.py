@@ -1,0 +1,59 @@
+"""Exceptions: each says which argument, what came, what was expected and what to do."""
+
+__all__ = [
+    "DataError",
+    "IntegratorStateError",
+    "NonFiniteError",
+    "NothingMatchedError",
+    "RankError",
+    "RunError",
+    "StateDictError",
+    "TdlrtError",
+    "UnknownNameError",
+    "UnsupportedLayerError",
+    "UnsupportedOptimizerError",
+]
+
+
+class TdlrtError(Exception):
+    """Base class of every error this library raises on purpose."""
+
+
+class UnsupportedLayerError(TdlrtError, TypeError):
+    """A layer cannot be put in Tucker format (grouped or transposed convolution, other type)."""
+
+
+class UnsupportedOptimizerError(TdlrtError, TypeError):
+    """An optimiser class or one of its options has no rule for Tucker weights."""
+
+
+class RankError(TdlrtError, ValueError):
+    """A rank, a tolerance or a rank policy is outside its range."""
+
+
+class NothingMatchedError(TdlrtError, ValueError):
+    """No layer of the model can be factorised, or a pattern matches no layer."""
+
+
+class IntegratorStateError(TdlrtError, RuntimeError):
+    """The optimiser's state does not fit the model, or a call comes at the wrong time."""
+
+
+class StateDictError(TdlrtError, RuntimeError):
+    """A state_dict does not fit a Tucker layer: it comes from another architecture."""
+
+
+class NonFiniteError(TdlrtError, ArithmeticError):
+    """A gradient or a weight is NaN or infinite; nothing was changed."""
+
+
+class UnknownNameError(TdlrtError, ValueError):
+    """A model, data set or method name is not known."""
+
+
+class DataError(TdlrtError, ValueError):
+    """A data file is missing, broken or not in the expected layout."""
+
+
+class RunError(TdlrtError, RuntimeError):
+    """A run directory cannot be written, read or resumed."""

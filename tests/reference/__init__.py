@@ -1,0 +1,31 @@
+"""Slow float64 twins of the library, from the formulas, with every weight formed in full."""
+
+from reference.algebra import (
+    as_double,
+    fold,
+    kronecker,
+    mode_product,
+    multi_product,
+    tangent_projection,
+    tucker_to_dense,
+    unfold,
+)
+from reference.integrators import augmented_basis, basis_direction, bug_step, parallel_step
+from reference.truncation import smallest_rank, truncate
+
+__all__ = [
+    "as_double",
+    "augmented_basis",
+    "basis_direction",
+    "bug_step",
+    "fold",
+    "kronecker",
+    "mode_product",
+    "multi_product",
+    "parallel_step",
+    "smallest_rank",
+    "tangent_projection",
+    "truncate",
+    "tucker_to_dense",
+    "unfold",
+]

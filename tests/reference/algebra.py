@@ -1,0 +1,85 @@
+"""Tucker algebra by definition: fibres, einsum and explicit Kronecker products.
+
+Columns of an unfolding run over the remaining modes in ascending order, the last one fastest, so
+that ``Mat_i(T x_1 M_1 ... x_d M_d) = M_i Mat_i(T) (kron_{j != i} M_j)^T`` with the Kronecker
+product taken in ascending order of ``j``.
+"""
+
+import functools
+import itertools
+import math
+import string
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+
+def as_double(tensor: Tensor) -> Tensor:
+    """A detached float64 copy on the CPU."""
+    return tensor.detach().cpu().double().clone()
+
+
+def unfold(tensor: Tensor, mode: int) -> Tensor:
+    """Mat_i(T): the mode-i fibres of ``tensor`` side by side."""
+    return torch.stack([tensor[fibre] for fibre in _fibres(tensor.shape, mode)], dim=1)
+
+
+def fold(matrix: Tensor, mode: int, shape: Sequence[int]) -> Tensor:
+    """The tensor of ``shape`` whose mode-i fibres are the columns of ``matrix``."""
+    tensor = matrix.new_full(tuple(shape), math.nan)
+    for column, fibre in enumerate(_fibres(shape, mode)):
+        tensor[fibre] = matrix[:, column]
+    return tensor
+
+
+def _fibres(shape: Sequence[int], mode: int) -> Iterator[tuple[int | slice, ...]]:
+    others = (range(n) for i, n in enumerate(shape) if i != mode)
+    for index in itertools.product(*others):
+        yield (*index[:mode], slice(None), *index[mode:])
+
+
+def mode_product(tensor: Tensor, matrix: Tensor, mode: int) -> Tensor:
+    """T x_i M: ``matrix`` applied to mode i."""
+    old = string.ascii_lowercase[: tensor.ndim]
+    new = old.replace(old[mode], "z")
+    return torch.einsum(f"{old},z{old[mode]}->{new}", tensor, matrix)
+
+
+def multi_product(tensor: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """T x_1 M_1 ... x_d M_d, one matrix per mode."""
+    for mode, matrix in enumerate(matrices):
+        tensor = mode_product(tensor, matrix, mode)
+    return tensor
+
+
+def kronecker(matrices: Sequence[Tensor]) -> Tensor:
+    """The Kronecker product of the matrices, in the order given."""
+    return functools.reduce(_kronecker, matrices)
+
+
+def _kronecker(a: Tensor, b: Tensor) -> Tensor:
+    # Not torch.kron, which refuses some strided matrices (torch 2.13).
+    return torch.einsum("ij,kl->ikjl", a, b).reshape(len(a) * len(b), -1)
+
+
+def tucker_to_dense(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """W = C x_1 U_1 ... x_d U_d, as vec(W) = (U_1 kron ... kron U_d) vec(C)."""
+    shape = [factor.shape[0] for factor in factors]
+    return (kronecker(factors) @ core.reshape(-1)).reshape(shape)
+
+
+def tangent_projection(core: Tensor, factors: Sequence[Tensor], z: Tensor) -> Tensor:
+    """Orthogonal projection of ``z`` onto the tangent space at W = C x_1 U_1 ... x_d U_d.
+
+    Z x_j U_j U_j^T + sum_i Ten_i[ (I - U_i U_i^T) Mat_i(Z) (kron_{j != i} U_j) R_i (...)^T ] with
+    R_i = Mat_i(C)^+ Mat_i(C) the projection on the row space of Mat_i(C).
+    """
+    projected = multi_product(z, [u @ u.T for u in factors])
+    for i, u in enumerate(factors):
+        unfolded = unfold(core, i)
+        others = kronecker([v for j, v in enumerate(factors) if j != i])
+        rows = others @ torch.linalg.pinv(unfolded, rtol=1e-12) @ unfolded @ others.T
+        outside = torch.eye(u.shape[0], dtype=u.dtype) - u @ u.T
+        projected = projected + fold(outside @ unfold(z, i) @ rows, i, z.shape)
+    return projected

@@ -1,0 +1,57 @@
+"""Truncation of a tensor to low multilinear rank, by SVDs of the unfoldings."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reference.algebra import mode_product, unfold
+
+
+def truncate(
+    tensor: Tensor,
+    tau: float | None = None,
+    ranks: Sequence[int] | None = None,
+    modes: Sequence[int] | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Sequentially truncated HOSVD: core and one orthonormal basis per mode.
+
+    Either ``tau``, with ||T - result|| <= tau ||T||, or ``ranks``. Modes outside ``modes`` keep
+    the identity as their basis.
+    """
+    modes = range(tensor.ndim) if modes is None else modes
+    factors = [torch.eye(n, dtype=tensor.dtype) for n in tensor.shape]
+    if tensor.ndim == 2 and len(modes) == 2:
+        return _truncate_matrix(tensor, tau, ranks)
+
+    share = float(tensor.square().sum()) / len(modes)
+    core = tensor
+    for mode in modes:
+        left, values, _ = torch.linalg.svd(unfold(core, mode), full_matrices=False)
+        rank = smallest_rank(values, tau, share) if ranks is None else ranks[mode]
+        core, factors[mode] = mode_product(core, left[:, :rank].T, mode), left[:, :rank]
+
+    for mode in modes:
+        others = core.numel() // core.shape[mode]
+        if core.shape[mode] > others:
+            left = torch.linalg.svd(unfold(core, mode))[0][:, :others]
+            core, factors[mode] = mode_product(core, left.T, mode), factors[mode] @ left
+    return core, factors
+
+
+def smallest_rank(values: Tensor, tau: float, share: float) -> int:
+    """The smallest rank, at least 1, whose tail of squared values is at most tau^2 share."""
+    if tau == 0:
+        return len(values)
+    tails = [math.fsum(values[rank:].square().tolist()) for rank in range(1, len(values) + 1)]
+    return 1 + next(i for i, tail in enumerate(tails) if tail <= tau**2 * share)
+
+
+def _truncate_matrix(
+    matrix: Tensor, tau: float | None, ranks: Sequence[int] | None
+) -> tuple[Tensor, list[Tensor]]:
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    share = float(matrix.square().sum())
+    rank = smallest_rank(values, tau, share) if ranks is None else min(ranks)
+    return values[:rank].diag(), [left[:, :rank], right[:rank].T]

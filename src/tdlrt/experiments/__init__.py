@@ -1,0 +1,1 @@
+"""Experiments: models, data, training runs and their results."""

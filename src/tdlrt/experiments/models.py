@@ -1,0 +1,157 @@
+"""The networks of the experiments, built for any number of channels, image size and classes."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tdlrt.errors import DataError
+from tdlrt.experiments.names import pick
+
+__all__ = ["MODELS", "build_model"]
+
+ImageShape = tuple[int, int, int]
+
+
+def build_model(name: str, image_shape: ImageShape, classes: int) -> nn.Module:
+    """Build the network `name` with torch's default initialisation.
+
+    Args:
+        name: One of `MODELS`.
+        image_shape: Channels, height and width of the images, in pixels.
+        classes: Number of classes, the width of the head.
+
+    Returns:
+        A dense network from images (N, channels, height, width) to logits (N, classes).
+
+    Raises:
+        UnknownNameError: `name` is not in `MODELS`.
+        DataError: The images are too small for the network.
+
+    >>> build_model("lenet5", (1, 8, 8), classes=10)(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+    build = pick("model", name, MODELS)
+    if min(image_shape[1:]) < 4:
+        raise DataError(
+            f"image_shape {image_shape}: {name} needs images of at least 4x4 pixels; "
+            "enlarge the images"
+        )
+    return build(image_shape, classes)
+
+
+def _lenet5(image_shape: ImageShape, classes: int) -> nn.Module:
+    """LeNet-5 with 20 and 50 filters; padded below 28 pixels, where valid 5x5 leaves nothing."""
+    channels, *size = image_shape
+    padding = 0 if min(size) >= 28 else 2
+    for _ in range(2):
+        size = [(n + 2 * padding - 4) // 2 for n in size]
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 20, 5, padding=padding),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(20, 50, 5, padding=padding),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(50 * math.prod(size), 500),
+            relu3=nn.ReLU(),
+            head=nn.Linear(500, classes),
+        )
+    )
+
+
+def _vgg16(image_shape: ImageShape, classes: int) -> nn.Module:
+    """VGG16 in its CIFAR form: 13 convolutions with batch norm and a single linear head."""
+    widths = (64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3
+    halvings = _halvings(image_shape, smallest=1, most=5)
+    channels = image_shape[0]
+    net = nn.Sequential()
+    for number, block in enumerate(widths, start=1):
+        for index, width in enumerate(block, start=1):
+            net.add_module(f"conv{number}_{index}", _conv(channels, width, 3))
+            net.add_module(f"norm{number}_{index}", nn.BatchNorm2d(width))
+            net.add_module(f"relu{number}_{index}", nn.ReLU())
+            channels = width
+        if number > 5 - halvings:
+            net.add_module(f"pool{number}", nn.MaxPool2d(2, ceil_mode=True))
+    _add_head(net, channels, classes)
+    return net
+
+
+def _resnet18(image_shape: ImageShape, classes: int) -> nn.Module:
+    """ResNet-18 in its CIFAR form: 3x3 stem without max-pool, two blocks per stage."""
+    return _residual_network(image_shape, classes, stem=64, stages=(64, 128, 256, 512), depth=2)
+
+
+def _rescnn(image_shape: ImageShape, classes: int) -> nn.Module:
+    """Small residual network: one block each of 32, 64, 128 and 256 channels."""
+    return _residual_network(image_shape, classes, stem=32, stages=(32, 64, 128, 256), depth=1)
+
+
+def _residual_network(
+    image_shape: ImageShape, classes: int, stem: int, stages: Sequence[int], depth: int
+) -> nn.Module:
+    halvings = _halvings(image_shape, smallest=4, most=len(stages) - 1)
+    net = nn.Sequential(
+        OrderedDict(stem=_conv(image_shape[0], stem, 3), norm=nn.BatchNorm2d(stem), relu=nn.ReLU())
+    )
+    channels = stem
+    for number, width in enumerate(stages, start=1):
+        for index in range(1, depth + 1):
+            halve = index == 1 and number > len(stages) - halvings
+            block = _ResidualBlock(channels, width, stride=2 if halve else 1)
+            net.add_module(f"block{number}_{index}" if depth > 1 else f"block{number}", block)
+            channels = width
+    _add_head(net, channels, classes)
+    return net
+
+
+class _ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm; a 1x1 shortcut where the shape changes."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(channels, width, 3, stride)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv(width, width, 3)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or channels != width:
+            conv, norm = _conv(channels, width, 1, stride), nn.BatchNorm2d(width)
+            self.shortcut = nn.Sequential(OrderedDict(conv=conv, norm=norm))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(self.norm2(self.conv2(hidden)) + self.shortcut(x))
+
+
+def _conv(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    # No bias: a batch norm follows every one of these convolutions.
+    return nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
+
+
+def _add_head(net: nn.Sequential, channels: int, classes: int) -> None:
+    net.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    net.add_module("flatten", nn.Flatten())
+    net.add_module("head", nn.Linear(channels, classes))
+
+
+def _halvings(image_shape: ImageShape, smallest: int, most: int) -> int:
+    """How often to halve an image: to `smallest` pixels, at most `most` times.
+
+    Networks leave out the first of their halvings where the image is small, so that
+    the deep layers, which hold most of the weights, see images of their usual size.
+    """
+    return min(most, math.ceil(math.log2(max(1, min(image_shape[1:]) / smallest))))
+
+
+MODELS: dict[str, Callable[[ImageShape, int], nn.Module]] = {
+    "lenet5": _lenet5,
+    "rescnn": _rescnn,
+    "vgg16": _vgg16,
+    "resnet18": _resnet18,
+}

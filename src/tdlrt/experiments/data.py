@@ -1,0 +1,219 @@
+"""Image data sets held in memory: embedded digits, local parquet files, or the hub."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from tdlrt.errors import DataError
+from tdlrt.experiments.names import pick
+
+if TYPE_CHECKING:
+    from tdlrt.experiments.parquet import Split
+
+__all__ = ["DATA_SETS", "DataProgress", "DatasetInfo", "ImageData", "load_data"]
+
+DataProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """Training and test images with their labels.
+
+    Attributes:
+        name: Name of the data set.
+        train_images: uint8, (N, channels, height, width).
+        train_labels: int64, (N,).
+        test_images: uint8, (M, channels, height, width).
+        test_labels: int64, (M,).
+        classes: Name of each class.
+        mean: Mean of each channel over the training images, on the scale 0 to 1.
+        std: Standard deviation of each channel over the training images, same scale.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        _, channels, height, width = self.train_images.shape
+        return channels, height, width
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """Where a data set comes from and what a run on it does unless told otherwise.
+
+    Attributes:
+        epochs: Default length of a training run.
+        mode: Pillow mode its images are converted to.
+        hub: Repository on the Hugging Face hub; empty for data that need no download.
+        image: Name of the column of images in that repository.
+        label: Name of the column of labels in that repository.
+    """
+
+    epochs: int
+    mode: Literal["L", "RGB"] = "L"
+    hub: str = ""
+    image: str = "image"
+    label: str = "label"
+
+
+DATA_SETS = {
+    "digits": DatasetInfo(epochs=30),
+    "mnist": DatasetInfo(epochs=5, hub="ylecun/mnist"),
+    "fashion_mnist": DatasetInfo(epochs=10, hub="zalando-datasets/fashion_mnist"),
+    "cifar10": DatasetInfo(epochs=30, mode="RGB", hub="uoft-cs/cifar10", image="img"),
+    "cifar100": DatasetInfo(
+        epochs=30, mode="RGB", hub="uoft-cs/cifar100", image="img", label="fine_label"
+    ),
+}
+
+
+def load_data(
+    name: str, data_dir: str | Path | None = None, progress: DataProgress | None = None
+) -> ImageData:
+    """Load a data set into memory.
+
+    Args:
+        name: One of `DATA_SETS`.
+        data_dir: Folder that holds `NAME/train.parquet` and `NAME/test.parquet` with columns
+            `image` and `label` (the hub's own column names are understood too). None takes the
+            data from the Hugging Face hub. `digits` needs neither.
+        progress: Called while images are decoded with the part ("train" or "test"), the images
+            done and the images in all.
+
+    Raises:
+        UnknownNameError: `name` is not in `DATA_SETS`.
+        DataError: A file is missing, broken or of another layout, or a package is missing.
+    """
+    info = pick("data set", name, DATA_SETS)
+    if not info.hub:
+        return _digits(name)
+    (train_source, train), (test_source, test) = (
+        _read(name, info, part, data_dir, progress) for part in ("train", "test")
+    )
+    names = train.names or tuple(map(str, range(int(train.labels.max()) + 1)))
+    _check_classes(train_source, train.labels, len(names))
+    _check_classes(test_source, test.labels, len(names))
+    if test.images.shape[1:] != train.images.shape[1:]:
+        raise DataError(
+            f"{test_source}: images of shape {tuple(test.images.shape[1:])}; expected "
+            f"{tuple(train.images.shape[1:])} as in the training set; resize the images"
+        )
+    return _assemble(name, (train.images, train.labels), (test.images, test.labels), names)
+
+
+def _read(
+    name: str,
+    info: DatasetInfo,
+    part: str,
+    data_dir: str | Path | None,
+    progress: DataProgress | None,
+) -> tuple[str, "Split"]:
+    """One part of a data set, and where it came from."""
+    parquet = _require("tdlrt.experiments.parquet", extra="data")
+    if data_dir is None:
+        table, source = _from_hub(info.hub, part), f"{info.hub} ({part})"
+    else:
+        path = Path(data_dir) / name / f"{part}.parquet"
+        table, source = parquet.read_table(path), str(path)
+    columns = parquet.Columns(
+        image=list(dict.fromkeys(["image", info.image])),
+        label=list(dict.fromkeys(["label", info.label])),
+    )
+    report = _reporter(part, progress)
+    split: Split = parquet.decode_table(table, source, columns, info.mode, report)
+    return source, split
+
+
+def _reporter(part: str, progress: DataProgress | None) -> Callable[[int, int], None]:
+    return lambda done, total: progress(part, done, total) if progress else None
+
+
+def _digits(name: str) -> ImageData:
+    """scikit-learn's 8x8 digits, a fifth of every class held out for the test."""
+    datasets = _require("sklearn.datasets", extra="cli")
+    selection = _require("sklearn.model_selection", extra="cli")
+    bunch = datasets.load_digits()
+    # Grey levels 0 to 16 spread over 0 to 255; the rounding keeps them apart.
+    images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
+    labels = torch.from_numpy(bunch.target).long()
+    train, test = selection.train_test_split(
+        range(len(labels)), test_size=0.2, random_state=0, stratify=bunch.target
+    )
+    names = tuple(map(str, range(10)))
+    return _assemble(name, (images[train], labels[train]), (images[test], labels[test]), names)
+
+
+def _from_hub(repository: str, part: str) -> object:
+    datasets = _require("datasets", extra="data")
+    try:
+        return datasets.load_dataset(repository, split=part).with_format("arrow")[:]
+    except Exception as error:  # Errors of many libraries pass through `datasets`.
+        raise DataError(
+            f"{repository}: could not be fetched from the Hugging Face hub "
+            f"({type(error).__name__}: {error}); check the connection, or give the folder that "
+            "holds the parquet files with --data-dir"
+        ) from error
+
+
+def _require(module: str, extra: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"reading these data needs the package {error.name}, which is not installed; "
+            f"run: pip install 'tdlrt[{extra}]'"
+        ) from error
+
+
+def _check_classes(source: str, labels: Tensor, classes: int) -> None:
+    if labels.max() >= classes:
+        row = int(labels.argmax())
+        raise DataError(
+            f"{source}, row {row}: label {int(labels[row])}; expected 0 to {classes - 1}, the "
+            "classes of the training set; remove the row or complete the training set"
+        )
+
+
+def _assemble(
+    name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: tuple[str, ...]
+) -> ImageData:
+    mean, std = _channel_statistics(train[0])
+    return ImageData(
+        name=name,
+        train_images=train[0],
+        train_labels=train[1],
+        test_images=test[0],
+        test_labels=test[1],
+        classes=classes,
+        mean=mean,
+        std=std,
+    )
+
+
+def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, exact and in little memory: from counts of levels."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        share = counts / counts.sum()
+        mean = share @ levels
+        means.append(float(mean))
+        # A constant channel has no spread to divide by.
+        stds.append(float((share @ (levels - mean).square()).sqrt()) or 1.0)
+    return tuple(means), tuple(stds)

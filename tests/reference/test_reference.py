@@ -151,6 +151,10 @@ def test_a_cut_of_one_mode_cuts_a_mode_it_has_made_too_large() -> None:
     assert_close(tucker_to_dense(core, factors), tensor, rtol=0, atol=1e-14)
 
 
+def test_zero_tolerance_keeps_zero_values() -> None:
+    assert truncate(superdiagonal(2, 1, 0, order=3), 0)[0].shape == (3, 3, 3)
+
+
 def test_a_zero_tensor_has_rank_one() -> None:
     assert truncate(torch.zeros(3, 3, 3).double(), 0.1)[0].shape == (1, 1, 1)
 
@@ -200,6 +204,19 @@ def test_bug_step_by_hand() -> None:
     # D_1 = 5 e_2 and D_2 = 3 e_2: the step is the Euclidean one inside span(e_1, e_2).
     expected = matrix([1.9, -0.3, 0], [-0.5, -0.7, 0], [0, 0, 0])
     assert_close(tucker_to_dense(core, factors), expected, rtol=0, atol=1e-14)
+
+
+def test_bug_step_with_momentum_by_hand() -> None:
+    old = matrix([0, 0, 4], [0, 0, 0], [6, 0, 0])
+    core, factors, momentum = bug_step(
+        TWO, [E1, E1], lambda w: GRADIENT, old, lr=0.1, mu=0.5, tau=0
+    )
+    # D_1 = (5, 3) and D_2 = (3, 2) on (e_2, e_3); all that happens stays in span(e_1, D_i).
+    left = matrix([1, 0, 0], [0, 25 / 34, 15 / 34], [0, 15 / 34, 9 / 34])
+    right = matrix([1, 0, 0], [0, 9 / 13, 6 / 13], [0, 6 / 13, 4 / 13])
+    direction = left @ matrix([1, 3, 2], [5, 7, 2], [3, 8, 9]) @ right
+    assert_close(tucker_to_dense(core, factors), 2 * E1 @ E1.T - 0.1 * direction)
+    assert_close(momentum, direction, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("core_steps", [1, 3])

@@ -1,0 +1,38 @@
+"""Train PyTorch networks in tensor Tucker format, with every rank found during training."""
+
+from tdlrt import nn
+from tdlrt.errors import (
+    IntegratorStateError,
+    NonFiniteError,
+    NothingMatchedError,
+    RankError,
+    StateDictError,
+    TdlrtError,
+    UnsupportedLayerError,
+    UnsupportedOptimizerError,
+)
+from tdlrt.optim import TDLRT
+from tdlrt.ranks import FixedRank, RelativeTolerance
+from tdlrt.report import summary
+from tdlrt.surgery import factorize_, to_dense, to_plain
+
+__all__ = [
+    "TDLRT",
+    "FixedRank",
+    "IntegratorStateError",
+    "NonFiniteError",
+    "NothingMatchedError",
+    "RankError",
+    "RelativeTolerance",
+    "StateDictError",
+    "TdlrtError",
+    "UnsupportedLayerError",
+    "UnsupportedOptimizerError",
+    "factorize_",
+    "nn",
+    "summary",
+    "to_dense",
+    "to_plain",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,34 @@
+"""Pure functions on tensors of any order: the mathematics that everything above is made of."""
+
+from tdlrt.linalg.algebra import TuckerTensor, fold, mode_product, multi_mode_product, unfold
+from tdlrt.linalg.bases import (
+    new_directions,
+    orthonormality_error,
+    orthonormality_tolerance,
+    orthonormalize,
+    polish_basis,
+    positive_qr,
+    reject,
+)
+from tdlrt.linalg.tangent import TangentSpace, TangentVector
+from tdlrt.linalg.truncation import RankRule, smallest_rank, truncate
+
+__all__ = [
+    "RankRule",
+    "TangentSpace",
+    "TangentVector",
+    "TuckerTensor",
+    "fold",
+    "mode_product",
+    "multi_mode_product",
+    "new_directions",
+    "orthonormality_error",
+    "orthonormality_tolerance",
+    "orthonormalize",
+    "polish_basis",
+    "positive_qr",
+    "reject",
+    "smallest_rank",
+    "truncate",
+    "unfold",
+]

@@ -1,0 +1,17 @@
+"""Layers in Tucker format, to be used like their torch.nn namesakes."""
+
+from torch import nn
+
+from tdlrt.nn.conv import TuckerConv1d, TuckerConv2d, TuckerConv3d
+from tdlrt.nn.layer import TuckerLayer
+from tdlrt.nn.linear import TuckerLinear
+
+__all__ = ["TuckerConv1d", "TuckerConv2d", "TuckerConv3d", "TuckerLayer", "TuckerLinear"]
+
+# How each torch layer is factorised; a new layer type is one more line here.
+FACTORIZERS = {
+    nn.Conv1d: TuckerConv1d.from_conv,
+    nn.Conv2d: TuckerConv2d.from_conv,
+    nn.Conv3d: TuckerConv3d.from_conv,
+    nn.Linear: TuckerLinear.from_linear,
+}

@@ -1,0 +1,117 @@
+"""Multilinear algebra on dense tensors of any order: unfoldings, mode products, Tucker products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["TuckerTensor", "fold", "mode_product", "multi_mode_product", "unfold"]
+
+
+class TuckerTensor(NamedTuple):
+    """A tensor W = C x_1 U_1 ... x_d U_d given by its core and its factors.
+
+    Attributes:
+        core: C, of shape r_1 x ... x r_d.
+        factors: U_i, of shape n_i x r_i with orthonormal columns, one per mode.
+    """
+
+    core: Tensor
+    factors: tuple[Tensor, ...]
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Multilinear rank (r_1, ..., r_d)."""
+        return tuple(self.core.shape)
+
+    def to_tensor(self) -> Tensor:
+        """W in full, of shape n_1 x ... x n_d."""
+        return multi_mode_product(self.core, self.factors)
+
+
+def unfold(tensor: Tensor, mode: int) -> Tensor:
+    """Mode-i matricisation Mat_i(T).
+
+    Rows run over mode i, columns over the other modes in their order, the last one fastest.
+
+    Args:
+        tensor: T, of shape n_1 x ... x n_d.
+        mode: i, counted from 0.
+
+    Returns:
+        A matrix of shape n_i x prod_{j != i} n_j.
+
+    >>> unfold(torch.arange(6).reshape(2, 3), 1)
+    tensor([[0, 3],
+            [1, 4],
+            [2, 5]])
+    """
+    return tensor.movedim(mode, 0).reshape(tensor.shape[mode], -1)
+
+
+def fold(matrix: Tensor, mode: int, shape: Sequence[int]) -> Tensor:
+    """Tensorisation Ten_i(M), the inverse of `unfold`.
+
+    Args:
+        matrix: M, of shape n_i x prod_{j != i} n_j.
+        mode: i, counted from 0.
+        shape: (n_1, ..., n_d) of the result.
+
+    Returns:
+        The tensor T with Mat_i(T) = M.
+
+    >>> fold(unfold(torch.arange(6).reshape(2, 3), 1), 1, (2, 3))
+    tensor([[0, 1, 2],
+            [3, 4, 5]])
+    """
+    others = [n for j, n in enumerate(shape) if j != mode]
+    return matrix.reshape(shape[mode], *others).movedim(0, mode)
+
+
+def mode_product(tensor: Tensor, matrix: Tensor, mode: int) -> Tensor:
+    """Mode-i product T x_i M, defined by Mat_i(T x_i M) = M Mat_i(T).
+
+    Args:
+        tensor: T, of shape n_1 x ... x n_d.
+        matrix: M, of shape m x n_i.
+        mode: i, counted from 0.
+
+    Returns:
+        A contiguous tensor of shape n_1 x ... x m x ... x n_d.
+    """
+    shape = tensor.shape
+    before, after = math.prod(shape[:mode]), math.prod(shape[mode + 1 :])
+    if before == 1 or after == 1:  # one matrix product on the tensor as it lies in memory
+        flat = tensor.reshape(before, shape[mode], after)
+        product = matrix @ flat[0] if before == 1 else flat[..., 0] @ matrix.mT
+    else:
+        product = (matrix @ unfold(tensor, mode)).reshape(matrix.shape[0], before, after)
+        product = product.movedim(0, 1)
+    return product.reshape(*shape[:mode], matrix.shape[0], *shape[mode + 1 :])
+
+
+def multi_mode_product(
+    tensor: Tensor,
+    matrices: Sequence[Tensor | None],
+    *,
+    transpose: bool = False,
+    skip: int | None = None,
+) -> Tensor:
+    """Product in all modes, T x_1 M_1 ... x_d M_d.
+
+    Args:
+        tensor: T, of shape n_1 x ... x n_d.
+        matrices: M_i, of shape m_i x n_i, or None for the identity.
+        transpose: Multiply by M_i^T instead (then M_i is n_i x m_i).
+        skip: A mode left as it is.
+
+    Returns:
+        A tensor of shape m_1 x ... x m_d.
+    """
+    for mode, matrix in enumerate(matrices):
+        if matrix is not None and mode != skip:
+            tensor = mode_product(tensor, matrix.mT if transpose else matrix, mode)
+    return tensor

@@ -1,0 +1,126 @@
+"""Orthonormal bases: making them, completing them, keeping them orthonormal."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "new_directions",
+    "orthonormality_error",
+    "orthonormality_tolerance",
+    "orthonormalize",
+    "polish_basis",
+    "positive_qr",
+    "reject",
+]
+
+
+def orthonormality_tolerance(dtype: torch.dtype, rows: int) -> float:
+    """Largest deviation of U^T U from I that rounding explains: 8 eps sqrt(n).
+
+    Args:
+        dtype: Floating type of U.
+        rows: n, the number of rows of U.
+    """
+    return 8 * torch.finfo(dtype).eps * math.sqrt(rows)
+
+
+def orthonormality_error(basis: Tensor) -> Tensor:
+    """Deviation from orthonormality, max |U^T U - I|.
+
+    Args:
+        basis: U, of shape n x r.
+
+    Returns:
+        A scalar tensor.
+    """
+    gram = basis.mT @ basis
+    gram.diagonal().sub_(1)
+    return gram.abs().max()
+
+
+def positive_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """QR factorisation M = Q R with a non-negative diagonal of R, by Householder reflections.
+
+    The sign convention makes the result a function of M alone, on every machine.
+
+    Args:
+        matrix: M, of shape n x k.
+
+    Returns:
+        Q (n x min(n, k), orthonormal columns) and R (min(n, k) x k, upper triangular).
+    """
+    q, r = torch.linalg.qr(matrix)
+    signs: Tensor = 1 - 2 * (r.diagonal() < 0).to(r.dtype)
+    return q * signs, r * signs[:, None]
+
+
+def orthonormalize(matrix: Tensor) -> Tensor:
+    """Orthonormal basis of the columns, Q of `positive_qr`.
+
+    A rank-deficient M gets arbitrary but orthonormal columns in place of the missing ones.
+
+    Args:
+        matrix: M, of shape n x k.
+
+    Returns:
+        Q, of shape n x min(n, k).
+    """
+    return positive_qr(matrix)[0]
+
+
+def reject(basis: Tensor, vectors: Tensor) -> Tensor:
+    """Part of the columns orthogonal to a subspace, (I - U U^T) V.
+
+    Args:
+        basis: U, of shape n x r with orthonormal columns.
+        vectors: V, of shape n x k.
+
+    Returns:
+        A matrix of shape n x k.
+    """
+    return vectors - basis @ (basis.mT @ vectors)
+
+
+def new_directions(basis: Tensor, directions: Tensor) -> Tensor:
+    """Columns that complete U to a basis of range [U | D].
+
+    Together with U they are orthonormal. Where D adds fewer than min(k, n - r) independent
+    directions the remaining columns are arbitrary, still orthonormal and orthogonal to U.
+
+    Args:
+        basis: U, of shape n x r with orthonormal columns.
+        directions: D, of shape n x k.
+
+    Returns:
+        The new columns, of shape n x min(k, n - r).
+    """
+    rows, rank = basis.shape
+    count = min(directions.shape[1], rows - rank)
+    if count == 0:
+        return basis.new_zeros(rows, 0)
+    # Projecting twice is enough (Kahan, Parlett) unless D lies in the range of U up to rounding.
+    outside = reject(basis, reject(basis, directions))
+    if count == directions.shape[1]:
+        columns = orthonormalize(outside)
+        if (basis.mT @ columns).abs().max() <= orthonormality_tolerance(basis.dtype, rows):
+            return columns
+    return orthonormalize(torch.cat([basis, outside], dim=1))[:, rank : rank + count]
+
+
+def polish_basis(basis: Tensor) -> Tensor:
+    """One Newton-Schulz step towards the nearest orthonormal basis, U (3 I - U^T U) / 2.
+
+    An error e = ||U^T U - I|| becomes 3/4 e^2 + O(e^3): rounding errors of products of bases do not
+    accumulate over a training.
+
+    Args:
+        basis: U, of shape n x r, orthonormal up to rounding.
+
+    Returns:
+        A matrix of shape n x r.
+    """
+    return 1.5 * basis - 0.5 * basis @ (basis.mT @ basis)

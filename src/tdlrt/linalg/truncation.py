@@ -1,0 +1,108 @@
+"""Truncation of a Tucker core: sequentially truncated HOSVD by Gram matrices in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from tdlrt.linalg.algebra import mode_product, unfold
+
+__all__ = ["RankRule", "smallest_rank", "truncate"]
+
+RankRule: TypeAlias = Callable[[int, Tensor], int]
+"""Says how many singular values of a mode to keep: (mode, squared singular values) -> rank.
+
+The squared singular values come in float64, largest first.
+"""
+
+
+def smallest_rank(squared_singular_values: Tensor, squared_budget: float) -> int:
+    """Smallest rank r >= 1 whose tail fits a budget, sum_{k > r} sigma_k^2 <= budget.
+
+    Args:
+        squared_singular_values: sigma_k^2, largest first.
+        squared_budget: The budget, in units of sigma^2; 0 keeps everything.
+
+    Returns:
+        The rank.
+
+    >>> smallest_rank(torch.tensor([9.0, 4.0, 1.0]), 1.5), smallest_rank(torch.zeros(3), 0.0)
+    (2, 3)
+    """
+    if squared_budget <= 0:
+        return len(squared_singular_values)
+    tails = squared_singular_values.flip(0).cumsum(0)
+    return max(1, int((tails > squared_budget).sum()))
+
+
+def truncate(
+    core: Tensor, rule: RankRule, modes: Collection[int] | None = None
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """Sequentially truncated HOSVD of a core, C ~ C' x_1 P_1 ... x_d P_d.
+
+    Mode after mode, P_i holds the leading left singular vectors of Mat_i(C), taken from the Gram
+    matrix Mat_i(C) Mat_i(C)^T in float64, and C becomes C x_i P_i^T. The squared error is the sum
+    of the discarded squared singular values. Afterwards every mode satisfies
+    r_i <= prod_{j != i} r_j; enforcing this discards nothing. A matrix (d = 2) is truncated by
+    its SVD, the rule being asked once, for mode 0.
+
+    Args:
+        core: C, of shape r_1 x ... x r_d.
+        rule: How many singular values to keep in a mode.
+        modes: The modes to truncate; all by default.
+
+    Returns:
+        C', and one P_i per mode (r_i x r'_i, orthonormal columns) or None where nothing changed.
+
+    Source: Vannieuwenhoven, Vandebril, Meerbergen, SIAM J. Sci. Comput. 34 (2012), algorithm 2.
+    """
+    wanted = range(core.ndim) if modes is None else sorted(modes)
+    if core.ndim == 2 and len(wanted) == 2:
+        return _truncate_matrix(core, rule)
+    projections: list[Tensor | None] = [None] * core.ndim
+    for mode in wanted:
+        size = core.shape[mode]
+        values, vectors = _left_singular_vectors(core, mode)
+        rank = min(rule(mode, values), size)
+        if rank < size:
+            projection = vectors[:, :rank].to(core.dtype)
+            projections[mode] = projection
+            core = mode_product(core, projection.mT, mode)
+    return _cut_dependent_rows(core, projections, wanted)
+
+
+def _left_singular_vectors(core: Tensor, mode: int) -> tuple[Tensor, Tensor]:
+    """Squared singular values and left singular vectors of Mat_i(C), largest first, float64."""
+    rows = unfold(core, mode).double()
+    values, vectors = torch.linalg.eigh(rows @ rows.mT)
+    return values.flip(0).clamp_(min=0), vectors.flip(1)
+
+
+def _truncate_matrix(core: Tensor, rule: RankRule) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """Truncated SVD: both ranks are one number."""
+    left, values, right = torch.linalg.svd(core, full_matrices=False)
+    rank = min(rule(0, values.double() ** 2), len(values))
+    if (rank, rank) == core.shape:
+        return core, (None, None)
+    return torch.diag(values[:rank]), (left[:, :rank], right[:rank].mT)
+
+
+def _cut_dependent_rows(
+    core: Tensor, projections: list[Tensor | None], modes: Collection[int]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """Bring every r_i down to prod_{j != i} r_j, exactly: Mat_i(C) has no more independent rows."""
+    settled = False
+    while not settled:
+        settled = True
+        for mode in modes:
+            if core.shape[mode] ** 2 > math.prod(core.shape):
+                basis = torch.linalg.qr(unfold(core, mode))[0]
+                before = projections[mode]
+                projections[mode] = basis if before is None else before @ basis
+                core = mode_product(core, basis.mT, mode)
+                settled = False
+    return core, tuple(projections)

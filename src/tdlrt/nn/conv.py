@@ -1,0 +1,170 @@
+"""Convolutions with a kernel in Tucker format: TuckerConv1d, TuckerConv2d, TuckerConv3d."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tdlrt.errors import UnsupportedLayerError
+from tdlrt.functional import conv_stages, tucker_conv
+from tdlrt.nn.layer import Modes, TuckerLayer
+from tdlrt.ranks import RankSpec
+
+__all__ = ["TuckerConv1d", "TuckerConv2d", "TuckerConv3d"]
+
+Self = TypeVar("Self", bound="_TuckerConv")
+
+_OPTIONS = ("stride", "padding", "dilation", "padding_mode")
+
+
+class _TuckerConv(TuckerLayer):
+    """y = conv(x, C x_1 U_1 ... x_d U_d) + b, applied as 1x1, core, 1x1.
+
+    Arguments are those of the torch layer of the same dimension, plus the following.
+
+    Args:
+        rank: Fraction in (0, 1] of the channel modes, int, tuple with one rank per mode, 'full',
+            or `RelativeTolerance`.
+        modes: 'all', or 'channels' to leave the kernel modes unfactorised (Tucker-2).
+        init_scale: Norm of the start relative to torch's own initial weight; None keeps the
+            truncated weight as it is.
+
+    Raises:
+        UnsupportedLayerError: groups is not 1.
+        RankError: The rank is not positive, or larger than its mode.
+    """
+
+    plain: ClassVar[type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rank: RankSpec = 0.5,
+        modes: Modes = "all",
+        init_scale: float | None = None,
+    ) -> None:
+        arguments: tuple[Any, ...] = (
+            *(in_channels, out_channels, kernel_size, stride, padding, dilation, groups),
+            *(bias, padding_mode, device, dtype),
+        )
+        self._take_over(self.plain(*arguments), rank, modes, init_scale)
+
+    @classmethod
+    def from_conv(
+        cls: type[Self],
+        conv: nn.Module,
+        *,
+        rank: RankSpec = 0.5,
+        modes: Modes = "all",
+        init_scale: float | None = None,
+    ) -> Self:
+        """Factorise a torch convolution by truncated HOSVD; the bias Parameter is shared with it.
+
+        Args:
+            conv: A convolution of exactly the class this one stands for, with groups=1.
+            rank: See the class.
+            modes: See the class.
+            init_scale: See the class.
+
+        Raises:
+            UnsupportedLayerError: The layer is of another class, or grouped.
+            RankError: The rank is not positive, or larger than its mode.
+            NonFiniteError: The weight is not finite.
+        """
+        layer = cls.__new__(cls)
+        layer._take_over(conv, rank, modes, init_scale)
+        return layer
+
+    def _take_over(
+        self, conv: nn.Module, rank: RankSpec, modes: Modes, init_scale: float | None
+    ) -> None:
+        if type(conv) is not self.plain:
+            raise UnsupportedLayerError(
+                f"conv: got {type(conv).__name__}, expected torch.nn.{self.plain.__name__} itself "
+                "(no subclass, no transposed convolution)"
+            )
+        if conv.groups != 1:
+            raise UnsupportedLayerError(
+                f"groups: got {conv.groups}, expected 1; a grouped convolution is already "
+                "factorised, leave it dense"
+            )
+        self._factorize(conv, rank, modes, init_scale)
+        for name in (*_OPTIONS, "kernel_size", "in_channels", "out_channels"):
+            setattr(self, name, getattr(conv, name))
+        self._border = tuple(conv._reversed_padding_repeated_twice)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the convolution to (batch, in_channels, ...) or (in_channels, ...)."""
+        options = {name: getattr(self, name) for name in _OPTIONS}
+        factors = list(self.factors)
+        return tucker_conv(input, self.core, factors, self.bias, **options, border=self._border)
+
+    def to_dense(self) -> nn.Module:
+        """The torch convolution with the kernel in full."""
+        options = {name: getattr(self, name) for name in _OPTIONS}
+        return self._convolution(self.dense_weight(), self.bias, **options).train(self.training)
+
+    def to_plain(self) -> nn.Module:
+        """Torch convolutions in sequence: 1x1, core, 1x1; a stage of full rank is folded away."""
+        reduce, kernel, expand = conv_stages(self.core, list(self.factors))
+        options = {name: getattr(self, name) for name in _OPTIONS}
+        stages = [] if reduce is None else [self._convolution(reduce, None)]
+        if expand is None:
+            stages.append(self._convolution(kernel, self.bias, **options))
+        else:
+            stages.append(self._convolution(kernel, None, **options))
+            stages.append(self._convolution(expand, self.bias))
+        plain = stages[0] if len(stages) == 1 else nn.Sequential(*stages)
+        return plain.train(self.training)
+
+    @torch.no_grad()
+    def _convolution(self, weight: Tensor, bias: Tensor | None, **options: Any) -> nn.Module:
+        outputs, inputs, *kernel_size = weight.shape
+        arguments: tuple[Any, ...] = (inputs, outputs, tuple(kernel_size))
+        conv = self.plain(*arguments, bias=bias is not None, device="meta", **options)
+        conv.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+        if bias is not None:
+            conv.bias = nn.Parameter(bias.detach().clone())
+        return conv
+
+    def extra_repr(self) -> str:
+        """Arguments of the constructor, as torch prints them, and the ranks."""
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        for name in _OPTIONS:
+            text += f", {name}={getattr(self, name)!r}"
+        return f"{text}, bias={self.bias is not None}, ranks={self.ranks}"
+
+
+class TuckerConv1d(_TuckerConv):
+    """`torch.nn.Conv1d` with a Tucker kernel (d = 3)."""
+
+    plain = nn.Conv1d
+
+
+class TuckerConv2d(_TuckerConv):
+    """`torch.nn.Conv2d` with a Tucker kernel (d = 4)."""
+
+    plain = nn.Conv2d
+
+
+class TuckerConv3d(_TuckerConv):
+    """`torch.nn.Conv3d` with a Tucker kernel (d = 5)."""
+
+    plain = nn.Conv3d
+
+
+for _cls in (TuckerConv1d, TuckerConv2d, TuckerConv3d):
+    _cls.__doc__ = f"{_cls.__doc__}\n\n    {_TuckerConv.__doc__}"

@@ -1,0 +1,270 @@
+"""What all Tucker layers share: core, bases, ranks, the one resize, loading into other ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tdlrt.errors import NonFiniteError, RankError, StateDictError
+from tdlrt.linalg import (
+    TuckerTensor,
+    multi_mode_product,
+    orthonormality_error,
+    orthonormality_tolerance,
+    polish_basis,
+    truncate,
+)
+from tdlrt.ranks import RankSpec, initial_rank_rule
+
+__all__ = ["FactorList", "Modes", "TuckerLayer"]
+
+Modes: TypeAlias = Literal["all", "channels"]
+
+
+class FactorList(nn.Module):
+    """The bases of a Tucker layer, one per mode.
+
+    A basis that is learned is a Parameter; the identity of a mode that is left unfactorised is a
+    buffer, so that it moves with the model but is neither trained nor counted.
+    """
+
+    def __init__(self, factors: Sequence[Tensor], learned: Collection[int]) -> None:
+        super().__init__()
+        self._length = len(factors)
+        for mode, factor in enumerate(factors):
+            if mode in learned:
+                self.register_parameter(str(mode), nn.Parameter(factor))
+            else:
+                self.register_buffer(str(mode), factor)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, mode: int) -> Tensor:
+        if not -self._length <= mode < self._length:
+            raise IndexError(f"mode: got {mode}, expected an int from 0 to {self._length - 1}")
+        factor: Tensor = getattr(self, str(mode % self._length))
+        return factor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[mode] for mode in range(self._length))
+
+    def extra_repr(self) -> str:
+        """Shapes of the bases."""
+        return ", ".join("x".join(map(str, factor.shape)) for factor in self)
+
+
+class TuckerLayer(nn.Module):
+    """A layer whose weight is W = C x_1 U_1 ... x_d U_d with orthonormal U_i.
+
+    Attributes:
+        core: C, a Parameter of shape r_1 x ... x r_d.
+        factors: U_i, of shape n_i x r_i.
+        bias: Parameter of shape (n_1,), or None.
+
+    Source: arXiv:2305.19059, section 2.
+    """
+
+    core: nn.Parameter
+    factors: FactorList
+    bias: nn.Parameter | None
+
+    def _factorize(
+        self, layer: nn.Module, rank: RankSpec, modes: Modes, init_scale: float | None
+    ) -> None:
+        """Take over weight and bias of a torch layer; called once, in place of __init__."""
+        weight = layer.get_parameter("weight")
+        learned = _learned_modes(modes, weight.ndim)
+        start = _initial_tensor(weight.detach(), rank, learned, init_scale)
+        super().__init__()
+        self.core = nn.Parameter(start.core, requires_grad=weight.requires_grad)
+        self.factors = FactorList(start.factors, learned)
+        self.factors.requires_grad_(weight.requires_grad)
+        self.register_parameter("bias", None if layer.bias is None else layer.get_parameter("bias"))
+        self.train(layer.training)
+
+    def to_dense(self) -> nn.Module:
+        """The torch layer with the weight in full; parameters are copies."""
+        raise NotImplementedError
+
+    def to_plain(self) -> nn.Module:
+        """Torch layers that apply the weight through its factors; parameters are copies."""
+        raise NotImplementedError
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Multilinear rank (r_1, ..., r_d)."""
+        return tuple(self.core.shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape (n_1, ..., n_d) of the weight."""
+        return tuple(factor.shape[0] for factor in self.factors)
+
+    @property
+    def learned_modes(self) -> tuple[int, ...]:
+        """Modes that are factorised."""
+        return tuple(
+            mode for mode, factor in enumerate(self.factors) if isinstance(factor, nn.Parameter)
+        )
+
+    @property
+    def weight_parameters(self) -> int:
+        """Number of trainable numbers that stand for the weight: core and learned bases."""
+        return self.core.numel() + sum(self.factors[mode].numel() for mode in self.learned_modes)
+
+    def dense_weight(self) -> Tensor:
+        """The weight W in full, of shape n_1 x ... x n_d, differentiable in core and factors."""
+        return multi_mode_product(self.core, list(self.factors))
+
+    def check_invariants(self) -> None:
+        """Verify shapes, r_i <= prod_{j != i} r_j, finite values and orthonormal bases.
+
+        Raises:
+            RankError: The ranks do not fit together.
+            NonFiniteError: The core or a basis is not finite.
+            ArithmeticError: A basis is not orthonormal to the tolerance of its type and size.
+        """
+        for mode, factor in enumerate(self.factors):
+            if factor.ndim != 2 or factor.shape[1] != self.ranks[mode]:
+                raise RankError(
+                    f"factors[{mode}]: got shape {tuple(factor.shape)}, expected "
+                    f"{self.ranks[mode]} columns, the size of mode {mode} of the core"
+                )
+            if self.ranks[mode] ** 2 > math.prod(self.ranks) and mode in self.learned_modes:
+                raise RankError(
+                    f"ranks: got {self.ranks}; rank {self.ranks[mode]} of mode {mode} is larger "
+                    "than the product of the others, lower it to that"
+                )
+        for name, tensor in (("core", self.core), *_named(self.factors)):
+            if not torch.isfinite(tensor).all():
+                raise NonFiniteError(f"{name}: got NaN or infinite values, expected finite ones")
+        for name, factor in _named(self.factors):
+            error = float(orthonormality_error(factor.detach()))
+            allowed = orthonormality_tolerance(factor.dtype, len(factor))
+            if error > allowed:
+                raise ArithmeticError(
+                    f"{name}: max |U^T U - I| is {error:.1e}, expected at most {allowed:.1e}; "
+                    "was it changed by something else than tdlrt.TDLRT?"
+                )
+
+    @torch.no_grad()
+    def resize_(self, core: Tensor, factors: Sequence[Tensor]) -> None:
+        """Put a new core and new bases in place, of any rank, keeping every Parameter's identity.
+
+        A Parameter that changes shape loses its gradient, which belongs to the old bases.
+
+        Args:
+            core: C, of shape r_1 x ... x r_d.
+            factors: U_i, of shape n_i x r_i.
+
+        Raises:
+            RankError: The shapes do not fit together or do not fit the layer.
+        """
+        _check_shapes(self.shape, core, factors)
+        _assign(self.core, core)
+        for mode in self.learned_modes:
+            _assign(self.factors[mode], factors[mode])
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        *args: Any,
+    ) -> None:
+        """Resize to the incoming ranks, then let torch copy the values."""
+        expected = [f"{prefix}core", *(f"{prefix}factors.{i}" for i in range(len(self.factors)))]
+        present = [key for key in expected if key in state_dict]
+        if not present and f"{prefix}weight" in state_dict:
+            raise StateDictError(
+                f"{prefix}weight: got a dense weight for a {type(self).__name__}; load it into "
+                "the dense model and factorise that (tdlrt.factorize_)"
+            )
+        if len(present) == len(expected):
+            self._adopt_ranks(prefix, [state_dict[key] for key in expected])
+        elif present:
+            missing = ", ".join(key for key in expected if key not in present)
+            raise StateDictError(
+                f"{missing}: missing, while {present[0]} is there; expected the core and all "
+                f"{len(self.factors)} factors of a {type(self).__name__}"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _adopt_ranks(self, prefix: str, incoming: list[Tensor]) -> None:
+        core, *factors = (
+            value.to(like) for value, like in zip(incoming, (self.core, *self.factors), strict=True)
+        )
+        try:
+            _check_shapes(self.shape, core, factors)
+        except RankError as error:
+            raise StateDictError(
+                f"{prefix.rstrip('.') or 'layer'}: the state_dict does not fit a "
+                f"{type(self).__name__} with a weight of shape {self.shape}: {error}"
+            ) from error
+        if tuple(core.shape) != self.ranks:
+            self.resize_(core, factors)
+
+
+def _named(factors: FactorList) -> list[tuple[str, Tensor]]:
+    return [(f"factors[{mode}]", factor) for mode, factor in enumerate(factors)]
+
+
+def _learned_modes(modes: Modes, order: int) -> tuple[int, ...]:
+    if modes not in ("all", "channels"):
+        raise RankError(f"modes: got {modes!r}, expected 'all' or 'channels'")
+    return tuple(range(order if modes == "all" else 2))
+
+
+@torch.no_grad()
+def _initial_tensor(
+    weight: Tensor, rank: RankSpec, learned: Collection[int], init_scale: float | None
+) -> TuckerTensor:
+    """Truncated HOSVD of a weight, its norm set to init_scale times that of the weight."""
+    if init_scale is not None and not (
+        isinstance(init_scale, int | float) and 0 < init_scale < math.inf
+    ):
+        raise RankError(f"init_scale: got {init_scale!r}, expected a positive number or None")
+    if not torch.isfinite(weight).all():
+        raise NonFiniteError(
+            "weight: got NaN or infinite values, expected finite ones; the layer cannot be "
+            "factorised"
+        )
+    # Half-precision types have no QR and no eigenvalues on CPU.
+    tensor = weight if weight.dtype == torch.float64 else weight.float()
+    norm = torch.linalg.vector_norm(tensor)
+    rule = initial_rank_rule(rank, weight.shape, float(norm) ** 2, learned)
+    core, projections = truncate(tensor, rule, learned)
+    if init_scale is not None:
+        kept = torch.linalg.vector_norm(core)
+        core = core * torch.where(kept > 0, init_scale * norm / kept, 1.0)
+    factors = tuple(
+        torch.eye(size, dtype=tensor.dtype, device=tensor.device)
+        if projection is None
+        else polish_basis(projection)
+        for size, projection in zip(weight.shape, projections, strict=True)
+    )
+    return TuckerTensor(
+        core.to(weight.dtype, copy=True), tuple(factor.to(weight.dtype) for factor in factors)
+    )
+
+
+def _check_shapes(shape: tuple[int, ...], core: Tensor, factors: Sequence[Tensor]) -> None:
+    expected = tuple(zip(shape, core.shape, strict=False))
+    got = tuple(tuple(factor.shape) for factor in factors)
+    if core.ndim != len(shape) or got != expected:
+        raise RankError(
+            f"core of shape {tuple(core.shape)} with factors of shapes {got}: expected a core of "
+            f"{len(shape)} modes and factors of shapes (n_i, r_i) for n = {shape}"
+        )
+
+
+def _assign(parameter: Tensor, value: Tensor) -> None:
+    if parameter.shape == value.shape:
+        parameter.copy_(value)
+    else:  # set_ keeps the Parameter object, so optimisers, hooks and averages still hold it
+        parameter.grad = None
+        parameter.set_(value.to(parameter).contiguous())  # type: ignore[call-overload]

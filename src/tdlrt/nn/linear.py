@@ -1,0 +1,118 @@
+"""Linear layer with a weight in Tucker format (d = 2): TuckerLinear."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tdlrt.errors import UnsupportedLayerError
+from tdlrt.functional import tucker_linear
+from tdlrt.nn.layer import Modes, TuckerLayer
+from tdlrt.ranks import RankSpec
+
+__all__ = ["TuckerLinear"]
+
+
+class TuckerLinear(TuckerLayer):
+    """y = x (U_0 C U_1^T)^T + b, applied as three small products.
+
+    Arguments are those of torch.nn.Linear, plus the following.
+
+    Args:
+        rank: Fraction in (0, 1], int, tuple of two ranks, 'full', or `RelativeTolerance`. Both
+            ranks become the smaller of the two.
+        modes: As for convolutions; both modes of a matrix are channels.
+        init_scale: Norm of the start relative to torch's own initial weight; None keeps the
+            truncated weight as it is.
+
+    Raises:
+        RankError: The rank is not positive, or larger than its mode.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rank: RankSpec = 0.5,
+        modes: Modes = "all",
+        init_scale: float | None = None,
+    ) -> None:
+        linear = nn.Linear(in_features, out_features, bias, device, dtype)
+        self._factorize(linear, rank, modes, init_scale)
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Module,
+        *,
+        rank: RankSpec = 0.5,
+        modes: Modes = "all",
+        init_scale: float | None = None,
+    ) -> TuckerLinear:
+        """Factorise a torch.nn.Linear by truncated SVD; the bias Parameter is shared with it.
+
+        Args:
+            linear: A torch.nn.Linear, not a subclass.
+            rank: See the class.
+            modes: See the class.
+            init_scale: See the class.
+
+        Raises:
+            UnsupportedLayerError: The layer is of another class.
+            RankError: The rank is not positive, or larger than its mode.
+            NonFiniteError: The weight is not finite.
+        """
+        if type(linear) is not nn.Linear:
+            raise UnsupportedLayerError(
+                f"linear: got {type(linear).__name__}, expected torch.nn.Linear itself"
+            )
+        layer = cls.__new__(cls)
+        layer._factorize(linear, rank, modes, init_scale)
+        return layer
+
+    @property
+    def in_features(self) -> int:
+        """Size of the last dimension of the input."""
+        return self.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Size of the last dimension of the output."""
+        return self.shape[0]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the map to (..., in_features)."""
+        return tucker_linear(input, self.core, list(self.factors), self.bias)
+
+    def to_dense(self) -> nn.Linear:
+        """torch.nn.Linear with the weight W = U_0 C U_1^T in full."""
+        return _linear(self.dense_weight(), self.bias).train(self.training)
+
+    def to_plain(self) -> nn.Module:
+        """Two torch.nn.Linear, x -> U_1^T x -> U_0 C (U_1^T x) + b; one where the rank is full."""
+        if self.ranks[0] == min(self.shape):
+            return self.to_dense()
+        reduce = _linear(self.factors[1].mT, None)
+        expand = _linear(self.factors[0] @ self.core, self.bias)
+        return nn.Sequential(reduce, expand).train(self.training)
+
+    def extra_repr(self) -> str:
+        """Arguments of the constructor, as torch prints them, and the ranks."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, ranks={self.ranks}"
+        )
+
+
+@torch.no_grad()
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    rows, columns = weight.shape
+    linear = nn.Linear(columns, rows, bias is not None, device="meta", dtype=weight.dtype)
+    linear.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().clone())
+    return linear

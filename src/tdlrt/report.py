@@ -1,0 +1,221 @@
+"""`summary`: ranks, parameters and multiply-adds of a model, next to its dense counterpart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdlrt.nn import TuckerLayer, TuckerLinear
+from tdlrt.tables import format_table
+
+__all__ = ["LayerSummary", "ModelSummary", "summary"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSummary:
+    """One convolution or linear layer.
+
+    Attributes:
+        name: Name in the model.
+        kind: Class name.
+        shape: Shape (n_1, ..., n_d) of the weight.
+        ranks: (r_1, ..., r_d), or None for a dense layer.
+        parameters: Numbers that stand for the weight (no bias).
+        dense_parameters: Numbers in the dense weight.
+        macs: Multiply-adds of one forward pass, or None without an input size.
+        dense_macs: Those of the dense layer.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    ranks: tuple[int, ...] | None
+    parameters: int
+    dense_parameters: int
+    macs: int | None
+    dense_macs: int | None
+
+    @property
+    def compression(self) -> float:
+        """1 - parameters / dense_parameters."""
+        return 1 - self.parameters / self.dense_parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSummary:
+    """A model's size and cost; prints as a table.
+
+    Attributes:
+        rows: One per convolution or linear layer.
+        network_parameters: All parameters of the model.
+    """
+
+    rows: tuple[LayerSummary, ...]
+    network_parameters: int
+
+    @property
+    def _factorized(self) -> list[LayerSummary]:
+        return [row for row in self.rows if row.ranks is not None]
+
+    @property
+    def ranks(self) -> dict[str, tuple[int, ...]]:
+        """Ranks of the Tucker layers by name."""
+        return {row.name: row.ranks for row in self.rows if row.ranks is not None}
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that stand for the weights of the Tucker layers (no biases)."""
+        return sum(row.parameters for row in self._factorized)
+
+    @property
+    def dense_parameters(self) -> int:
+        """Numbers in the dense weights of the same layers."""
+        return sum(row.dense_parameters for row in self._factorized)
+
+    @property
+    def compression(self) -> float:
+        """1 - parameters / dense_parameters over the Tucker layers; 0 without any."""
+        return 1 - self.parameters / self.dense_parameters if self._factorized else 0.0
+
+    @property
+    def network_dense_parameters(self) -> int:
+        """All parameters of the dense counterpart."""
+        return self.network_parameters + self.dense_parameters - self.parameters
+
+    @property
+    def network_compression(self) -> float:
+        """1 - network_parameters / network_dense_parameters; 0 for a model without parameters."""
+        dense = self.network_dense_parameters
+        return 1 - self.network_parameters / dense if dense else 0.0
+
+    @property
+    def macs(self) -> int | None:
+        """Multiply-adds of the listed layers in one forward pass; None without an input size."""
+        return _total([row.macs for row in self.rows])
+
+    @property
+    def dense_macs(self) -> int | None:
+        """Those of the dense counterpart."""
+        return _total([row.dense_macs for row in self.rows])
+
+    def __str__(self) -> str:
+        header = ["layer", "shape", "ranks", "parameters", "MACs", "compression"]
+        table = [
+            [
+                row.name,
+                "x".join(map(str, row.shape)),
+                "-" if row.ranks is None else "x".join(map(str, row.ranks)),
+                f"{row.parameters:,}",
+                "-" if row.macs is None else f"{row.macs:,}",
+                "-" if row.ranks is None else f"{100 * row.compression:.1f}%",
+            ]
+            for row in self.rows
+        ]
+        lines = [
+            format_table(header, table),
+            f"Tucker layers: {self.parameters:,} of {self.dense_parameters:,} weight parameters, "
+            f"compression {100 * self.compression:.1f}%",
+            f"network: {self.network_parameters:,} of {self.network_dense_parameters:,} "
+            f"parameters, compression {100 * self.network_compression:.1f}%",
+        ]
+        if self.macs is not None and self.dense_macs:
+            ratio = self.macs / self.dense_macs
+            lines.append(f"MACs: {self.macs:,} of {self.dense_macs:,} ({100 * ratio:.1f}%)")
+        return "\n".join(lines)
+
+
+def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelSummary:
+    """Ranks, parameters and, given an input size, multiply-adds of a model.
+
+    Multiply-adds (MACs, half the floating-point operations) are those of convolutions and linear
+    layers, without bias additions and without folding the spatial factors into the core, which
+    does not grow with the input. They are found by one forward pass on zeros in evaluation mode.
+
+    Args:
+        model: Any model; left as it is.
+        input_size: Shape of the input with the batch, such as (1, 3, 32, 32).
+
+    Returns:
+        A summary; prints as a table.
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, TuckerLayer | nn.modules.conv._ConvNd | nn.Linear)
+    }
+    costs = {} if input_size is None else _measure(model, layers, input_size)
+    rows = tuple(_row(name, module, costs.get(module)) for name, module in layers.items())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return ModelSummary(rows=rows, network_parameters=total)
+
+
+def _row(name: str, module: nn.Module, cost: tuple[int, int] | None) -> LayerSummary:
+    tucker = isinstance(module, TuckerLayer)
+    shape = module.shape if tucker else tuple(module.weight.shape)  # type: ignore[union-attr]
+    macs, dense_macs = cost or (None, None)
+    return LayerSummary(
+        name=name,
+        kind=type(module).__name__,
+        shape=shape,
+        ranks=module.ranks if tucker else None,
+        parameters=module.weight_parameters if tucker else math.prod(shape),
+        dense_parameters=math.prod(shape),
+        macs=macs,
+        dense_macs=dense_macs,
+    )
+
+
+def _measure(
+    model: nn.Module, layers: dict[str, nn.Module], input_size: Sequence[int]
+) -> dict[nn.Module, tuple[int, int]]:
+    """Multiply-adds (own, dense) of each layer, from the shapes seen in a forward pass."""
+    costs: dict[nn.Module, tuple[int, int]] = {}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        own, dense = costs.get(module, (0, 0))
+        own_now, dense_now = _macs(module, inputs[0], output)
+        costs[module] = own + own_now, dense + dense_now
+
+    first: Any = next(model.parameters(), torch.zeros(0))
+    training = {module: module.training for module in model.modules()}
+    hooks = [module.register_forward_hook(record) for module in layers.values()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(torch.zeros(*input_size, dtype=first.dtype, device=first.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, was in training.items():
+            module.training = was
+    return costs
+
+
+def _macs(module: nn.Module, input: Tensor, output: Tensor) -> tuple[int, int]:
+    """Multiply-adds (own, dense) of one call."""
+    shape = module.shape if isinstance(module, TuckerLayer) else tuple(module.weight.shape)  # type: ignore[union-attr]
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        dense = input.numel() * math.prod(shape[1:])
+        return dense, dense
+    dense = output.numel() * math.prod(shape[1:])
+    if not isinstance(module, TuckerLayer):
+        return dense, dense
+    outputs, inputs, *kernel = shape
+    positions_in, positions_out = input.numel() // inputs, output.numel() // outputs
+    r_out, r_in = module.ranks[:2]
+    if isinstance(module, TuckerLinear):
+        return positions_out * (inputs * r_in + r_in * r_out + r_out * outputs), dense
+    own = positions_out * r_out * r_in * math.prod(kernel)
+    own += positions_in * inputs * r_in if r_in < inputs else 0
+    own += positions_out * r_out * outputs if r_out < outputs else 0
+    return own, dense
+
+
+def _total(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

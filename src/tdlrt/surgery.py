@@ -1,0 +1,363 @@
+"""Surgery on models: dense layers into Tucker format, and back to plain torch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from tdlrt.errors import NothingMatchedError, UnsupportedLayerError
+from tdlrt.nn import FACTORIZERS, TuckerLayer
+from tdlrt.nn.layer import Modes
+from tdlrt.ranks import RankSpec, RelativeTolerance
+from tdlrt.tables import format_table
+
+__all__ = [
+    "FactorizationReport",
+    "FactorizationRow",
+    "Patterns",
+    "factorize_",
+    "to_dense",
+    "to_plain",
+]
+
+Patterns: TypeAlias = str | Sequence[str]
+
+# Norm of the start relative to the dense layer's own, for training from scratch (docs/results.md).
+DEFAULT_INIT_SCALE = 0.3
+
+_CONSIDERED = (nn.modules.conv._ConvNd, nn.Linear, TuckerLayer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorizationRow:
+    """What happened, or would happen, to one layer.
+
+    Attributes:
+        name: Name of the layer in the model.
+        kind: Its class before.
+        shape: Shape of its weight.
+        ranks: Ranks at the start, or None where the layer is left alone.
+        parameters: Numbers that stand for the weight afterwards.
+        dense_parameters: Numbers in the dense weight.
+        note: Why it was left alone, or what is worth knowing.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    ranks: tuple[int, ...] | None
+    parameters: int
+    dense_parameters: int
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorizationReport:
+    """The plan or the outcome of `factorize_`; prints as a table."""
+
+    rows: tuple[FactorizationRow, ...]
+
+    @property
+    def factorized(self) -> tuple[FactorizationRow, ...]:
+        """Rows of the layers put in Tucker format."""
+        return tuple(row for row in self.rows if row.ranks is not None)
+
+    @property
+    def skipped(self) -> tuple[FactorizationRow, ...]:
+        """Rows of the layers left alone, the reason in `note`."""
+        return tuple(row for row in self.rows if row.ranks is None)
+
+    def __str__(self) -> str:
+        table = [
+            [
+                row.name,
+                row.kind,
+                _times(row.shape),
+                "-" if row.ranks is None else _times(row.ranks),
+                f"{row.dense_parameters:,}",
+                f"{row.parameters:,}",
+                row.note,
+            ]
+            for row in self.rows
+        ]
+        header = ["layer", "kind", "shape", "ranks", "dense", "now", "note"]
+        hits = self.factorized
+        before = sum(row.dense_parameters for row in hits)
+        after = sum(row.parameters for row in hits)
+        return (
+            f"{format_table(header, table)}\n{len(hits)} of {len(self.rows)} layers in Tucker "
+            f"format, {before:,} -> {after:,} weight parameters"
+        )
+
+
+def factorize_(
+    model: nn.Module,
+    *,
+    rank: RankSpec | Mapping[str, RankSpec] = 0.5,
+    modes: Modes = "all",
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    init_scale: float | Literal["auto"] | None = "auto",
+    dry_run: bool = False,
+) -> FactorizationReport:
+    """Put the convolutions and linear layers of a model in Tucker format, in place.
+
+    Conv1d/2d/3d and Linear are taken by exact type. Left alone, with the reason in the report: the
+    output head (a Linear registered last), grouped and transposed convolutions, layers that would
+    not be smaller even at rank 1, tied weights and layers with hooks. Shared modules stay shared,
+    biases keep their Parameter. Everything is validated and computed before anything is changed.
+
+    Args:
+        model: The model; changed in place unless dry_run.
+        rank: Initial rank, for all layers or by name pattern (the first that matches; layers that
+            none matches are left alone). A fraction in (0, 1] of the channel modes, an int, a tuple
+            with one rank per mode, 'full', or a `RelativeTolerance`.
+        modes: 'all', or 'channels' to leave kernel modes unfactorised (Tucker-2).
+        include: Only layers whose name matches one of these patterns (`*`, `?`, `[..]`), the output
+            head too if it does.
+        exclude: No layer whose name matches one of these patterns.
+        init_scale: Norm of the start relative to the layer's own; None keeps the truncated weight
+            as it is. 'auto' is None where the rank asks to keep the network ('full' or a
+            tolerance) and 0.3 otherwise: from a smaller start the learned directions stand out,
+            and the tolerance can tell them from the rest.
+        dry_run: Only report what would be done.
+
+    Returns:
+        A report with a row per layer; prints as a table.
+
+    Raises:
+        NothingMatchedError: No layer can be factorised, or a pattern matches no layer.
+        RankError: A rank is not positive, or larger than its mode.
+        UnsupportedLayerError: The model is itself a layer; use e.g. TuckerConv2d.from_conv.
+        NonFiniteError: A weight is not finite.
+    """
+    candidates = _candidates(model)
+    _check_patterns(candidates, rank, include, exclude)
+    tied = _tied_weights(model)
+    head = _output_head(candidates)
+    replacements: dict[nn.Module, TuckerLayer] = {}
+    rows = []
+    for name, module in candidates.items():
+        spec = _rank_for(name, rank)
+        reason = _selection_reason(name, spec, include, exclude)
+        if reason is None and module is head and include is None:
+            reason = "output head"
+        reason = reason or _layer_reason(module, tied, modes)
+        if reason is None and spec is not None:
+            scale = _resolve_scale(init_scale, spec)
+            layer = FACTORIZERS[type(module)](module, rank=spec, modes=modes, init_scale=scale)  # type: ignore[index]
+            replacements[module] = layer
+            rows.append(_hit(name, module, layer))
+        else:
+            rows.append(_skip(name, module, reason or ""))
+    report = FactorizationReport(rows=tuple(rows))
+    if not replacements:
+        raise NothingMatchedError(f"model: no layer can be factorised\n{report}")
+    if not dry_run:
+        _replace_modules(model, replacements)
+    return report
+
+
+def to_dense(model: nn.Module) -> nn.Module:
+    """Copy of a model with every Tucker layer replaced by the torch layer with its full weight.
+
+    Args:
+        model: Any model; not changed.
+
+    Returns:
+        A new model with equal outputs.
+    """
+    return _converted(model, lambda layer: layer.to_dense())
+
+
+def to_plain(model: nn.Module) -> nn.Module:
+    """Copy of a model in which every Tucker layer is a sequence of small torch layers.
+
+    A convolution becomes 1x1, core, 1x1, a linear layer two linear layers; nothing of this library
+    is needed to run or load the result.
+
+    Args:
+        model: Any model; not changed.
+
+    Returns:
+        A new model with equal outputs.
+    """
+    return _converted(model, lambda layer: layer.to_plain())
+
+
+def _converted(model: nn.Module, convert: Callable[[TuckerLayer], nn.Module]) -> nn.Module:
+    result = copy.deepcopy(model)
+    if isinstance(result, TuckerLayer):
+        return convert(result)
+    layers = [module for module in result.modules() if isinstance(module, TuckerLayer)]
+    _replace_modules(result, {layer: convert(layer) for layer in layers})
+    return result
+
+
+def _replace_modules(
+    model: nn.Module,
+    replacements: Mapping[TuckerLayer, nn.Module] | Mapping[nn.Module, TuckerLayer],
+) -> None:
+    table: dict[nn.Module, nn.Module] = dict(replacements)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in table:
+                parent._modules[name] = table[child]
+
+
+def _candidates(model: nn.Module) -> dict[str, nn.Module]:
+    """Layers that a reader of the report would ask about, by first name."""
+    if isinstance(model, _CONSIDERED):
+        raise UnsupportedLayerError(
+            f"model: got a single {type(model).__name__}, which cannot be replaced in place; use "
+            "tdlrt.nn.TuckerConv2d.from_conv or its like, or wrap it in torch.nn.Sequential"
+        )
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, _CONSIDERED)
+    }
+
+
+def _check_patterns(
+    candidates: Mapping[str, nn.Module],
+    rank: RankSpec | Mapping[str, RankSpec],
+    include: Patterns | None,
+    exclude: Patterns | None,
+) -> None:
+    groups = {
+        "rank": list(rank) if isinstance(rank, Mapping) else [],
+        "include": _as_list(include),
+        "exclude": _as_list(exclude),
+    }
+    for argument, patterns in groups.items():
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in candidates):
+                raise NothingMatchedError(
+                    f"{argument}: the pattern {pattern!r} matches no layer, expected one that "
+                    f"matches some of {', '.join(candidates) or 'no layers at all'}"
+                )
+
+
+def _selection_reason(
+    name: str, spec: RankSpec | None, include: Patterns | None, exclude: Patterns | None
+) -> str | None:
+    if include is not None and not _matches(name, include):
+        return "not included"
+    if exclude is not None and _matches(name, exclude):
+        return "excluded"
+    return "no rank pattern matches" if spec is None else None
+
+
+def _layer_reason(module: nn.Module, tied: set[nn.Module], modes: Modes) -> str | None:
+    """Why a layer cannot be factorised, or None."""
+    kind = type(module).__name__
+    if isinstance(module, TuckerLayer):
+        return "in Tucker format already"
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return "transposed convolution"
+    if type(module) not in FACTORIZERS:
+        return f"{kind} is not a plain torch layer"
+    if getattr(module, "groups", 1) != 1:
+        return f"grouped convolution (groups={module.groups})"
+    if "weight" not in module._parameters:
+        return "its weight is computed from other parameters"
+    if module in tied:
+        return "its weight is tied to another layer"
+    if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)):
+        return "has hooks, which would be lost"
+    if _smallest_size(module.get_parameter("weight").shape, modes) >= _weight_size(module):
+        return "too small: rank 1 would not save anything"
+    return None
+
+
+def _smallest_size(shape: Sequence[int], modes: Modes) -> int:
+    factored = shape if modes == "all" else shape[:2]
+    return math.prod(shape[len(factored) :]) + sum(factored)
+
+
+def _output_head(candidates: Mapping[str, nn.Module]) -> nn.Module | None:
+    last = next(reversed(candidates.values()), None)
+    return last if type(last) is nn.Linear else None
+
+
+def _tied_weights(model: nn.Module) -> set[nn.Module]:
+    owners = [
+        (id(module._parameters["weight"]), module)
+        for module in model.modules()
+        if module._parameters.get("weight") is not None
+    ]
+    counts = Counter(key for key, _ in owners)
+    return {module for key, module in owners if counts[key] > 1}
+
+
+def _rank_for(name: str, rank: RankSpec | Mapping[str, RankSpec]) -> RankSpec | None:
+    if not isinstance(rank, Mapping):
+        return rank
+    return next((spec for pattern, spec in rank.items() if fnmatchcase(name, pattern)), None)
+
+
+def _resolve_scale(init_scale: float | str | None, spec: RankSpec) -> float | None:
+    if init_scale != "auto":
+        return init_scale  # type: ignore[return-value]
+    keeps = isinstance(spec, RelativeTolerance) or spec == "full"
+    return None if keeps else DEFAULT_INIT_SCALE
+
+
+def _hit(name: str, module: nn.Module, layer: TuckerLayer) -> FactorizationRow:
+    dense, now = _weight_size(module), layer.weight_parameters
+    note = "starts larger than dense" if now > dense else ""
+    return FactorizationRow(
+        name=name,
+        kind=type(module).__name__,
+        shape=layer.shape,
+        ranks=layer.ranks,
+        parameters=now,
+        dense_parameters=dense,
+        note=note,
+    )
+
+
+def _skip(name: str, module: nn.Module, reason: str) -> FactorizationRow:
+    if isinstance(module, TuckerLayer):
+        shape, size = module.shape, module.weight_parameters
+    else:
+        shape, size = tuple(_weight(module).shape), _weight_size(module)
+    return FactorizationRow(
+        name=name,
+        kind=type(module).__name__,
+        shape=shape,
+        ranks=None,
+        parameters=size,
+        dense_parameters=math.prod(shape),
+        note=reason,
+    )
+
+
+def _weight(module: nn.Module) -> torch.Tensor:
+    weight: torch.Tensor = module.weight  # type: ignore[assignment]
+    return weight
+
+
+def _weight_size(module: nn.Module) -> int:
+    return _weight(module).numel()
+
+
+def _matches(name: str, patterns: Patterns) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in _as_list(patterns))
+
+
+def _as_list(patterns: Patterns | None) -> list[str]:
+    if patterns is None:
+        return []
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))

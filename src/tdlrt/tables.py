@@ -1,0 +1,32 @@
+"""Plain text tables for reports that are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["format_table"]
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Align columns by spaces: text columns to the left, columns of numbers to the right.
+
+    >>> print(format_table(["layer", "size"], [["a", "10"], ["bcd", "5"]]))
+    layer  size
+    a        10
+    bcd       5
+    """
+    columns = list(zip(header, *rows, strict=True))
+    numeric = [all(_is_number(cell) for cell in column[1:]) and rows for column in columns]
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for row in (header, *rows):
+        cells = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _is_number(cell: str) -> bool:
+    return not cell.strip("0123456789.,+-% ")

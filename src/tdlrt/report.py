@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tdlrt.nn import TuckerLayer, TuckerLinear
+from tdlrt.nn.layer import weight_shape
 from tdlrt.tables import format_table
 
 __all__ = ["LayerSummary", "ModelSummary", "summary"]
@@ -143,7 +144,7 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelS
     Returns:
         A summary; prints as a table.
     """
-    layers = {
+    layers: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, TuckerLayer | nn.modules.conv._ConvNd | nn.Linear)
@@ -155,15 +156,16 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelS
 
 
 def _row(name: str, module: nn.Module, cost: tuple[int, int] | None) -> LayerSummary:
-    tucker = isinstance(module, TuckerLayer)
-    shape = module.shape if tucker else tuple(module.weight.shape)  # type: ignore[union-attr]
+    shape = weight_shape(module)
     macs, dense_macs = cost or (None, None)
     return LayerSummary(
         name=name,
         kind=type(module).__name__,
         shape=shape,
-        ranks=module.ranks if tucker else None,
-        parameters=module.weight_parameters if tucker else math.prod(shape),
+        ranks=module.ranks if isinstance(module, TuckerLayer) else None,
+        parameters=(
+            module.weight_parameters if isinstance(module, TuckerLayer) else math.prod(shape)
+        ),
         dense_parameters=math.prod(shape),
         macs=macs,
         dense_macs=dense_macs,
@@ -198,7 +200,7 @@ def _measure(
 
 def _macs(module: nn.Module, input: Tensor, output: Tensor) -> tuple[int, int]:
     """Multiply-adds (own, dense) of one call."""
-    shape = module.shape if isinstance(module, TuckerLayer) else tuple(module.weight.shape)  # type: ignore[union-attr]
+    shape = weight_shape(module)
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         dense = input.numel() * math.prod(shape[1:])
         return dense, dense

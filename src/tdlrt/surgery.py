@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
-import torch
 from torch import nn
 
 from tdlrt.errors import NothingMatchedError, UnsupportedLayerError
 from tdlrt.nn import FACTORIZERS, TuckerLayer
-from tdlrt.nn.layer import Modes
+from tdlrt.nn.layer import Modes, weight_shape
 from tdlrt.ranks import RankSpec, RelativeTolerance
 from tdlrt.tables import format_table
 
@@ -143,7 +142,7 @@ def factorize_(
     _check_patterns(candidates, rank, include, exclude)
     tied = _tied_weights(model)
     head = _output_head(candidates)
-    replacements: dict[nn.Module, TuckerLayer] = {}
+    replacements: dict[nn.Module, nn.Module] = {}
     rows = []
     for name, module in candidates.items():
         spec = _rank_for(name, rank)
@@ -153,7 +152,7 @@ def factorize_(
         reason = reason or _layer_reason(module, tied, modes)
         if reason is None and spec is not None:
             scale = _resolve_scale(init_scale, spec)
-            layer = FACTORIZERS[type(module)](module, rank=spec, modes=modes, init_scale=scale)  # type: ignore[index]
+            layer = FACTORIZERS[type(module)](module, rank=spec, modes=modes, init_scale=scale)
             replacements[module] = layer
             rows.append(_hit(name, module, layer))
         else:
@@ -202,15 +201,11 @@ def _converted(model: nn.Module, convert: Callable[[TuckerLayer], nn.Module]) ->
     return result
 
 
-def _replace_modules(
-    model: nn.Module,
-    replacements: Mapping[TuckerLayer, nn.Module] | Mapping[nn.Module, TuckerLayer],
-) -> None:
-    table: dict[nn.Module, nn.Module] = dict(replacements)
+def _replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if child in table:
-                parent._modules[name] = table[child]
+            if child is not None and child in replacements:
+                parent._modules[name] = replacements[child]
 
 
 def _candidates(model: nn.Module) -> dict[str, nn.Module]:
@@ -257,7 +252,7 @@ def _selection_reason(
 
 def _layer_reason(module: nn.Module, tied: set[nn.Module], modes: Modes) -> str | None:
     """Why a layer cannot be factorised, or None."""
-    kind = type(module).__name__
+    kind, shape = type(module).__name__, weight_shape(module)
     if isinstance(module, TuckerLayer):
         return "in Tucker format already"
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
@@ -272,7 +267,7 @@ def _layer_reason(module: nn.Module, tied: set[nn.Module], modes: Modes) -> str 
         return "its weight is tied to another layer"
     if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)):
         return "has hooks, which would be lost"
-    if _smallest_size(module.get_parameter("weight").shape, modes) >= _weight_size(module):
+    if _smallest_size(shape, modes) >= math.prod(shape):
         return "too small: rank 1 would not save anything"
     return None
 
@@ -283,8 +278,8 @@ def _smallest_size(shape: Sequence[int], modes: Modes) -> int:
 
 
 def _output_head(candidates: Mapping[str, nn.Module]) -> nn.Module | None:
-    last = next(reversed(candidates.values()), None)
-    return last if type(last) is nn.Linear else None
+    last = list(candidates.values())[-1:]
+    return last[0] if last and type(last[0]) is nn.Linear else None
 
 
 def _tied_weights(model: nn.Module) -> set[nn.Module]:
@@ -311,7 +306,7 @@ def _resolve_scale(init_scale: float | str | None, spec: RankSpec) -> float | No
 
 
 def _hit(name: str, module: nn.Module, layer: TuckerLayer) -> FactorizationRow:
-    dense, now = _weight_size(module), layer.weight_parameters
+    dense, now = math.prod(layer.shape), layer.weight_parameters
     note = "starts larger than dense" if now > dense else ""
     return FactorizationRow(
         name=name,
@@ -325,28 +320,16 @@ def _hit(name: str, module: nn.Module, layer: TuckerLayer) -> FactorizationRow:
 
 
 def _skip(name: str, module: nn.Module, reason: str) -> FactorizationRow:
-    if isinstance(module, TuckerLayer):
-        shape, size = module.shape, module.weight_parameters
-    else:
-        shape, size = tuple(_weight(module).shape), _weight_size(module)
+    size = math.prod(weight_shape(module))
     return FactorizationRow(
         name=name,
         kind=type(module).__name__,
-        shape=shape,
+        shape=weight_shape(module),
         ranks=None,
-        parameters=size,
-        dense_parameters=math.prod(shape),
+        parameters=module.weight_parameters if isinstance(module, TuckerLayer) else size,
+        dense_parameters=size,
         note=reason,
     )
-
-
-def _weight(module: nn.Module) -> torch.Tensor:
-    weight: torch.Tensor = module.weight  # type: ignore[assignment]
-    return weight
-
-
-def _weight_size(module: nn.Module) -> int:
-    return _weight(module).numel()
 
 
 def _matches(name: str, patterns: Patterns) -> bool:

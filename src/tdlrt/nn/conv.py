@@ -134,7 +134,8 @@ class _TuckerConv(TuckerLayer):
     def _convolution(self, weight: Tensor, bias: Tensor | None, **options: Any) -> nn.Module:
         outputs, inputs, *kernel_size = weight.shape
         arguments: tuple[Any, ...] = (inputs, outputs, tuple(kernel_size))
-        conv = self.plain(*arguments, bias=bias is not None, device="meta", **options)
+        options |= {"bias": bias is not None, "device": "meta"}
+        conv = self.plain(*arguments, **options)
         conv.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
         if bias is not None:
             conv.bias = nn.Parameter(bias.detach().clone())

@@ -20,7 +20,7 @@ from tdlrt.linalg import (
 )
 from tdlrt.ranks import RankSpec, initial_rank_rule
 
-__all__ = ["FactorList", "Modes", "TuckerLayer"]
+__all__ = ["FactorList", "Modes", "TuckerLayer", "weight_shape"]
 
 Modes: TypeAlias = Literal["all", "channels"]
 
@@ -207,6 +207,14 @@ class TuckerLayer(nn.Module):
             ) from error
         if tuple(core.shape) != self.ranks:
             self.resize_(core, factors)
+
+
+def weight_shape(module: nn.Module) -> tuple[int, ...]:
+    """Shape of a layer's weight, in Tucker format or dense."""
+    if isinstance(module, TuckerLayer):
+        return module.shape
+    weight = module.weight  # not get_parameter: a reparametrised weight is no Parameter
+    return tuple(weight.shape) if isinstance(weight, Tensor) else ()
 
 
 def _named(factors: FactorList) -> list[tuple[str, Tensor]]:

@@ -1,0 +1,68 @@
+import torch
+from hypothesis import given
+
+import reference
+from reference.cases import (
+    TuckerCase,
+    gaussian,
+    laws,
+    on_every_device,
+    relative_error,
+    rounding,
+    tucker_cases,
+)
+from tdlrt.linalg import TuckerTensor, fold, mode_product, multi_mode_product, unfold
+
+
+@on_every_device
+@laws
+@given(case=tucker_cases())
+def test_unfold_equals_its_twin_and_fold_inverts_it(device: str, case: TuckerCase) -> None:
+    tensor = case.tensor(0, device)
+    for mode in range(case.order):
+        matrix = unfold(tensor, mode)
+        assert torch.equal(matrix.cpu(), reference.unfold(tensor.cpu(), mode))
+        assert torch.equal(fold(matrix, mode, case.shape), tensor)
+
+
+@on_every_device
+@laws
+@given(case=tucker_cases())
+def test_mode_product_equals_its_twin(device: str, case: TuckerCase) -> None:
+    tensor = case.tensor(0, device)
+    strided = tensor.transpose(0, -1).contiguous().transpose(0, -1)
+    for mode, size in enumerate(case.shape):
+        matrix = gaussian((size + 1, size), case.seed, case.dtype, device)
+        expected = reference.mode_product(tensor.double().cpu(), matrix.double().cpu(), mode)
+        for same in (tensor, strided):
+            product = mode_product(same, matrix, mode)
+            assert relative_error(product, expected) <= rounding(case.dtype)
+
+
+@on_every_device
+@laws
+@given(case=tucker_cases())
+def test_multi_mode_product_equals_its_twin(device: str, case: TuckerCase) -> None:
+    core, factors = case.core(device), case.factors(device)
+    weight = multi_mode_product(core, factors)
+    expected = reference.tucker_to_dense(core.double().cpu(), [u.double().cpu() for u in factors])
+    assert relative_error(weight, expected) <= rounding(case.dtype)
+    back = multi_mode_product(weight, factors, transpose=True)
+    assert relative_error(back, core) <= rounding(case.dtype)
+
+
+def test_multi_mode_product_leaves_out_skipped_and_absent_modes() -> None:
+    tensor, matrix = gaussian((2, 3, 4), 0), gaussian((5, 3), 1)
+    others = [gaussian((5, 2), 2), matrix, None]
+    expected = reference.mode_product(tensor, matrix, 1)
+    assert relative_error(multi_mode_product(tensor, others, skip=0), expected) <= 1e-14
+
+
+@laws
+@given(case=tucker_cases())
+def test_a_tucker_tensor_has_the_norm_of_its_core(case: TuckerCase) -> None:
+    tucker = TuckerTensor(case.core(), tuple(case.factors()))
+    weight = tucker.to_tensor()
+    assert weight.shape == case.shape
+    assert tucker.ranks == case.ranks
+    assert relative_error(weight.norm(), tucker.core.norm()) <= rounding(case.dtype)

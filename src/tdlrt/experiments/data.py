@@ -58,6 +58,7 @@ class DatasetInfo:
 
     Attributes:
         epochs: Default length of a training run.
+        batch_size: Default number of images per step.
         mode: Pillow mode its images are converted to.
         hub: Repository on the Hugging Face hub; empty for data that need no download.
         image: Name of the column of images in that repository.
@@ -65,6 +66,7 @@ class DatasetInfo:
     """
 
     epochs: int
+    batch_size: int = 128
     mode: Literal["L", "RGB"] = "L"
     hub: str = ""
     image: str = "image"
@@ -72,7 +74,7 @@ class DatasetInfo:
 
 
 DATA_SETS = {
-    "digits": DatasetInfo(epochs=30),
+    "digits": DatasetInfo(epochs=20, batch_size=32),
     "mnist": DatasetInfo(epochs=5, hub="ylecun/mnist"),
     "fashion_mnist": DatasetInfo(epochs=10, hub="zalando-datasets/fashion_mnist"),
     "cifar10": DatasetInfo(epochs=30, mode="RGB", hub="uoft-cs/cifar10", image="img"),

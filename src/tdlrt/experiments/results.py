@@ -1,0 +1,230 @@
+"""The run directory: what a run writes, where, and how it is read again."""
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+
+from tdlrt.errors import RunError
+from tdlrt.experiments.config import RunConfig
+
+__all__ = ["EpochMetrics", "RunDirectory", "machine", "versions", "write_atomically"]
+
+FILES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "summary.json",
+    "checkpoints/last.pt",
+    "checkpoints/model.safetensors",
+    "plots/accuracy.png",
+    "plots/loss.png",
+    "plots/compression.png",
+    "plots/ranks.png",
+)
+FOLDERS = ("checkpoints", "plots")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochMetrics:
+    """What is known at the end of an epoch; a line of `metrics.jsonl`.
+
+    Attributes:
+        epoch: Number of the epoch, from 1.
+        loss: Mean training loss over the epoch.
+        train_accuracy: In percent, over the batches of the epoch as they were trained on.
+        test_accuracy: In percent, of the network at the end of the epoch.
+        compression: Share of the factorised weights' parameters that is saved.
+        network_compression: The same over all parameters.
+        parameters: Parameters of the factorised weights.
+        ranks: Ranks of each factorised layer.
+        lr: Learning rate of the last step.
+        seconds: Duration of training and test.
+    """
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    test_accuracy: float
+    compression: float
+    network_compression: float
+    parameters: int
+    ranks: dict[str, list[int]]
+    lr: float
+    seconds: float
+
+
+class RunDirectory:
+    """Paths of a run and the reading and writing of its files."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.summary = self.path / "summary.json"
+        self.checkpoint = self.path / "checkpoints" / "last.pt"
+        self.model = self.path / "checkpoints" / "model.safetensors"
+        self.plots = self.path / "plots"
+
+    @property
+    def baseline(self) -> "RunDirectory":
+        """The directory of the dense run beside this one."""
+        return RunDirectory(self.path / "baseline")
+
+    def claim(self, *, overwrite: bool) -> None:
+        """Check, before anything is computed, that a new run may write here.
+
+        Args:
+            overwrite: Whether an earlier run may be here; nothing of it is deleted yet.
+
+        Raises:
+            RunError: The directory cannot be written, or holds something already.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+            holds_something = any(self.path.iterdir())
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: cannot be written ({error.strerror}); expected a directory for the "
+                "results; choose another one with --out"
+            ) from error
+        if not holds_something:
+            return
+        if not self.config.exists():
+            raise RunError(
+                f"{self.path}: holds files that are no run of tdlrt; expected a new or empty "
+                "directory; choose another one with --out"
+            )
+        self.read_config()
+        if not overwrite:
+            raise RunError(
+                f"{self.path}: holds a run already; continue it with --resume, replace it with "
+                "--overwrite, or choose another directory with --out"
+            )
+
+    def open_for_resume(self, config: RunConfig) -> None:
+        """Check that this is a run with the options `config`.
+
+        Raises:
+            RunError: There is no run here, or it has other options.
+        """
+        if not self.config.exists():
+            raise RunError(f"{self.path}: holds no run to resume; leave out --resume to start one")
+        stored = self.read_config()
+        names = config.differences(stored)
+        if names:
+            given = config.to_dict()
+            changes = ", ".join(f"{n} {stored.get(n)!r} (now {given[n]!r})" for n in names)
+            raise RunError(
+                f"{self.path}: the run there has other options: {changes}; resume it with its own "
+                "options, or start a new one in another directory"
+            )
+
+    def clear(self) -> None:
+        """Delete what an earlier run wrote here, and nothing else."""
+        if self.baseline.config.exists():
+            self.baseline.clear()
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (self.path / name for name in (*FOLDERS, "baseline")):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def write_config(self, config: RunConfig) -> None:
+        """Store the options of the run."""
+        text = yaml.safe_dump(config.to_dict(), sort_keys=False)
+        write_atomically(self.config, lambda file: file.write(text.encode()))
+
+    def read_config(self) -> dict[str, Any]:
+        """The options stored in `config.yaml`.
+
+        Raises:
+            RunError: The file cannot be read or is not the configuration of a run.
+        """
+        try:
+            stored = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise RunError(f"{self.config}: cannot be read ({error})") from error
+        if not isinstance(stored, dict) or not {"model", "data", "method"} <= stored.keys():
+            raise RunError(
+                f"{self.config}: not the configuration of a run of tdlrt; expected the options "
+                "model, data and method; choose another directory with --out"
+            )
+        return stored
+
+    def write_metrics(self, history: list[EpochMetrics]) -> None:
+        """Write all lines of `metrics.jsonl` anew."""
+        text = "".join(json.dumps(asdict(metrics)) + "\n" for metrics in history)
+        write_atomically(self.metrics, lambda file: file.write(text.encode()))
+
+    def append_metrics(self, metrics: EpochMetrics) -> None:
+        """Add the line of an epoch."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(metrics)) + "\n")
+
+    def read_metrics(self) -> list[EpochMetrics]:
+        """All epochs of the run so far."""
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        return [EpochMetrics(**json.loads(line)) for line in lines]
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Store the result; from then on the run counts as finished."""
+        text = json.dumps(summary, indent=2) + "\n"
+        write_atomically(self.summary, lambda file: file.write(text.encode()))
+
+    def read_summary(self) -> dict[str, Any]:
+        """The result of a finished run.
+
+        Raises:
+            RunError: `summary.json` is missing or broken.
+        """
+        try:
+            summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.summary}: no result of a finished run ({error})") from error
+        return summary
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that at any moment either the old or the whole new one is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the software a result depends on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "tdlrt": version("tdlrt"),
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What of the machine a duration depends on; nothing that names the machine."""
+    facts = {
+        "architecture": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+    }
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts

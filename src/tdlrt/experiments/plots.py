@@ -1,0 +1,140 @@
+"""Pictures of a run over its epochs: accuracy, loss, compression and ranks."""
+
+import math
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from tdlrt.experiments.results import EpochMetrics, RunDirectory
+
+__all__ = ["draw_plots"]
+
+COLOURS = {"run": "#1f5fa8", "baseline": "#7a7a7a"}
+MODE_COLOURS = ("#1f5fa8", "#d1651a", "#2c8a57", "#8a4fa3", "#7a7a7a")
+MODE_NAMES = {
+    2: ("output", "input"),
+    3: ("output", "input", "length"),
+    4: ("output", "input", "height", "width"),
+    5: ("output", "input", "depth", "height", "width"),
+}
+
+History = list[EpochMetrics]
+
+
+def draw_plots(directory: RunDirectory) -> None:
+    """Draw the metrics of a run, and of its dense baseline if there is one, as PNG files."""
+    history = directory.read_metrics()
+    dense = directory.baseline.read_metrics() if directory.baseline.metrics.exists() else []
+    directory.plots.mkdir(parents=True, exist_ok=True)
+    _draw_accuracy(history, dense, directory.plots / "accuracy.png")
+    _draw_loss(history, dense, directory.plots / "loss.png")
+    if history[-1].ranks:
+        _draw_compression(history, directory.plots / "compression.png")
+        _draw_ranks(history, directory.plots / "ranks.png")
+
+
+def _draw_accuracy(history: History, dense: History, path: Path) -> None:
+    figure, axes = _chart("accuracy (%)")
+    for name, epochs in _curves(history, dense):
+        test = [metrics.test_accuracy for metrics in epochs]
+        train = [metrics.train_accuracy for metrics in epochs]
+        _line(axes, epochs, test, f"{name}, test: {test[-1]:.2f}", COLOURS[name])
+        _line(axes, epochs, train, f"{name}, training", COLOURS[name], dashed=True)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path)
+
+
+def _draw_loss(history: History, dense: History, path: Path) -> None:
+    figure, axes = _chart("training loss")
+    for name, epochs in _curves(history, dense):
+        loss = [metrics.loss for metrics in epochs]
+        _line(axes, epochs, loss, f"{name}: {loss[-1]:.2g}", COLOURS[name])
+    axes.set_yscale("log")
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def _draw_compression(history: History, path: Path) -> None:
+    figure, axes = _chart("parameters saved (%)")
+    weights = [100 * metrics.compression for metrics in history]
+    network = [100 * metrics.network_compression for metrics in history]
+    label = f"factorised weights: {weights[-1]:.1f}"
+    _line(axes, history, weights, label, COLOURS["run"])
+    label = f"whole network: {network[-1]:.1f}"
+    _line(axes, history, network, label, COLOURS["run"], dashed=True)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path)
+
+
+def _draw_ranks(history: History, path: Path) -> None:
+    """One small chart per layer, one line per mode."""
+    layers = list(history[-1].ranks)
+    columns = min(4, len(layers))
+    rows = math.ceil(len(layers) / columns)
+    figure = Figure(
+        figsize=(max(6.0, 2.6 * columns), 2.2 * rows + 0.7), dpi=120, layout="constrained"
+    )
+    lines = {}
+    for number, layer in enumerate(layers, start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        axes.set_title(layer, fontsize=9)
+        ranks = [metrics.ranks[layer] for metrics in history]
+        for mode, name in enumerate(MODE_NAMES[len(ranks[0])]):
+            values = [rank[mode] for rank in ranks]
+            lines[name] = axes.plot(
+                [metrics.epoch for metrics in history],
+                values,
+                color=MODE_COLOURS[mode],
+                marker=".",
+                markersize=4,
+                linewidth=1.2,
+            )[0]
+        _tidy(axes)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        axes.set_ylim(bottom=0)
+    figure.legend(
+        lines.values(),
+        [f"{name} mode" for name in lines],
+        loc="outside upper center",
+        ncols=len(lines),
+        frameon=False,
+    )
+    figure.supxlabel("epoch", fontsize=10)
+    figure.supylabel("rank", fontsize=10)
+    figure.savefig(path)
+
+
+def _curves(history: History, dense: History) -> list[tuple[str, History]]:
+    return [("run", history)] + ([("baseline", dense)] if dense else [])
+
+
+def _chart(label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    _tidy(axes)
+    return figure, axes
+
+
+def _tidy(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _line(
+    axes: Axes, epochs: History, values: list[float], label: str, colour: str, dashed: bool = False
+) -> None:
+    axes.plot(
+        [metrics.epoch for metrics in epochs],
+        values,
+        label=label,
+        color=colour,
+        linestyle="--" if dashed else "-",
+        linewidth=1.0 if dashed else 1.8,
+        marker=None if dashed and len(epochs) > 1 else "o",
+        markersize=3.5,
+    )

@@ -1,0 +1,202 @@
+"""A run from its options to its directory: train, store, compare with the dense network."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tdlrt.errors import RunError
+from tdlrt.experiments.checkpoint import load_checkpoint, save_checkpoint, save_model
+from tdlrt.experiments.config import DEPENDS, ConfigError, RunConfig
+from tdlrt.experiments.data import ImageData, load_data
+from tdlrt.experiments.plots import draw_plots
+from tdlrt.experiments.results import EpochMetrics, RunDirectory, machine, versions
+from tdlrt.experiments.signals import stop_requests
+from tdlrt.experiments.training import Training
+from tdlrt.report import LayerSummary
+
+__all__ = ["Interrupted", "Observer", "run"]
+
+
+class Interrupted(RunError):
+    """A signal stopped the run; a checkpoint was written."""
+
+
+class Observer:
+    """What happens during a run, for whoever wants to show it. Does nothing by itself."""
+
+    def loading(self, part: str, done: int, total: int) -> None:
+        """Images of a part of the data are being decoded."""
+
+    def started(self, training: Training, data: ImageData) -> None:
+        """A network is about to be trained, from the beginning or from a checkpoint."""
+
+    def stepped(self, training: Training) -> None:
+        """A step was taken."""
+
+    def epoch_ended(self, training: Training, metrics: EpochMetrics) -> None:
+        """An epoch was finished and stored."""
+
+    def already_finished(self, directory: RunDirectory) -> None:
+        """A run to be resumed was finished before."""
+
+    def finished(self, summary: dict[str, Any]) -> None:
+        """Everything is done; `summary` is the content of `summary.json`."""
+
+
+def run(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    baseline: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Train a network and write the run directory.
+
+    Args:
+        config: Options of the run.
+        out: Run directory; made if it does not exist.
+        baseline: Train the dense network too, with the same data, epochs and seed and its own
+            default learning rate, in `out/baseline`.
+        resume: Continue what was interrupted in `out`, and do what of it was not begun.
+        overwrite: Replace an earlier run in `out`.
+        observer: Told what happens.
+        command: The command line, for the record.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        ConfigError: The arguments contradict each other.
+        DataError: The data cannot be read.
+        RunError: The directory or the checkpoint cannot be used, or the training diverged.
+        Interrupted: A signal stopped the run.
+    """
+    if resume and overwrite:
+        raise ConfigError("resume and overwrite: expected one of them; one keeps the run there")
+    if baseline and config.method == "dense":
+        raise ConfigError("baseline: the method is 'dense' already; leave one of them out")
+    observer = observer or Observer()
+    directory, dense_config = RunDirectory(out), replace(config, method="dense", lr=DEPENDS)
+    if resume:
+        directory.open_for_resume(config)
+        if baseline and directory.baseline.config.exists():
+            directory.baseline.open_for_resume(dense_config)
+    else:
+        directory.claim(overwrite=overwrite)
+    data = load_data(config.data, config.data_dir, observer.loading)
+    with stop_requests() as stop:
+        job = _Job(data, resume, stop.is_set, observer, command)
+        summary = job.run(config, directory)
+        if baseline:
+            dense = job.run(dense_config, directory.baseline)
+            summary |= {"dense_accuracy": dense["accuracy"], "dense_seconds": dense["seconds"]}
+            draw_plots(directory)
+            directory.write_summary(summary)
+    observer.finished(summary)
+    return summary
+
+
+class _Job:
+    """What the run and its dense baseline have in common."""
+
+    def __init__(
+        self,
+        data: ImageData,
+        resume: bool,
+        stop_requested: Callable[[], bool],
+        observer: Observer,
+        command: str | None,
+    ) -> None:
+        self.data = data
+        self.resume = resume
+        self.stop_requested = stop_requested
+        self.observer = observer
+        self.command = command
+
+    def run(self, config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+        """Train one network to the end, unless that was done before."""
+        if self.resume and directory.summary.exists():
+            self.observer.already_finished(directory)
+            return directory.read_summary()
+        device = config.torch_device()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(config.seed)
+            training = Training(config, self.data)
+            self._open(training, directory)
+            self._train(training, directory)
+        save_model(training, directory.model)
+        draw_plots(directory)
+        summary = self._summary(training)
+        directory.write_summary(summary)
+        return summary
+
+    def _open(self, training: Training, directory: RunDirectory) -> None:
+        if self.resume and directory.checkpoint.exists():
+            load_checkpoint(training, directory.checkpoint)
+        if not self.resume:
+            directory.clear()
+        directory.write_config(training.config)
+        directory.write_metrics(training.history)
+
+    def _train(self, training: Training, directory: RunDirectory) -> None:
+        self.observer.started(training, self.data)
+        for metrics in training.epochs(self.stop_requested, self.observer.stepped):
+            directory.append_metrics(metrics)
+            save_checkpoint(training, directory.checkpoint)
+            self.observer.epoch_ended(training, metrics)
+        if not training.finished:
+            save_checkpoint(training, directory.checkpoint)
+            raise Interrupted(
+                f"interrupted after step {training.step} of {training.steps}; "
+                f"the checkpoint is in {directory.checkpoint}"
+            )
+
+    def _summary(self, training: Training) -> dict[str, Any]:
+        config, size, last = training.config, training.summary(), training.history[-1]
+        dense = config.method == "dense"
+        return {
+            "command": self.command,
+            "model": config.model,
+            "data": config.data,
+            "method": config.method,
+            "tau": None if dense else config.tau,
+            "seed": config.seed,
+            "epochs": config.epochs,
+            "accuracy": last.test_accuracy,
+            "dense_accuracy": last.test_accuracy if dense else None,
+            "compression": size.compression,
+            "network_compression": size.network_compression,
+            "parameters": size.parameters,
+            "dense_parameters": size.dense_parameters,
+            "network_parameters": size.network_parameters,
+            "network_dense_parameters": size.network_dense_parameters,
+            "macs": size.macs,
+            "dense_macs": size.dense_macs,
+            "ranks": last.ranks,
+            "layers": [_layer(row) for row in size.rows],
+            "seconds": sum(metrics.seconds for metrics in training.history),
+            "dense_seconds": None,
+            "versions": versions(),
+            "machine": machine(training.device),
+            "config": config.to_dict(),
+        }
+
+
+def _layer(row: LayerSummary) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "kind": row.kind,
+        "shape": list(row.shape),
+        "ranks": None if row.ranks is None else list(row.ranks),
+        "parameters": row.parameters,
+        "dense_parameters": row.dense_parameters,
+        "compression": row.compression,
+        "macs": row.macs,
+        "dense_macs": row.dense_macs,
+    }

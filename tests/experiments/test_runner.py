@@ -1,0 +1,334 @@
+import json
+import shutil
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tdlrt.errors import NonFiniteError, RunError
+from tdlrt.experiments.checkpoint import load_checkpoint, save_checkpoint
+from tdlrt.experiments.config import ConfigError, RunConfig
+from tdlrt.experiments.data import load_data
+from tdlrt.experiments.results import RunDirectory
+from tdlrt.experiments.runner import Interrupted, Observer, run
+from tdlrt.experiments.signals import stop_requests
+from tdlrt.experiments.training import Training
+
+# Three epochs of six steps; a start and a tolerance with which ranks move at once.
+CONFIG = RunConfig(
+    model="lenet5", data="digits", epochs=3, batch_size=256, tau=0.5, init_scale=1.0, freeze_at=0.7
+)
+
+
+class StopAfter(Observer):
+    """Send a signal to this process after a number of steps."""
+
+    def __init__(self, *steps, number=signal.SIGINT):
+        self.steps = set(steps)
+        self.number = number
+
+    def stepped(self, training):
+        if training.step in self.steps:
+            signal.raise_signal(self.number)
+
+
+def without_times(directory):
+    return [replace(metrics, seconds=0.0) for metrics in directory.read_metrics()]
+
+
+def contents(path):
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = RunDirectory(tmp_path_factory.mktemp("runs") / "whole")
+    run(CONFIG, directory.path, baseline=True, command="tdlrt train lenet5")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+def test_run_directory_holds_what_the_contract_says(finished):
+    summary = finished.read_summary()
+    wanted = {"accuracy", "dense_accuracy", "compression", "network_compression", "parameters"}
+    wanted |= {"dense_parameters", "ranks", "seconds", "seed", "method", "tau", "versions"}
+    assert wanted <= summary.keys()
+    assert set(summary["versions"]) == {"python", "torch", "tdlrt"}
+    last = finished.read_metrics()[-1]
+    assert summary["accuracy"] == last.test_accuracy
+    assert summary["ranks"] == last.ranks
+    assert summary["compression"] == 1 - summary["parameters"] / summary["dense_parameters"]
+    assert summary["dense_accuracy"] == finished.baseline.read_summary()["accuracy"]
+    assert summary["command"] == "tdlrt train lenet5"
+    assert finished.read_config() == CONFIG.to_dict()
+    assert {path.name for path in finished.plots.iterdir()} == {
+        "accuracy.png",
+        "loss.png",
+        "compression.png",
+        "ranks.png",
+    }
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in finished.plots.iterdir())
+
+
+def test_baseline_is_a_whole_run_with_its_own_learning_rate(finished):
+    stored = finished.baseline.read_config()
+    assert stored == {**CONFIG.to_dict(), "method": "dense", "lr": 0.02}
+    assert len(finished.baseline.read_metrics()) == 3
+    assert finished.baseline.read_summary()["compression"] == 0
+
+
+def test_stored_model_is_the_trained_one(finished):
+    weights = load_file(finished.model)
+    ranks = finished.read_summary()["ranks"]
+    assert {name: list(weights[f"{name}.core"].shape) for name in ranks} == ranks
+    checkpoint = torch.load(finished.checkpoint, weights_only=True)
+    assert all(torch.equal(weights[name], t) for name, t in checkpoint["model"].items())
+
+
+@pytest.fixture(scope="module", params=["parallel", "bug"])
+def uninterrupted(request, finished, tmp_path_factory):
+    """A configuration and the directory of its run."""
+    if request.param == "parallel":
+        return CONFIG, finished
+    config = replace(CONFIG, integrator="bug", core_steps=2)
+    directory = RunDirectory(tmp_path_factory.mktemp("runs") / "bug")
+    run(config, directory.path)
+    return config, directory
+
+
+@pytest.mark.parametrize("stops", [(1,), (3, 9), (6, 12), (17,)], ids=str)
+def test_interrupted_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, stops):
+    config, whole = uninterrupted
+    parts = RunDirectory(tmp_path / "parts")
+    for number, step in enumerate(stops):
+        with pytest.raises(Interrupted, match=rf"interrupted after step {step} of 18"):
+            run(config, parts.path, resume=number > 0, observer=StopAfter(step))
+        assert not parts.summary.exists()
+    run(config, parts.path, resume=True)
+    assert without_times(parts) == without_times(whole)
+    assert contents(parts.path)[parts.model] == contents(whole.path)[whole.model]
+
+
+def test_the_ranks_of_that_comparison_move(finished, digits):
+    start = {name: list(ranks) for name, ranks in Training(CONFIG, digits).summary().ranks.items()}
+    first, second, _ = (metrics.ranks for metrics in finished.read_metrics())
+    assert start != first != second
+
+
+@pytest.mark.parametrize(("freeze_at", "moves"), [(0.0, False), (0.5, True)])
+def test_ranks_stay_from_the_given_share_of_the_training(digits, freeze_at, moves):
+    training = Training(replace(CONFIG, epochs=2, freeze_at=freeze_at), digits)
+    start = {name: list(ranks) for name, ranks in training.summary().ranks.items()}
+    first, second = (metrics.ranks for metrics in _epochs(training))
+    assert (first != start) == moves
+    assert second == first
+
+
+def _epochs(training):
+    return training.epochs(lambda: False, lambda training: None)
+
+
+def test_termination_signal_stores_a_checkpoint_too(tmp_path):
+    with pytest.raises(Interrupted):
+        run(CONFIG, tmp_path / "run", observer=StopAfter(2, number=signal.SIGTERM))
+    assert RunDirectory(tmp_path / "run").checkpoint.exists()
+
+
+def test_second_signal_stops_at_once():
+    with stop_requests() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_interrupted_baseline_is_resumed_without_the_run_before_it(finished, tmp_path):
+    class StopDense(StopAfter):
+        def stepped(self, training):
+            if training.config.method == "dense":
+                super().stepped(training)
+
+    directory = RunDirectory(tmp_path / "run")
+    with pytest.raises(Interrupted, match=r"baseline"):
+        run(CONFIG, directory.path, baseline=True, observer=StopDense(8))
+    assert directory.read_summary()["dense_accuracy"] is None
+    trained = contents(directory.path)[directory.model]
+    run(CONFIG, directory.path, baseline=True, resume=True)
+    expected = finished.read_summary()["dense_accuracy"]
+    assert directory.read_summary()["dense_accuracy"] == expected
+    assert without_times(directory.baseline) == without_times(finished.baseline)
+    assert contents(directory.path)[directory.model] == trained
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(finished):
+    class Listener(Observer):
+        told = ()
+
+        def already_finished(self, directory):
+            self.told += (directory.path.name,)
+
+        def started(self, training, data):
+            raise AssertionError
+
+    before, listener = contents(finished.path), Listener()
+    summary = run(CONFIG, finished.path, resume=True, observer=listener)
+    assert listener.told == ("whole",)
+    assert summary == json.loads(finished.summary.read_text())
+    assert contents(finished.path) == before
+
+
+def test_resume_before_the_first_checkpoint_starts_at_the_beginning(finished, tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.write_config(CONFIG)
+    run(CONFIG, directory.path, resume=True)
+    assert without_times(directory) == without_times(finished)
+
+
+def test_overwrite_replaces_run_and_baseline(finished, tmp_path):
+    copy = RunDirectory(tmp_path / "copy")
+    shutil.copytree(finished.path, copy.path)
+    config = replace(CONFIG, epochs=1)
+    run(config, copy.path, overwrite=True)
+    assert len(copy.read_metrics()) == 1
+    assert not copy.baseline.path.exists()
+
+
+DAMAGES = {
+    "format": (lambda state: {**state, "format": 99}, r"format 99; expected a .* of format 1"),
+    "type": (lambda state: [1, 2], r"format None; expected a checkpoint of format 1"),
+    "keys": (lambda state: {"format": 1}, r"does not fit the network of this run \('model'\)"),
+    "rank": (
+        lambda state: {**state, "model": {**state["model"], "conv2.core": torch.zeros(3, 3)}},
+        r"does not fit the network",
+    ),
+    "optimiser": (lambda state: {**state, "optimizer": {}}, r"does not fit the network"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_unfit_checkpoint_is_refused_and_nothing_changes(tmp_path, damage, message):
+    directory = _interrupted(tmp_path)
+    state = torch.load(directory.checkpoint, weights_only=True)
+    torch.save(damage(state), directory.checkpoint)
+    _refused(directory, message)
+
+
+@pytest.mark.parametrize("size", [0, 100, 20_000])
+def test_truncated_checkpoint_is_refused_and_nothing_changes(tmp_path, size):
+    directory = _interrupted(tmp_path)
+    directory.checkpoint.write_bytes(directory.checkpoint.read_bytes()[:size])
+    _refused(directory, r"not a readable checkpoint")
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path, digits):
+    directory = _interrupted(tmp_path)
+    other = Training(RunConfig(model="rescnn", data="digits"), digits)
+    save_checkpoint(other, directory.checkpoint)
+    _refused(directory, r"does not fit the network of this run")
+
+
+def _interrupted(path):
+    with pytest.raises(Interrupted):
+        run(CONFIG, path / "run", observer=StopAfter(2))
+    return RunDirectory(path / "run")
+
+
+def _refused(directory, message):
+    before = contents(directory.path)
+    with pytest.raises(RunError, match=r"last\.pt: " + message):
+        run(CONFIG, directory.path, resume=True)
+    assert contents(directory.path) == before
+
+
+def test_checkpoint_can_run_no_code(tmp_path, digits):
+    torch.save({"format": 1, "model": StopAfter(1)}, tmp_path / "last.pt")
+    with pytest.raises(RunError, match=r"not a readable checkpoint"):
+        load_checkpoint(Training(CONFIG, digits), tmp_path / "last.pt")
+
+
+def test_contradicting_arguments(tmp_path):
+    with pytest.raises(ConfigError, match=r"resume and overwrite: expected one of them"):
+        run(CONFIG, tmp_path, resume=True, overwrite=True)
+    with pytest.raises(ConfigError, match=r"baseline: the method is 'dense' already"):
+        run(replace(CONFIG, method="dense"), tmp_path, baseline=True)
+
+
+def test_unusable_directory_is_found_before_the_data_are_read(tmp_path):
+    (tmp_path / "file").write_text("")
+    config = RunConfig(model="lenet5", data="mnist", data_dir="nowhere")
+    with pytest.raises(RunError, match=r"cannot be written"):
+        run(config, tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "message"),
+    [
+        ("dense", RunError, r"epoch 1: the loss is (nan|inf); .*--lr, now 1e\+20"),
+        ("tdlrt", NonFiniteError, r"NaN or infinite"),
+    ],
+)
+def test_divergence_ends_the_run(tmp_path, method, error, message):
+    config = replace(CONFIG, method=method, lr=1e20)
+    with pytest.raises(error, match=message):
+        run(config, tmp_path / "run")
+    assert not RunDirectory(tmp_path / "run").summary.exists()
+
+
+def test_both_methods_start_from_the_same_network(digits):
+    config = replace(CONFIG, rank="full")
+    torch.manual_seed(0)
+    tucker = Training(config, digits).model
+    torch.manual_seed(0)
+    dense = Training(replace(config, method="dense"), digits).model
+    for name in ("conv1", "conv2", "fc1"):
+        weight = dense.get_submodule(name).weight
+        torch.testing.assert_close(tucker.get_submodule(name).dense_weight(), weight)
+        assert torch.equal(tucker.get_submodule(name).bias, dense.get_submodule(name).bias)
+    assert torch.equal(tucker.head.weight, dense.head.weight)
+
+
+def test_order_depends_on_seed_and_epoch_alone(digits):
+    def order(seed, epoch):
+        training = Training(replace(CONFIG, seed=seed), digits)
+        torch.rand(3)
+        training.epoch = epoch
+        return training._order().tolist()
+
+    assert order(0, 1) == order(0, 1)
+    assert sorted(order(0, 1)) == list(range(1437))
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+def test_a_run_leaves_the_global_random_state_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    run(replace(CONFIG, epochs=1), tmp_path / "run")
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_metrics_count_what_they_say(digits):
+    config = replace(CONFIG, method="dense", epochs=1, lr=1e-30, batch_size=100)
+    torch.manual_seed(0)
+    training = Training(config, digits)
+    with torch.no_grad():
+        images = training._normalise(digits.train_images)
+        logits = training.model(images)
+        test = training.model(training._normalise(digits.test_images))
+    metrics = next(_epochs(training))
+    expected = torch.nn.functional.cross_entropy(logits, digits.train_labels)
+    assert metrics.loss == pytest.approx(float(expected), rel=1e-5)
+    hits = (logits.argmax(1) == digits.train_labels).float().mean()
+    assert metrics.train_accuracy == pytest.approx(100 * float(hits), rel=1e-6)
+    hits = (test.argmax(1) == digits.test_labels).float().mean()
+    assert metrics.test_accuracy == pytest.approx(100 * float(hits), rel=1e-6)
+    assert images.mean() == pytest.approx(0, abs=1e-5)
+    assert images.std() == pytest.approx(1, abs=1e-3)

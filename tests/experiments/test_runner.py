@@ -116,7 +116,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, s
 
 
 def test_the_ranks_of_that_comparison_move(finished, digits):
-    start = {name: list(ranks) for name, ranks in Training(CONFIG, digits).summary().ranks.items()}
+    start = Training(CONFIG, digits).ranks
     first, second, _ = (metrics.ranks for metrics in finished.read_metrics())
     assert start != first != second
 
@@ -124,7 +124,7 @@ def test_the_ranks_of_that_comparison_move(finished, digits):
 @pytest.mark.parametrize(("freeze_at", "moves"), [(0.0, False), (0.5, True)])
 def test_ranks_stay_from_the_given_share_of_the_training(digits, freeze_at, moves):
     training = Training(replace(CONFIG, epochs=2, freeze_at=freeze_at), digits)
-    start = {name: list(ranks) for name, ranks in training.summary().ranks.items()}
+    start = training.ranks
     first, second = (metrics.ranks for metrics in _epochs(training))
     assert (first != start) == moves
     assert second == first

@@ -139,6 +139,10 @@ def _is_count(value: int) -> bool:
     return value >= 1
 
 
+def _is_scale(value: float | str) -> bool:
+    return value == "auto" if isinstance(value, str) else _is_positive(value)
+
+
 def _is_positive(value: float) -> bool:
     return value > 0 and math.isfinite(value)
 
@@ -150,7 +154,7 @@ def _is_not_negative(value: float) -> bool:
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tau": (_is_share_below_one, "a tolerance in [0, 1)"),
     "rank": (_is_rank, "a share in (0, 1], an integer from 1, or 'full'"),
-    "init_scale": (lambda value: value == "auto" or _is_positive(value), "a positive number"),
+    "init_scale": (_is_scale, "a positive number or 'auto'"),
     "adapt_every": (_is_count, "at least 1 step"),
     "core_steps": (_is_count, "at least 1 step"),
     "freeze_at": (_is_share, "a share of the training in [0, 1]"),

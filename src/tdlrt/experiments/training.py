@@ -14,6 +14,7 @@ from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.data import ImageData
 from tdlrt.experiments.models import build_model
 from tdlrt.experiments.results import EpochMetrics
+from tdlrt.nn import TuckerLayer
 from tdlrt.optim import TDLRT
 from tdlrt.report import ModelSummary, summary
 from tdlrt.surgery import factorize_
@@ -71,6 +72,12 @@ class Training:
     def finished(self) -> bool:
         """Whether every epoch is done."""
         return self.epoch == self.config.epochs
+
+    @property
+    def ranks(self) -> dict[str, list[int]]:
+        """Ranks of each Tucker layer."""
+        layers = self.model.named_modules()
+        return {name: list(m.ranks) for name, m in layers if isinstance(m, TuckerLayer)}
 
     @property
     def loss(self) -> float:
@@ -192,7 +199,7 @@ class Training:
             compression=size.compression,
             network_compression=size.network_compression,
             parameters=size.parameters,
-            ranks={name: list(ranks) for name, ranks in size.ranks.items()},
+            ranks=self.ranks,
             lr=self._lr,
             seconds=self._seconds + time.perf_counter() - started,
         )

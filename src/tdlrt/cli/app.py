@@ -1,0 +1,239 @@
+"""Commands of `tdlrt`: parsing, choice of display, exit codes."""
+
+import shlex
+import sys
+import traceback
+from dataclasses import fields
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tdlrt.cli.display import JsonDisplay, LineDisplay, LiveDisplay, SilentDisplay
+from tdlrt.errors import RunError, TdlrtError
+from tdlrt.experiments.config import LEARNING_RATES, RunConfig
+from tdlrt.experiments.data import DATA_SETS
+from tdlrt.experiments.models import MODELS
+from tdlrt.experiments.runner import Interrupted, run
+
+__all__ = ["app", "run_app"]
+
+# typer carries its own copy of click under a private name; this is click's UsageError.
+UsageError: Any = typer.BadParameter.__base__
+
+DONE, FAILED, BAD_ARGUMENTS = 0, 1, 2
+
+EXAMPLES = """\
+[bold]Examples[/bold]
+
+  tdlrt train lenet5 --data digits --baseline
+
+  tdlrt train lenet5 --data mnist --data-dir DIR --tau 0.15 --seed 1
+
+  tdlrt train vgg16 --data cifar10 --weight-decay 5e-4 --out runs/vgg
+
+  tdlrt train vgg16 --data cifar10 --weight-decay 5e-4 --out runs/vgg --resume
+"""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def run_app(arguments: list[str]) -> int:
+    """Run a command line; errors become one line on stderr and an exit code.
+
+    Args:
+        arguments: Everything after the name of the program.
+
+    Returns:
+        0 done, 1 failed run, 2 bad arguments.
+    """
+    try:
+        return app(arguments, prog_name="tdlrt", standalone_mode=False) or DONE
+    except UsageError as error:
+        # Without any argument the help was printed, and there is no message.
+        if error.format_message():
+            _complain(f"{error.format_message()} See --help.")
+        return BAD_ARGUMENTS
+    except (TdlrtError, OSError) as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        _complain(str(error))
+        if isinstance(error, Interrupted):
+            print(f"continue with: {_resume_command(arguments)}", file=sys.stderr)
+        # What a caller gave is a ValueError or TypeError; what went wrong later is not.
+        return BAD_ARGUMENTS if isinstance(error, ValueError | TypeError) else FAILED
+
+
+def _complain(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+
+
+def _resume_command(arguments: list[str]) -> str:
+    kept = [word for word in arguments if word not in ("--overwrite", "--resume")]
+    return shlex.join(["tdlrt", *kept, "--resume"])
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tdlrt {version('tdlrt')}")
+        raise typer.Exit
+
+
+@app.callback(epilog=EXAMPLES)
+def _tdlrt(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Train networks in Tucker format, with every rank found during training."""
+
+
+def _number_or_word(text: str) -> float | int | str:
+    """An integer, a number with a decimal point, or a word such as "full" or "auto"."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _per_data_set(option: str) -> str:
+    names: dict[int, list[str]] = {}
+    for name, info in DATA_SETS.items():
+        names.setdefault(getattr(info, option), []).append(name)
+    return "; ".join(f"{value} for {', '.join(group)}" for value, group in names.items())
+
+
+def _option(help: str, panel: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
+
+
+DATA, METHOD, TRAINING, OUTPUT = "Data", "Method", "Training", "Output"
+RATES = "; ".join(f"{rate} for {method}" for method, rate in LEARNING_RATES.items())
+
+
+@app.command(epilog=EXAMPLES)
+def train(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{', '.join(MODELS)}.")],
+    data: Annotated[str, _option(f"Data set: {', '.join(DATA_SETS)}.", DATA)],
+    data_dir: Annotated[
+        str | None,
+        _option(
+            "Folder with NAME/train.parquet and NAME/test.parquet.", DATA, show_default="the hub"
+        ),
+    ] = None,
+    method: Annotated[str, _option(f"{' or '.join(LEARNING_RATES)}.", METHOD)] = RunConfig.method,
+    tau: Annotated[
+        float, _option("Truncation tolerance, relative to the weight, in [0, 1).", METHOD)
+    ] = RunConfig.tau,
+    rank: Annotated[
+        Any,
+        _option(
+            "Ranks at the start: a share of each mode (0.5), an integer, or full.",
+            METHOD,
+            parser=_number_or_word,
+            metavar="RANK",
+        ),
+    ] = str(RunConfig.rank),
+    init_scale: Annotated[
+        Any,
+        _option(
+            "Norm of the start relative to the network's own.",
+            METHOD,
+            parser=_number_or_word,
+            metavar="SCALE",
+        ),
+    ] = RunConfig.init_scale,
+    integrator: Annotated[
+        str, _option("parallel (one gradient per step) or bug (two).", METHOD)
+    ] = RunConfig.integrator,
+    adapt_every: Annotated[
+        int, _option("Steps between two changes of the ranks.", METHOD)
+    ] = RunConfig.adapt_every,
+    core_steps: Annotated[
+        int, _option("Core steps per basis step of bug.", METHOD)
+    ] = RunConfig.core_steps,
+    freeze_at: Annotated[
+        float, _option("Share of the training after which the ranks stay.", METHOD)
+    ] = RunConfig.freeze_at,
+    epochs: Annotated[
+        int | None,
+        _option("Passes over the training set.", TRAINING, show_default=_per_data_set("epochs")),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        _option("Images per step.", TRAINING, show_default=_per_data_set("batch_size")),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        _option("Learning rate, falling to 0 along a cosine.", TRAINING, show_default=RATES),
+    ] = None,
+    momentum: Annotated[float, _option("Of SGD, in [0, 1).", TRAINING)] = RunConfig.momentum,
+    weight_decay: Annotated[
+        float, _option("On Tucker layers it acts on the core alone.", TRAINING)
+    ] = RunConfig.weight_decay,
+    seed: Annotated[
+        int, _option("Of the initial weights and the order of the images.", TRAINING)
+    ] = RunConfig.seed,
+    device: Annotated[str, _option("auto, cpu, cuda or cuda:N.", TRAINING)] = RunConfig.device,
+    baseline: Annotated[
+        bool, _option("Train the dense network too, in OUT/baseline.", TRAINING, "--baseline")
+    ] = False,
+    out: Annotated[
+        str | None, _option("Run directory.", OUTPUT, show_default="runs/MODEL-DATA-METHOD-SEED")
+    ] = None,
+    resume: Annotated[
+        bool, _option("Continue the interrupted run in OUT.", OUTPUT, "--resume")
+    ] = False,
+    overwrite: Annotated[
+        bool, _option("Replace an earlier run in OUT.", OUTPUT, "--overwrite")
+    ] = False,
+    as_json: Annotated[
+        bool, _option("Print one JSON object per line: epochs, then summary.", OUTPUT, "--json")
+    ] = False,
+    quiet: Annotated[bool, _option("Print nothing but errors.", OUTPUT, "--quiet")] = False,
+    debug: Annotated[bool, _option("Show the traceback of an error.", OUTPUT, "--debug")] = False,
+) -> None:
+    """Train a network and write a run directory.
+
+    The directory holds config.yaml, metrics.jsonl (a line per epoch),
+    summary.json, checkpoints and plots. Ctrl-C stores a checkpoint before it
+    stops the run; --resume then continues exactly.
+    """
+    options = {field.name: context.params[field.name] for field in fields(RunConfig)}
+    config = RunConfig(**options)
+    out = out or f"runs/{model}-{data}-{method}-{seed}"
+    with _display(as_json, quiet, out) as display:
+        try:
+            run(
+                config,
+                out,
+                baseline=baseline,
+                resume=resume,
+                overwrite=overwrite,
+                observer=display,
+                command=shlex.join(["tdlrt", *sys.argv[1:]]),
+            )
+        except KeyboardInterrupt as error:
+            raise RunError("stopped at once; what was not stored by then is lost") from error
+
+
+def _display(as_json: bool, quiet: bool, out: str) -> SilentDisplay:
+    if as_json:
+        return JsonDisplay()
+    if quiet:
+        return SilentDisplay()
+    console = Console()
+    return LiveDisplay(console, out) if console.is_terminal else LineDisplay(console, out)

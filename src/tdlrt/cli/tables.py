@@ -1,0 +1,71 @@
+"""What is printed at the end of a run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+__all__ = ["closing_line", "layer_table", "ranks_text"]
+
+
+def layer_table(summary: dict[str, Any]) -> Table:
+    """Shape, ranks, parameters, multiply-adds and compression of each layer of a run."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_footer=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("shape", no_wrap=True)
+    table.add_column("ranks", no_wrap=True)
+    for name in ("parameters", "MACs", "saved"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for layer in summary["layers"]:
+        dense = layer["ranks"] is None
+        table.add_row(
+            layer["name"],
+            ranks_text(layer["shape"]),
+            "dense" if dense else ranks_text(layer["ranks"]),
+            f"{layer['parameters']:,}",
+            _count(layer["macs"]),
+            "" if dense else _percent(layer["compression"]),
+        )
+    table.add_section()
+    if summary["ranks"]:
+        parameters, saved = f"{summary['parameters']:,}", _percent(summary["compression"])
+        table.add_row("Tucker weights", "", "", parameters, "", saved)
+    parameters, macs = f"{summary['network_parameters']:,}", _count(summary["macs"])
+    saved = _percent(summary["network_compression"]) if summary["ranks"] else ""
+    table.add_row("whole network", "", "", parameters, macs, saved)
+    if summary["ranks"]:
+        parameters = f"{summary['network_dense_parameters']:,}"
+        table.add_row("dense network", "", "", parameters, _count(summary["dense_macs"]), "")
+    return table
+
+
+def closing_line(summary: dict[str, Any]) -> str:
+    """Accuracy, compression and duration, next to those of the dense network if it was trained."""
+    accuracy, seconds = f"accuracy {summary['accuracy']:.2f} %", f"{summary['seconds']:.1f} s"
+    if summary["method"] == "dense":
+        return f"{accuracy} in {seconds}"
+    if summary["dense_accuracy"] is not None:
+        accuracy += f" (dense {summary['dense_accuracy']:.2f} %)"
+        seconds += f" (dense {summary['dense_seconds']:.1f} s)"
+    return f"{accuracy}, compression {_percent(summary['compression'])}, {seconds}"
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """Ranks or a shape as one word.
+
+    >>> ranks_text([20, 1, 5, 5])
+    '20x1x5x5'
+    """
+    return "x".join(map(str, ranks))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _count(number: int) -> str:
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)

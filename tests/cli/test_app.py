@@ -1,0 +1,209 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tdlrt.cli import main
+
+RUN = ["train", "lenet5", "--data", "digits", "--batch-size", "256", "--epochs", "2"]
+
+
+@pytest.fixture
+def tdlrt(monkeypatch, capsys):
+    """Run a command line in this process; gives exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tdlrt", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        return exit_.value.code, *capsys.readouterr()
+
+    monkeypatch.setenv("COLUMNS", "80")
+    return call
+
+
+def test_version_and_help(tdlrt):
+    assert tdlrt("--version") == (0, "tdlrt 0.1.0\n", "")
+    code, out, _ = tdlrt("train", "--help")
+    assert code == 0
+    for words in ("tdlrt train lenet5 --data digits", "20 for digits", "0.05 for tdlrt", "--tau"):
+        assert words in " ".join(out.replace("│", " ").split())
+    code, out, err = tdlrt()
+    assert (code, err) == (2, "")
+    assert "train" in out
+
+
+def test_lines_in_a_pipe(tdlrt, tmp_path):
+    code, out, err = tdlrt(*RUN, "--baseline", "--out", tmp_path / "run")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert max(map(len, lines[:-1])) <= 80
+    assert lines[0].startswith("lenet5 (tdlrt) on digits: 1,437 training and 360 test images")
+    assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["1/2", "2/2"] * 2
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for layer in summary["layers"]:
+        row = next(line.split() for line in lines if line.split()[:1] == [layer["name"]])
+        assert row[1] == "x".join(map(str, layer["shape"]))
+        assert row[2] == ("x".join(map(str, layer["ranks"])) if layer["ranks"] else "dense")
+        assert row[3] == f"{layer['parameters']:,}"
+    closing = f"accuracy {summary['accuracy']:.2f} % (dense {summary['dense_accuracy']:.2f} %)"
+    assert lines[-2].startswith(closing)
+    assert lines[-1].endswith(str(tmp_path / "run"))
+    assert summary["command"].startswith("tdlrt train lenet5 --data digits")
+
+
+def test_json_is_all_there_is_on_stdout(tdlrt, tmp_path):
+    code, out, err = tdlrt(*RUN, "--json", "--out", tmp_path / "run", "--method", "dense")
+    assert (code, err) == (0, "")
+    first, second, last = map(json.loads, out.splitlines())
+    assert [first["event"], second["event"], last["event"]] == ["epoch", "epoch", "summary"]
+    assert second["epoch"] == 2
+    assert second["method"] == "dense"
+    assert last["accuracy"] == second["test_accuracy"]
+
+
+def test_quiet_prints_nothing(tdlrt, tmp_path):
+    assert tdlrt(*RUN, "--quiet", "--out", tmp_path / "run") == (0, "", "")
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_options_reach_the_run(tdlrt, tmp_path):
+    options = {"tau": 0.2, "rank": 7, "init_scale": 0.5, "seed": 4, "integrator": "bug"}
+    options |= {"core_steps": 2, "adapt_every": 3, "freeze_at": 0.25, "lr": 0.01, "momentum": 0.5}
+    words = [w for name, value in options.items() for w in (f"--{name.replace('_', '-')}", value)]
+    assert tdlrt(*RUN, *words, "--quiet", "--out", tmp_path / "run")[0] == 0
+    config = json.loads((tmp_path / "run" / "summary.json").read_text())["config"]
+    assert {name: config[name] for name in options} == options
+    assert (config["epochs"], config["batch_size"]) == (2, 256)
+
+
+def test_default_directory(tdlrt, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tdlrt(*RUN, "--quiet", "--method", "dense", "--seed", 3)[0] == 0
+    assert (tmp_path / "runs" / "lenet5-digits-dense-3" / "summary.json").exists()
+
+
+BAD_ARGUMENTS = {
+    "tau": (["--tau", "1.0"], r"tau 1.0: expected a tolerance in [0, 1)"),
+    "rank": (["--rank", "0"], r"rank 0: expected a share in (0, 1]"),
+    "rank word": (["--rank", "half"], r"rank 'half': expected a share"),
+    "init-scale word": (["--init-scale", "big"], r"init_scale 'big': expected a positive number"),
+    "epochs": (["--epochs", "0"], r"epochs 0: expected at least 1 epoch"),
+    "not a number": (["--epochs", "many"], r"Invalid value for '--epochs'"),
+    "unknown option": (["--taau", "0.1"], r"No such option: --taau"),
+    "method": (["--method", "tdltr"], r"unknown method 'tdltr'; did you mean tdlrt?"),
+    "data": (["--data", "mnis"], r"unknown data set 'mnis'; did you mean mnist"),
+    "missing file": (["--data", "mnist", "--data-dir", "nowhere"], r"train.parquet: no such file"),
+    "device": (["--device", "tpu"], r"device 'tpu': not available"),
+    "both": (["--resume", "--overwrite"], r"resume and overwrite: expected one of them"),
+    "baseline of dense": (["--method", "dense", "--baseline"], r"the method is 'dense' already"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
+def test_bad_arguments_are_one_line_and_exit_code_2(tdlrt, tmp_path, words, message):
+    code, out, err = tdlrt(*RUN, "--out", tmp_path / "run", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_missing_or_unknown_words(tdlrt):
+    assert tdlrt("train", "lenet", "--data", "digits")[::2] == (
+        2,
+        "error: unknown model 'lenet'; did you mean lenet5 or resnet18? "
+        "Known: lenet5, rescnn, vgg16, resnet18\n",
+    )
+    code, _, err = tdlrt("train", "lenet5")
+    assert (code, err) == (2, "error: Missing option '--data'. See --help.\n")
+    code, _, err = tdlrt("trian")
+    assert code == 2
+    assert err.startswith("error: No such command 'trian'")
+
+
+def test_failed_runs_have_exit_code_1(tdlrt, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = tdlrt(*RUN, "--out", tmp_path / "file")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "cannot be written" in err
+    code, _, err = tdlrt(*RUN, "--out", tmp_path)
+    assert (code, "holds files that are no run" in err) == (1, True)
+    code, _, err = tdlrt(*RUN, "--lr", "1e20", "--out", tmp_path / "run")
+    assert (code, "NaN or infinite" in err) == (1, True)
+
+
+def test_debug_shows_the_traceback(tdlrt):
+    code, _, err = tdlrt(*RUN, "--tau", "7", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("error: tau 7.0: expected")
+
+
+def test_interrupt_at_once(tdlrt, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tdlrt.cli.app.run", interrupt)
+    code, _, err = tdlrt(*RUN)
+    assert (code, err) == (1, "error: stopped at once; what was not stored by then is lost\n")
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_resume_in_fresh_processes_equal_one_run(tmp_path):
+    command = [sys.executable, "-c", "from tdlrt.cli import main; main()", *RUN, "--json"]
+    command += ["--tau", "0.5", "--init-scale", "1.0", "--epochs", "8", "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(out, *more):
+        return subprocess.Popen(
+            [*command, str(tmp_path / out), *more],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    whole, part = start("whole"), start("part")
+    part.stdout.readline()
+    part.send_signal(signal.SIGINT)
+    _, err = part.communicate()
+    assert part.returncode == 1, err
+    assert err.startswith("error: interrupted after step ")
+    assert err.splitlines()[-1].startswith("continue with: tdlrt train lenet5 --data digits")
+    assert err.endswith(" --resume\n")
+    whole_out, err = whole.communicate()
+    assert whole.returncode == 0, err
+    resumed = start("part", "--resume")
+    resumed_out, err = resumed.communicate()
+    assert resumed.returncode == 0, err
+    assert 1 < len(resumed_out.splitlines()) < len(whole_out.splitlines())
+    assert _metrics(tmp_path / "part") == _metrics(tmp_path / "whole")
+    weights = Path("checkpoints", "model.safetensors")
+    assert (tmp_path / "part" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+def _metrics(run):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{**line, "seconds": 0} for line in lines]
+
+
+@pytest.mark.parametrize("package", ["typer", "matplotlib"])
+def test_missing_extra_names_the_pip_line(package):
+    code = f"import sys; sys.modules[{package!r}] = None; from tdlrt.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: the command line needs the package {package}")
+    assert done.stderr.endswith("run: pip install 'tdlrt[cli]'\n")
+
+
+def test_resuming_a_finished_run_says_so(tdlrt, tmp_path):
+    assert tdlrt(*RUN, "--quiet", "--out", tmp_path / "run")[0] == 0
+    code, out, _ = tdlrt(*RUN, "--resume", "--out", tmp_path / "run")
+    assert code == 0
+    assert "finished before, nothing left to train" in out
+    assert out.splitlines()[-2].startswith("accuracy ")

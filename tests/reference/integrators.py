@@ -48,16 +48,22 @@ def parallel_step(
     ranks: Sequence[int] | None = None,
     modes: Sequence[int] | None = None,
 ) -> Step:
-    """W_1 = truncate(W_0 - lr M) with M = mu M_old + (1 - dampening) (P(grad) + weight_decay W_0).
+    """W_1 = R(W_0 - lr M) with M = mu M_old + (1 - dampening) (P(grad) + weight_decay W_0).
 
-    The first step, without an old momentum, has no dampening.
+    The first step, without an old momentum, has no dampening. R truncates to ``tau`` or ``ranks``;
+    without either it projects onto the bases of the basis step, at the ranks there are.
     """
     weight = tucker_to_dense(core, factors)
     direction = tangent_projection(core, factors, gradient) + weight_decay * weight
     if momentum is not None:
         direction = mu * momentum + (1 - dampening) * direction
+    moved = weight - lr * direction
+    if tau is None and ranks is None:
+        bases = [_stepped_basis(core, factors, moved, i) for i in range(weight.ndim)]
+        core = multi_product(moved, [u.T for u in bases])
+        return core, bases, tangent_projection(core, bases, direction)
     bases = _augmented_bases(core, factors, direction)
-    return _truncate_in(bases, weight - lr * direction, direction, tau, ranks, modes)
+    return _truncate_in(bases, moved, direction, tau, ranks, modes)
 
 
 def bug_step(
@@ -89,6 +95,13 @@ def bug_step(
         momentum = gradient if momentum is None else mu * momentum + gradient
         weight = weight - lr * momentum
     return _truncate_in(bases, weight, momentum, tau, ranks, modes)
+
+
+def _stepped_basis(core: Tensor, factors: Sequence[Tensor], moved: Tensor, mode: int) -> Tensor:
+    """orth K_i(1) with K_i(1) = Mat_i(W_0 - lr M) (kron_{j != i} U_j) Q_i."""
+    others = kronecker([v for j, v in enumerate(factors) if j != mode])
+    rows = torch.linalg.qr(unfold(core, mode).T)[0]
+    return torch.linalg.qr(unfold(moved, mode) @ others @ rows)[0]
 
 
 def _augmented_bases(core: Tensor, factors: Sequence[Tensor], direction: Tensor) -> list[Tensor]:

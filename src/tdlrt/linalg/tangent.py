@@ -9,13 +9,13 @@ and its terms are mutually orthogonal: the squared norm is ||C.||^2 + sum_i ||K.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tdlrt.linalg.algebra import fold, multi_mode_product, unfold
+from tdlrt.linalg.algebra import fold, mode_product, multi_mode_product, unfold
 from tdlrt.linalg.bases import positive_qr, reject
 
 __all__ = ["TangentSpace", "TangentVector"]
@@ -43,27 +43,23 @@ class TangentSpace:
 
     Args:
         core: C, of shape r_1 x ... x r_d with r_i <= prod_{j != i} r_j.
-        factors: U_i, of shape n_i x r_i with orthonormal columns, or None for the identity.
+        factors: U_i, of shape n_i x r_i with orthonormal columns.
         modes: The modes whose bases may move, all by default; a full basis (r_i = n_i) never does.
     """
 
     def __init__(
         self,
         core: Tensor,
-        factors: Sequence[Tensor | None],
+        factors: Sequence[Tensor],
         modes: Collection[int] | None = None,
     ) -> None:
         self.core = core
         self.factors = tuple(factors)
         self.modes = tuple(range(core.ndim)) if modes is None else tuple(modes)
-        self.sizes = tuple(
-            rank if basis is None else len(basis)
-            for rank, basis in zip(core.shape, self.factors, strict=True)
-        )
         self._lower: dict[int, Tensor] = {}
         self._rows: dict[int, Tensor] = {}
-        for mode, size in enumerate(self.sizes):
-            if size > core.shape[mode] and mode in self.modes:
+        for mode, factor in enumerate(self.factors):
+            if factor.shape[0] > factor.shape[1] and mode in self.modes:
                 q, r = positive_qr(unfold(core, mode).mT)
                 self._lower[mode], self._rows[mode] = r.mT, q.mT
 
@@ -88,32 +84,44 @@ class TangentSpace:
 
         Source: arXiv:2305.19059, section 3.
         """
-        parts = self._zeros(core_gradient)
+        parts: dict[int, Tensor] = {}
         for mode in self.moving_modes:
-            basis, gradient = self.factors[mode], factor_gradients[mode]
-            if basis is not None and gradient is not None:
-                parts[mode] = reject(basis, gradient) @ _inverse_transpose(self._lower[mode])
-        return TangentVector(core_gradient, tuple(parts))
+            gradient = factor_gradients[mode]
+            if gradient is not None:
+                inverse = _inverse_transpose(self._lower[mode])
+                parts[mode] = reject(self.factors[mode], gradient) @ inverse
+        return self._vector(core_gradient, parts)
 
-    def project(self, tensor: Tensor) -> TangentVector:
-        """Orthogonal projection of a full tensor Z onto the tangent space.
+    def project(
+        self,
+        tensor: Tensor,
+        bases: Sequence[Tensor] | None = None,
+        projections: Sequence[Tensor | None] | None = None,
+    ) -> TangentVector:
+        """Orthogonal projection of a tensor Z onto the tangent space.
 
         C. = Z x_j U_j^T,  K._i = (I - U_i U_i^T) Mat_i(Z x_{j != i} U_j^T) Q_i.
 
+        A Z that lies in the span of bases B_j which contain the U_j is given by its coordinates in
+        them; then nothing larger than these coordinates is formed.
+
         Args:
-            tensor: Z, of shape n_1 x ... x n_d.
+            tensor: Z, of shape n_1 x ... x n_d, or its coordinates in B_j.
+            bases: B_j, orthonormal.
+            projections: P_j with U_j = B_j P_j; None for the identity.
 
         Returns:
             The projection.
         """
-        parts = self._zeros(tensor)
+        inner: Sequence[Tensor | None] = self.factors if projections is None else projections
+        parts: dict[int, Tensor] = {}
         for mode in self.moving_modes:
-            basis = self.factors[mode]
-            if basis is not None:
-                others = multi_mode_product(tensor, self.factors, transpose=True, skip=mode)
-                parts[mode] = reject(basis, unfold(others, mode) @ self._rows[mode].mT)
-        core = multi_mode_product(tensor, self.factors, transpose=True)
-        return TangentVector(core, tuple(parts))
+            projection = inner[mode]
+            if projection is not None:  # else nothing of Z lies outside U_i
+                others = multi_mode_product(tensor, inner, transpose=True, skip=mode)
+                part = reject(projection, unfold(others, mode) @ self._rows[mode].mT)
+                parts[mode] = part if bases is None else bases[mode] @ part
+        return self._vector(multi_mode_product(tensor, inner, transpose=True), parts)
 
     def embed(self, tangent: TangentVector, new_bases: Sequence[Tensor]) -> Tensor:
         """Coordinates of a tangent vector in the augmented bases [U_i | V_i].
@@ -140,21 +148,99 @@ class TangentSpace:
             result[where] = fold(block, mode, (*ranks[:mode], count, *ranks[mode + 1 :]))
         return result
 
+    def basis_step(self, tangent: TangentVector, lr: float, mode: int) -> Tensor:
+        """K_i(1) of the point moved along -X: an unnormalised new basis.
+
+        K_i(1) = Mat_i(W - lr X)(kron_{j != i} U_j) Q_i = U_i (S_i - lr Mat_i(C.) Q_i) - lr K._i.
+
+        Args:
+            tangent: X.
+            lr: Step size.
+            mode: i, one of the moving modes.
+
+        Returns:
+            A matrix of shape n_i x r_i.
+        """
+        inside = self._lower[mode] - lr * unfold(tangent.core, mode) @ self._rows[mode].mT
+        return self.factors[mode] @ inside - lr * tangent.factors[mode]
+
+    def project_step(
+        self, tangent: TangentVector, lr: float, bases: Sequence[Tensor]
+    ) -> tuple[TangentSpace, TangentVector]:
+        """Move along -X, project the point onto new bases, and X onto the tangent space there.
+
+        With R_j = V_j^T U_j and N_j = V_j^T K._j, all small, X x_{j != i} V_j^T has the part
+        Y_i in U_i and Z_i = Ten_i(Q_i^T) x_{j != i} R_j in K._i, for every moving mode i. So
+        X x_j V_j^T = Y_i x_i R_i + Z_i x_i N_i, which gives the new core
+        C' = C x_j R_j - lr (X x_j V_j^T), and both parts of the projection of X.
+
+        Args:
+            tangent: X.
+            lr: Step size.
+            bases: V_j, of the shape of U_j; U_j itself for a mode that does not move.
+
+        Returns:
+            The tangent space at (W - lr X) x_j V_j V_j^T, and the projection of X onto it.
+        """
+        overlaps = {mode: bases[mode].mT @ self.factors[mode] for mode in self.moving_modes}
+        shadows = {mode: bases[mode].mT @ tangent.factors[mode] for mode in self.moving_modes}
+        cuts = {mode: self._cut(tangent, overlaps, shadows, mode) for mode in self.moving_modes}
+        moved = tangent.core
+        if cuts:
+            mode, (along, across) = next(iter(cuts.items()))
+            moved = mode_product(along, overlaps[mode], mode)
+            moved = moved + mode_product(across, shadows[mode], mode)
+        core = _apply(self.core, overlaps) - lr * moved
+        target = TangentSpace(core, bases, self.modes)
+        parts: dict[int, Tensor] = {}
+        for mode, (along, across) in cuts.items():
+            rows = target._rows[mode].mT
+            in_old, in_part = unfold(along, mode) @ rows, unfold(across, mode) @ rows
+            part = self.factors[mode] @ in_old + tangent.factors[mode] @ in_part
+            parts[mode] = part - bases[mode] @ (overlaps[mode] @ in_old + shadows[mode] @ in_part)
+        return target, self._vector(moved, parts)
+
+    def _cut(
+        self,
+        tangent: TangentVector,
+        overlaps: Mapping[int, Tensor],
+        shadows: Mapping[int, Tensor],
+        mode: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Y_i and Z_i of `project_step`."""
+        shape = tuple(self.core.shape)
+        others = {j: overlap for j, overlap in overlaps.items() if j != mode}
+        along = _apply(tangent.core, others)
+        for other in others:
+            term = fold(shadows[other] @ self._rows[other], other, shape)
+            along = along + _apply(term, {j: m for j, m in others.items() if j != other})
+        return along, _apply(fold(self._rows[mode], mode, shape), others)
+
     def to_tensor(self, tangent: TangentVector) -> Tensor:
         """A tangent vector in full, of shape n_1 x ... x n_d: for checks and small problems."""
-        ranks, sizes = self.core.shape, self.sizes
+        ranks = tuple(self.core.shape)
         result = multi_mode_product(tangent.core, self.factors)
         for mode in self.moving_modes:
-            shape = (*ranks[:mode], sizes[mode], *ranks[mode + 1 :])
+            shape = (*ranks[:mode], len(self.factors[mode]), *ranks[mode + 1 :])
             term = fold(tangent.factors[mode] @ self._rows[mode], mode, shape)
             result = result + multi_mode_product(term, self.factors, skip=mode)
         return result
 
-    def _zeros(self, like: Tensor) -> list[Tensor]:
-        return [
-            like.new_zeros(size, rank)
-            for size, rank in zip(self.sizes, self.core.shape, strict=True)
-        ]
+    def _vector(self, core: Tensor, parts: Mapping[int, Tensor]) -> TangentVector:
+        """A tangent vector whose other basis parts are zero."""
+        return TangentVector(
+            core,
+            tuple(
+                parts[mode] if mode in parts else torch.zeros_like(factor)
+                for mode, factor in enumerate(self.factors)
+            ),
+        )
+
+
+def _apply(tensor: Tensor, matrices: Mapping[int, Tensor]) -> Tensor:
+    for mode, matrix in matrices.items():
+        tensor = mode_product(tensor, matrix, mode)
+    return tensor
 
 
 def _inverse_transpose(lower: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ class TuckerLayer(nn.Module):
         Raises:
             RankError: The shapes do not fit together or do not fit the layer.
         """
-        _check_shapes(self.shape, core, factors)
+        _check_shapes(self, core, factors)
         _assign(self.core, core)
         for mode in self.learned_modes:
             _assign(self.factors[mode], factors[mode])
@@ -199,7 +199,7 @@ class TuckerLayer(nn.Module):
             value.to(like) for value, like in zip(incoming, (self.core, *self.factors), strict=True)
         )
         try:
-            _check_shapes(self.shape, core, factors)
+            _check_shapes(self, core, factors)
         except RankError as error:
             raise StateDictError(
                 f"{prefix.rstrip('.') or 'layer'}: the state_dict does not fit a "
@@ -260,14 +260,20 @@ def _initial_tensor(
     )
 
 
-def _check_shapes(shape: tuple[int, ...], core: Tensor, factors: Sequence[Tensor]) -> None:
-    expected = tuple(zip(shape, core.shape, strict=False))
+def _check_shapes(layer: TuckerLayer, core: Tensor, factors: Sequence[Tensor]) -> None:
+    expected = tuple(zip(layer.shape, core.shape, strict=False))
     got = tuple(tuple(factor.shape) for factor in factors)
-    if core.ndim != len(shape) or got != expected:
+    if core.ndim != len(layer.shape) or got != expected:
         raise RankError(
             f"core of shape {tuple(core.shape)} with factors of shapes {got}: expected a core of "
-            f"{len(shape)} modes and factors of shapes (n_i, r_i) for n = {shape}"
+            f"{len(layer.shape)} modes and factors of shapes (n_i, r_i) for n = {layer.shape}"
         )
+    for mode, (size, rank) in enumerate(expected):
+        if mode not in layer.learned_modes and rank != size:
+            raise RankError(
+                f"mode {mode}: got rank {rank}, expected {size}, as the layer leaves it "
+                "unfactorised; build it with modes='all'"
+            )
 
 
 def _assign(parameter: Tensor, value: Tensor) -> None:
@@ -275,4 +281,4 @@ def _assign(parameter: Tensor, value: Tensor) -> None:
         parameter.copy_(value)
     else:  # set_ keeps the Parameter object, so optimisers, hooks and averages still hold it
         parameter.grad = None
-        parameter.set_(value.to(parameter).contiguous())  # type: ignore[call-overload]
+        parameter.set_(value.to(parameter, copy=True).contiguous())  # type: ignore[call-overload]

@@ -16,7 +16,6 @@ from tdlrt.errors import (
     RankError,
     UnsupportedOptimizerError,
 )
-from tdlrt.linalg import TangentSpace
 from tdlrt.nn import TuckerLayer
 from tdlrt.optim.sgd import SGDRule
 from tdlrt.optim.slot import LayerSlot
@@ -183,9 +182,8 @@ class TDLRT(torch.optim.Optimizer):
         updates: dict[str, Iterate | Augmented] = {}
         for slot in active:
             iterate = slot.iterate(self.state)
-            space = TangentSpace(*iterate.point, slot.layer.learned_modes)
-            gradient = slot.gradient(space)
-            updates[slot.name] = parallel_step(iterate, gradient, rule, policy, space)
+            gradient = slot.gradient(iterate.space)
+            updates[slot.name] = parallel_step(iterate, gradient, rule, policy)
         self._assign(updates)
         self._plain.step()
         self._steps += 1
@@ -196,8 +194,7 @@ class TDLRT(torch.optim.Optimizer):
         updates: dict[str, Iterate | Augmented] = {}
         for slot in active:
             iterate = slot.iterate(self.state)
-            space = TangentSpace(*iterate.point, slot.layer.learned_modes)
-            updates[slot.name] = basis_step(iterate, slot.gradient(space), rule, space)
+            updates[slot.name] = basis_step(iterate, slot.gradient(iterate.space), rule)
         self._resting_ranks = {slot.name: list(slot.layer.ranks) for slot in active}
         self._assign(updates)
         self._core_steps_left = self.core_steps
@@ -228,7 +225,7 @@ class TDLRT(torch.optim.Optimizer):
         Before the first core step the model becomes what it was, bit for bit; after it the core
         steps taken are kept and truncated.
         """
-        before = {name: _copy(slot.iterate(self.state)) for name, slot in self._slots.items()}
+        before = {name: slot.iterate(self.state) for name, slot in self._slots.items()}
         try:
             yield
         except BaseException:
@@ -261,7 +258,7 @@ class TDLRT(torch.optim.Optimizer):
     def _check_finite(self, parameters: Iterable[Tensor]) -> None:
         tensors = [p.detach() for p in parameters]
         tensors += [p.grad for p in parameters if p.grad is not None]
-        largest = torch.stack([t.float() for t in torch._foreach_norm(tensors, float("inf"))])
+        largest = torch.stack([t.float() for t in torch._foreach_norm(tensors, 2)])
         if torch.isfinite(largest).all():
             return
         for parameter in parameters:
@@ -330,11 +327,6 @@ class TDLRT(torch.optim.Optimizer):
                             f"for a parameter of shape {tuple(parameter.shape)}; load the model's "
                             "state_dict before the optimiser's"
                         )
-
-
-def _copy(iterate: Iterate) -> Iterate:
-    (core, factors), momentum = iterate
-    return Iterate(type(iterate.point)(core.clone(), tuple(f.clone() for f in factors)), momentum)
 
 
 def _resolve_policy(tau: float | None, rank_policy: RankPolicy | None) -> RankPolicy:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tdlrt.errors import UnsupportedOptimizerError
@@ -60,7 +61,8 @@ class SGDRule:
         """New momentum of one coordinate block."""
         if momentum is None or not self.momentum:
             return gradient
-        return self.momentum * momentum + (1 - self.dampening) * gradient
+        fresh = (1 - self.dampening) * gradient if self.dampening else gradient
+        return torch.add(fresh, momentum, alpha=self.momentum)
 
     def direction(
         self, gradient: TangentVector, momentum: TangentVector | None, core: Tensor

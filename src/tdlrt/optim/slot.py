@@ -32,6 +32,8 @@ class LayerSlot:
     def __init__(self, name: str, layer: TuckerLayer) -> None:
         self.name = name
         self.layer = layer
+        self._space: TangentSpace | None = None
+        self._version: list[tuple[int, int]] = []
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -60,6 +62,16 @@ class LayerSlot:
             )
         return not missing[0]
 
+    def _tangent_space(self) -> TangentSpace:
+        """Tangent space at the weight; the last step's own unless somebody else wrote since."""
+        if self._space is None or self._version != self._current_version():
+            self._space = TangentSpace(*self.point(), self.layer.learned_modes)
+            self._version = self._current_version()
+        return self._space
+
+    def _current_version(self) -> list[tuple[int, int]]:
+        return [(parameter.data_ptr(), parameter._version) for parameter in self.parameters]
+
     def gradient(self, space: TangentSpace) -> TangentVector:
         """Projected gradient, from what autograd left in `.grad`, which is only read."""
         factors = [factor.grad for factor in self.layer.factors]
@@ -77,15 +89,15 @@ class LayerSlot:
 
     def iterate(self, state: MutableMapping[Any, Any]) -> Iterate:
         """Weight and momentum at rest."""
-        point = self.point()
+        space = self._tangent_space()
         core = self._momentum(state, self.layer.core)
         if core is None:
-            return Iterate(point, None)
+            return Iterate(space, None)
         parts = []
         for factor in self.layer.factors:
             part = self._momentum(state, factor)
             parts.append(torch.zeros_like(factor) if part is None else part)
-        return Iterate(point, TangentVector(core, tuple(parts)))
+        return Iterate(space, TangentVector(core, tuple(parts)))
 
     def augmented(self, state: MutableMapping[Any, Any]) -> Augmented:
         """Weight and momentum between a basis step and the truncation."""
@@ -99,6 +111,9 @@ class LayerSlot:
             state: The optimiser's state, changed in place.
         """
         self.layer.resize_(update.point.core, update.point.factors)
+        exact = update.point.core.dtype == self.layer.core.dtype
+        self._space = update.space if isinstance(update, Iterate) and exact else None
+        self._version = self._current_version()
         for parameter in self.parameters:
             state.pop(parameter, None)
         momentum = update.momentum

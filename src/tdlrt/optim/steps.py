@@ -20,20 +20,31 @@ from tdlrt.linalg import (
     TangentVector,
     TuckerTensor,
     new_directions,
+    orthonormalize,
     polish_basis,
     truncate,
 )
 from tdlrt.optim.sgd import SGDRule
-from tdlrt.ranks import RankPolicy
+from tdlrt.ranks import FixedRank, RankPolicy
 
 __all__ = ["Augmented", "Iterate", "basis_step", "core_step", "parallel_step", "retract"]
 
 
 class Iterate(NamedTuple):
-    """A Tucker weight with its momentum, a tangent vector there (None before the first step)."""
+    """A Tucker weight, with the tangent space there, and its momentum in it.
 
-    point: TuckerTensor
+    Attributes:
+        space: The tangent space at W = space.core x_j space.factors[j].
+        momentum: A tangent vector; None before the first step.
+    """
+
+    space: TangentSpace
     momentum: TangentVector | None
+
+    @property
+    def point(self) -> TuckerTensor:
+        """W."""
+        return TuckerTensor(self.space.core, self.space.factors)
 
 
 class Augmented(NamedTuple):
@@ -49,43 +60,53 @@ class Augmented(NamedTuple):
 
 
 def parallel_step(
-    iterate: Iterate,
-    gradient: TangentVector,
-    rule: SGDRule,
-    policy: RankPolicy,
-    space: TangentSpace,
+    iterate: Iterate, gradient: TangentVector, rule: SGDRule, policy: RankPolicy
 ) -> Iterate:
-    """One single-pass step: W_1 = R(W_0 - lr M), R the truncation that the policy asks for.
+    """One single-pass step: W_1 = R(W_0 - lr M), R a retraction to the ranks the policy asks for.
 
     Without momentum and truncation W_1 = W_0 - lr P(grad L(W_0)): Riemannian gradient descent.
+    Where ranks may change, R is the truncated HOSVD. Where they stay (`FixedRank`), R projects onto
+    the bases orth(K_i(1)) of the basis step, which needs no singular values and differs from
+    the HOSVD by O(lr^2).
 
     Args:
         iterate: W_0 and the momentum there.
         gradient: P(grad L(W_0)).
         rule: Step size, momentum and weight decay.
         policy: Which ranks to keep.
-        space: The tangent space at W_0.
 
     Returns:
         W_1 and the momentum projected onto the tangent space there.
 
-    Source: arXiv:2412.00858 (parallel basis update and Galerkin).
+    Raises:
+        NonFiniteError: W_1 is not finite.
+
+    Source: arXiv:2412.00858 (parallel basis update and Galerkin); arXiv:2205.13571 for the
+    basis step at fixed rank.
     """
-    core, factors = iterate.point
-    direction = rule.direction(gradient, iterate.momentum, core)
-    new_bases = _new_bases(factors, direction, space.moving_modes)
+    space = iterate.space
+    direction = rule.direction(gradient, iterate.momentum, space.core)
+    if isinstance(policy, FixedRank):
+        return _fixed_rank_step(space, direction, rule)
+    new_bases = _new_bases(space, direction)
     ambient = space.embed(direction, new_bases)
-    candidate = -rule.lr * ambient
-    candidate[tuple(slice(0, r) for r in core.shape)] += core
-    bases = _join(factors, new_bases)
-    momentum = ambient if rule.momentum else None
-    augmented = Augmented(TuckerTensor(candidate, bases), momentum)
-    return retract(augmented, policy, tuple(core.shape), space.modes)
+    core = -rule.lr * ambient
+    core[tuple(slice(0, r) for r in space.core.shape)] += space.core
+    point = TuckerTensor(core, _join(space.factors, new_bases))
+    augmented = Augmented(point, ambient if rule.momentum else None)
+    return retract(augmented, policy, tuple(space.core.shape), space.modes)
 
 
-def basis_step(
-    iterate: Iterate, gradient: TangentVector, rule: SGDRule, space: TangentSpace
-) -> Augmented:
+def _fixed_rank_step(space: TangentSpace, direction: TangentVector, rule: SGDRule) -> Iterate:
+    bases = list(space.factors)
+    for mode in space.moving_modes:
+        bases[mode] = orthonormalize(space.basis_step(direction, rule.lr, mode))
+    target, momentum = space.project_step(direction, rule.lr, bases)
+    _squared_norm(target.core)
+    return Iterate(target, momentum if rule.momentum else None)
+
+
+def basis_step(iterate: Iterate, gradient: TangentVector, rule: SGDRule) -> Augmented:
     """Basis step and lift of `bug`: the weight stays, the bases become orth[U_i | K_i(1)].
 
     K_i(1) = K_i - lr M_{K_i}; only the span counts, so neither K_i nor lr appears. The momentum
@@ -95,19 +116,18 @@ def basis_step(
         iterate: W_0 and the momentum there.
         gradient: P(grad L(W_0)).
         rule: Momentum and weight decay.
-        space: The tangent space at W_0.
 
     Returns:
         W_0 and the momentum in the augmented bases.
 
     Source: arXiv:2305.19059, algorithm 1; arXiv:2201.10291 for the augmentation.
     """
-    core, factors = iterate.point
-    direction = rule.direction(gradient, iterate.momentum, core)
-    new_bases = _new_bases(factors, direction, space.moving_modes)
-    padding = TangentVector(core, tuple(torch.zeros_like(factor) for factor in factors))
-    lifted = TuckerTensor(space.embed(padding, new_bases), _join(factors, new_bases))
-    past = iterate.momentum
+    space, past = iterate
+    direction = rule.direction(gradient, past, space.core)
+    new_bases = _new_bases(space, direction)
+    padding = tuple(torch.zeros_like(factor) for factor in space.factors)
+    core = space.embed(TangentVector(space.core, padding), new_bases)
+    lifted = TuckerTensor(core, _join(space.factors, new_bases))
     return Augmented(lifted, None if past is None else space.embed(past, new_bases))
 
 
@@ -149,31 +169,32 @@ def retract(
         NonFiniteError: The core is not finite.
     """
     core, bases = augmented.point
-    squared_norm = float(torch.linalg.vector_norm(core, dtype=torch.float64)) ** 2
-    if not math.isfinite(squared_norm):
-        raise NonFiniteError(
-            "weight: the step would make it NaN or infinite; nothing was changed. Lower lr"
-        )
-    truncated, projections = truncate(core, policy.rule(squared_norm, ranks, modes), modes)
+    rule = policy.rule(_squared_norm(core), ranks, modes)
+    truncated, projections = truncate(core, rule, modes)
     factors = tuple(
         basis if projection is None else polish_basis(basis @ projection)
         for basis, projection in zip(bases, projections, strict=True)
     )
-    momentum = None
-    if augmented.momentum is not None:
-        # In the coordinates of the augmented bases the new bases are the projections themselves.
-        inner = TangentSpace(truncated, projections, modes).project(augmented.momentum)
-        parts = (basis @ part for basis, part in zip(bases, inner.factors, strict=True))
-        momentum = TangentVector(inner.core, tuple(parts))
-    return Iterate(TuckerTensor(truncated, factors), momentum)
+    space, momentum = TangentSpace(truncated, factors, modes), augmented.momentum
+    if momentum is None:
+        return Iterate(space, None)
+    return Iterate(space, space.project(momentum, bases, projections))
 
 
-def _new_bases(
-    factors: Sequence[Tensor], direction: TangentVector, modes: Collection[int]
-) -> list[Tensor]:
+def _squared_norm(core: Tensor) -> float:
+    squared_norm = float(torch.linalg.vector_norm(core, dtype=torch.float64)) ** 2
+    if not math.isfinite(squared_norm):
+        raise NonFiniteError(
+            "weight: the step would make it NaN or infinite, expected finite values; nothing was "
+            "changed. Lower lr"
+        )
+    return squared_norm
+
+
+def _new_bases(space: TangentSpace, direction: TangentVector) -> list[Tensor]:
     return [
-        new_directions(factor, part) if mode in modes else factor[:, :0]
-        for mode, (factor, part) in enumerate(zip(factors, direction.factors, strict=True))
+        new_directions(factor, part) if mode in space.moving_modes else factor[:, :0]
+        for mode, (factor, part) in enumerate(zip(space.factors, direction.factors, strict=True))
     ]
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from tdlrt.errors import RunError
 from tdlrt.experiments.config import RunConfig
-from tdlrt.experiments.results import EpochMetrics, RunDirectory, write_atomically
+from tdlrt.experiments.results import EpochMetrics, RunDirectory, read_results, write_atomically
 
 CONFIG = RunConfig(model="lenet5", data="digits")
 
@@ -114,3 +114,14 @@ def test_failing_in_the_middle_of_a_file_keeps_the_old_one(tmp_path):
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_collected_results(tmp_path):
+    with pytest.raises(RunError, match=r"holds no result files"):
+        read_results(tmp_path)
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"name": name}))
+    assert read_results(tmp_path) == [{"name": "a"}, {"name": "b"}]
+    (tmp_path / "c.json").write_text("[")
+    with pytest.raises(RunError, match=r"c\.json: no result of a finished run"):
+        read_results(tmp_path)

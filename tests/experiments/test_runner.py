@@ -80,7 +80,9 @@ def test_baseline_is_a_whole_run_with_its_own_learning_rate(finished):
     stored = finished.baseline.read_config()
     assert stored == {**CONFIG.to_dict(), "method": "dense", "lr": 0.02}
     assert len(finished.baseline.read_metrics()) == 3
-    assert finished.baseline.read_summary()["compression"] == 0
+    summary = finished.baseline.read_summary()
+    assert (summary["parameters"], summary["dense_parameters"]) == (131_080, 131_080)
+    assert (summary["compression"], summary["network_compression"]) == (0, 0)
 
 
 def test_stored_model_is_the_trained_one(finished):

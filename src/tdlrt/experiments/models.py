@@ -119,14 +119,13 @@ class _ResidualBlock(nn.Module):
         self.norm1 = nn.BatchNorm2d(width)
         self.conv2 = _conv(width, width, 3)
         self.norm2 = nn.BatchNorm2d(width)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or channels != width:
-            conv, norm = _conv(channels, width, 1, stride), nn.BatchNorm2d(width)
-            self.shortcut = nn.Sequential(OrderedDict(conv=conv, norm=norm))
+        changes = stride > 1 or channels != width
+        self.shortcut = _conv(channels, width, 1, stride) if changes else nn.Identity()
+        self.norm3 = nn.BatchNorm2d(width) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = torch.relu(self.norm1(self.conv1(x)))
-        return torch.relu(self.norm2(self.conv2(hidden)) + self.shortcut(x))
+        return torch.relu(self.norm2(self.conv2(hidden)) + self.norm3(self.shortcut(x)))
 
 
 def _conv(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Conv2d:

@@ -16,7 +16,14 @@ import yaml
 from tdlrt.errors import RunError
 from tdlrt.experiments.config import RunConfig
 
-__all__ = ["EpochMetrics", "RunDirectory", "machine", "versions", "write_atomically"]
+__all__ = [
+    "EpochMetrics",
+    "RunDirectory",
+    "machine",
+    "read_results",
+    "versions",
+    "write_atomically",
+]
 
 FILES = (
     "config.yaml",
@@ -43,7 +50,7 @@ class EpochMetrics:
         test_accuracy: In percent, of the network at the end of the epoch.
         compression: Share of the factorised weights' parameters that is saved.
         network_compression: The same over all parameters.
-        parameters: Parameters of the factorised weights.
+        parameters: Parameters of the factorised weights; of the whole network if none is.
         ranks: Ranks of each factorised layer.
         lr: Learning rate of the last step.
         seconds: Duration of training and test.
@@ -187,11 +194,27 @@ class RunDirectory:
         Raises:
             RunError: `summary.json` is missing or broken.
         """
-        try:
-            summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.summary}: no result of a finished run ({error})") from error
-        return summary
+        return _read_json(self.summary)
+
+
+def read_results(folder: str | Path) -> list[dict[str, Any]]:
+    """Summaries of runs that were collected in a folder as JSON files, in the order of the names.
+
+    Raises:
+        RunError: There is none, or one of them is broken.
+    """
+    paths = sorted(Path(folder).glob("*.json"))
+    if not paths:
+        raise RunError(f"{folder}: holds no result files; expected one JSON file per run")
+    return [_read_json(path) for path in paths]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: no result of a finished run ({error})") from error
+    return summary
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -198,7 +198,7 @@ class Training:
             test_accuracy=test_accuracy,
             compression=size.compression,
             network_compression=size.network_compression,
-            parameters=size.parameters,
+            parameters=size.parameters or size.network_parameters,
             ranks=self.ranks,
             lr=self._lr,
             seconds=self._seconds + time.perf_counter() - started,

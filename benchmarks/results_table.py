@@ -1,0 +1,116 @@
+"""Write docs/results.md from the result files in benchmarks/results.
+
+python benchmarks/results_table.py
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tdlrt.errors import TdlrtError
+from tdlrt.experiments.config import RunConfig
+from tdlrt.experiments.results import read_results
+
+ROOT = Path(__file__).parent.parent
+PLACE = ("seed", "data_dir", "device")
+
+Result = dict[str, Any]
+
+INTRODUCTION = """\
+# Results
+
+Written by `python benchmarks/results_table.py` from the result files in `benchmarks/results`; do
+not edit. Numbers are means over the seeds, ± one standard deviation between them. Accuracy is
+that of the test set after the last epoch. *Compression* is the share of parameters saved, over the
+weights of the factorised layers and over the whole network; *MACs* are multiply-adds for one image.
+"""
+
+
+def main() -> None:
+    folders = sorted(path for path in (ROOT / "benchmarks/results").iterdir() if path.is_dir())
+    try:
+        sections = [section(folder.name, read_results(folder)) for folder in folders]
+    except TdlrtError as error:
+        sys.exit(f"error: {error}")
+    target = ROOT / "docs" / "results.md"
+    target.write_text("\n".join([INTRODUCTION, *sections]), encoding="utf-8")
+    print(f"wrote {target.relative_to(ROOT)}")
+
+
+def section(script: str, results: list[Result]) -> str:
+    """The table of one benchmark, with how its numbers came about."""
+    first = results[0]
+    title = f"{first['model']} on {first['data']}"
+    epochs, batch = first["epochs"], first["config"]["batch_size"]
+    lines = [
+        f"## {title}",
+        "",
+        f"{epochs} epochs, batch {batch}, `benchmarks/{script}.py`.",
+        "",
+        "| method | seeds | accuracy (%) | compression (%) | network (%) | parameters | MACs | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    groups = grouped(results)
+    lines += [row(label, group) for label, group in groups]
+    lines += ["", "Commands, for the first seed of each row:", "", "```sh"]
+    lines += [group[0]["command"] for _, group in groups]
+    lines += ["```", "", *(f"- {fact}" for fact in provenance(results)), ""]
+    return "\n".join(lines)
+
+
+def grouped(results: list[Result]) -> list[tuple[str, list[Result]]]:
+    """Runs that differ in their seed alone, under what they have in common: dense first."""
+    groups: dict[str, list[Result]] = {}
+    order = sorted(results, key=lambda r: (r["method"] != "dense", r["tau"] or 0.0, r["seed"]))
+    for result in order:
+        groups.setdefault(label(result["config"]), []).append(result)
+    return list(groups.items())
+
+
+def label(config: dict[str, Any]) -> str:
+    """Method, tolerance, and every option that is not at its default."""
+    default = RunConfig(model=config["model"], data=config["data"], method=config["method"])
+    words = [config["method"]]
+    if config["method"] == "tdlrt":
+        words.append(f"tau {config['tau']:g}")
+    for name, value in default.to_dict().items():
+        if name not in (*PLACE, "tau") and config[name] != value:
+            words.append(f"{name} {config[name]}")
+    return ", ".join(words)
+
+
+def row(label: str, group: list[Result]) -> str:
+    """One line of the table."""
+    seeds = ", ".join(str(result["seed"]) for result in group)
+    cells = [label, seeds, spread([result["accuracy"] for result in group], 2)]
+    for name in ("compression", "network_compression"):
+        cells.append(spread([100 * result[name] for result in group], 1))
+    for name in ("network_parameters", "macs"):
+        cells.append(f"{statistics.mean(result[name] for result in group):,.0f}")
+    cells.append(f"{statistics.mean(result['seconds'] for result in group):.0f}")
+    return f"| {' | '.join(cells)} |"
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean and, of several values that differ, standard deviation."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    if len(set(values)) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def provenance(results: list[Result]) -> list[str]:
+    """Versions and machines, each distinct combination once."""
+    facts = []
+    for name in ("versions", "machine"):
+        distinct = {json.dumps(result[name]): result[name] for result in results}
+        for values in distinct.values():
+            facts.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
+    return facts
+
+
+if __name__ == "__main__":
+    main()

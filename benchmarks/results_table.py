@@ -50,7 +50,7 @@ def section(script: str, results: list[Result]) -> str:
         "",
         f"{epochs} epochs, batch {batch}, `benchmarks/{script}.py`.",
         "",
-        "| method | seeds | accuracy (%) | compression (%) | network (%) | parameters | MACs | seconds |",
+        "| method | seeds | accuracy (%) | compression (%) | network (%) | parameters | MACs | s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     groups = grouped(results)

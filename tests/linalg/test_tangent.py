@@ -9,6 +9,7 @@ from reference.cases import (
     gaussian,
     laws,
     on_every_device,
+    orthonormal,
     relative_error,
     rounding,
     tucker_cases,
@@ -106,24 +107,84 @@ def test_embedding_in_augmented_bases_changes_nothing(device: str, case: TuckerC
     assert relative_error(embedded, space.to_tensor(tangent)) <= rounding(case.dtype)
 
 
-def test_an_identity_may_stand_for_none_and_modes_may_rest() -> None:
+def test_only_the_chosen_modes_move_and_a_full_basis_never_does() -> None:
     core, z = gaussian((2, 2, 3), 0), gaussian((5, 4, 3), 1)
-    first, second = (reference.truncate(gaussian((n, 2), n), 0)[1][0] for n in (5, 4))
-    identity = torch.eye(3, dtype=torch.float64)
-    absent = TangentSpace(core, [first, second, None])
-    present = TangentSpace(core, [first, second, identity])
-    expected = twin(core, [first, second, identity], z)
-    assert absent.moving_modes == present.moving_modes == (0, 1)
-    for space in (absent, present):
-        assert relative_error(space.to_tensor(space.project(z)), expected) <= 1e-13
+    factors = [orthonormal(n, r, n) for n, r in zip(z.shape, core.shape, strict=True)]
+    expected = twin(core, factors, z)
+    assert TangentSpace(core, factors).moving_modes == (0, 1)
 
-    resting = TangentSpace(core, [first, second, None], modes=(1,))
-    tangent = resting.project(z)
-    assert resting.moving_modes == (1,)
+    space = TangentSpace(core, factors, modes=(1,))
+    tangent = space.project(z)
+    assert space.moving_modes == (1,)
     assert not tangent.factors[0].any()
-    outside = z - reference.mode_product(z, first @ first.T, 0)
-    left_out = reference.tangent_projection(core, [first, second, identity], outside)
-    assert relative_error(resting.to_tensor(tangent), expected - left_out) <= 1e-13
+    outside = z - reference.mode_product(z, factors[0] @ factors[0].T, 0)
+    left_out = reference.tangent_projection(core, factors, outside)
+    assert relative_error(space.to_tensor(tangent), expected - left_out) <= 1e-13
+
+
+@on_every_device
+@laws
+@given(case=tucker_cases())
+def test_coordinates_in_larger_bases_give_the_same_projection(
+    device: str, case: TuckerCase
+) -> None:
+    core = case.core(device)
+    sizes = [min(n, r + 1) for n, r in zip(case.shape, case.ranks, strict=True)]
+    bases = TuckerCase(case.shape, tuple(sizes), case.dtype, case.seed).factors(device)
+    projections = [
+        None if b == r else orthonormal(b, r, case.seed).to(device, case.dtype)
+        for b, r in zip(sizes, case.ranks, strict=True)
+    ]
+    factors = [b if p is None else b @ p for b, p in zip(bases, projections, strict=True)]
+    coordinates = gaussian(sizes, case.seed, case.dtype, device)
+    space = TangentSpace(core, factors)
+    found = space.to_tensor(space.project(coordinates, bases, projections))
+    expected = space.to_tensor(space.project(multi_mode_product(coordinates, bases)))
+    assert relative_error(found, expected) <= rounding(case.dtype)
+
+
+@on_every_device
+@laws
+@given(case=tucker_cases())
+def test_basis_step_is_the_k_step_of_the_moved_point(device: str, case: TuckerCase) -> None:
+    core, factors = case.core(device), case.factors(device)
+    space = TangentSpace(core, factors)
+    tangent = space.project(case.tensor(0, device))
+    moved = multi_mode_product(core, factors) - 0.3 * space.to_tensor(tangent)
+    double, bases = reference.as_double(core), [reference.as_double(u) for u in factors]
+    for mode in space.moving_modes:
+        others = reference.kronecker([u for j, u in enumerate(bases) if j != mode])
+        rows = reference.unfold(double, mode)
+        expected = reference.unfold(reference.as_double(moved), mode) @ others
+        expected = expected @ torch.linalg.pinv(rows) @ rows  # K Q^T, whatever the signs in Q
+        found = space.basis_step(tangent, 0.3, mode)
+        error = relative_error(found @ found.mT, expected @ expected.T)
+        assert error <= rounding(case.dtype) * condition(core)
+
+
+@on_every_device
+@laws
+@given(case=tucker_cases())
+def test_a_projected_step_is_the_projection_of_the_moved_point_and_of_its_velocity(
+    device: str, case: TuckerCase
+) -> None:
+    core, factors = case.core(device), case.factors(device)
+    space = TangentSpace(core, factors)
+    tangent = space.project(case.tensor(0, device))
+    bases = [
+        orthonormal(*u.shape, case.seed + mode).to(u) if mode in space.moving_modes else u
+        for mode, u in enumerate(factors)
+    ]
+    target, transported = space.project_step(tangent, 0.3, bases)
+    velocity = reference.as_double(space.to_tensor(tangent))
+    moved = reference.as_double(multi_mode_product(core, factors)) - 0.3 * velocity
+    projectors = [reference.as_double(u @ u.mT) for u in bases]
+    size, allowed = float(moved.norm() + velocity.norm()), rounding(case.dtype)
+    found = reference.as_double(multi_mode_product(target.core, target.factors))
+    assert (found - reference.multi_product(moved, projectors)).norm() <= allowed * size
+    expected = twin(target.core, bases, velocity)
+    error = (reference.as_double(target.to_tensor(transported)) - expected).norm()
+    assert error <= allowed * condition(target.core) * size
 
 
 @on_every_device
@@ -140,6 +201,17 @@ def test_ill_conditioned_cores_give_bounded_gradients(
     # An orthogonal projection never lengthens; the last value carries a relative error of eps.
     assert gradient.norm() <= 1.25 * z.norm()
     assert TangentSpace(core, factors).project(z).norm() <= (1 + rounding(dtype)) * z.norm()
+
+
+@on_every_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_small_singular_value_still_counts(device: str, dtype: torch.dtype) -> None:
+    case = TuckerCase((7, 6, 5), (3, 3, 3), dtype, 0)
+    value = 2e4 * torch.finfo(dtype).eps
+    core = core_with_smallest_value(value, case.ranks, 0).to(device, dtype)
+    factors, z = case.factors(device), case.tensor(0, device)
+    dense = TangentSpace(core, factors).to_tensor(riemannian_gradient(core, factors, z))
+    assert relative_error(dense, twin(core, factors, z)) <= rounding(dtype) / value
 
 
 @on_every_device

@@ -144,10 +144,11 @@ def test_modes_left_out_stay_whole(case: TuckerCase, tau: float) -> None:
     assert relative_error(restored(core, projections), expected) <= rounding(case.dtype, 1e5)
 
 
-def test_a_mode_made_too_large_by_a_later_cut_is_cut_too() -> None:
+@pytest.mark.parametrize("rank", [5, 6])
+def test_a_mode_made_too_large_by_a_later_cut_is_cut_too(rank: int) -> None:
     tensor = gaussian((6, 2, 3), 0)
-    core, projections = truncate(tensor, FixedRank().rule(0.0, (6, 1, 3), range(3)))
-    expected_core, factors = reference.truncate(tensor, ranks=(6, 1, 3))
+    core, projections = truncate(tensor, FixedRank().rule(0.0, (rank, 1, 3), range(3)))
+    expected_core, factors = reference.truncate(tensor, ranks=(rank, 1, 3))
     assert core.shape == (3, 1, 3)
     expected = reference.tucker_to_dense(expected_core, factors)
     assert relative_error(restored(core, projections), expected) <= 1e-12

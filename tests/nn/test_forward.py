@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import reference
 import tdlrt
 from reference.cases import gaussian, on_every_device, relative_error, rounding
+from tdlrt.functional import conv_stages
 from tdlrt.nn import TuckerConv1d, TuckerConv2d, TuckerConv3d, TuckerLayer, TuckerLinear
 from tdlrt.ranks import RelativeTolerance
 
@@ -207,9 +208,17 @@ def test_start_is_the_truncated_hosvd_of_the_weight(device: str, case: Case) -> 
     layer.check_invariants()
 
 
+def test_a_channel_mode_of_full_rank_costs_no_stage() -> None:
+    for rank, expected in {(4, 5, 3, 3): (True, False), (5, 4, 3, 3): (False, True)}.items():
+        layer = TuckerConv2d(5, 5, 3, rank=rank)
+        reduce, _, expand = conv_stages(layer.core, list(layer.factors))
+        assert (expand is not None, reduce is not None) == expected
+
+
 def test_explicit_ranks_are_the_ranks() -> None:
     assert TuckerConv2d(8, 8, 3, rank=(3, 2, 2, 3)).ranks == (3, 2, 2, 3)
     assert TuckerConv2d(8, 6, 3, rank=0.5).ranks == (3, 4, 3, 3)
+    assert TuckerConv2d(4, 6, 7, rank=0.5).ranks == (3, 4, 7, 7)
     assert TuckerConv2d(8, 6, 3, rank=4).ranks == (4, 4, 3, 3)
     assert TuckerConv2d(8, 6, 3, rank="full").ranks == (6, 8, 3, 3)
     assert TuckerConv2d(8, 6, 3, rank=2, modes="channels").ranks == (2, 2, 3, 3)

@@ -42,7 +42,7 @@ def test_lines_in_a_pipe(tdlrt, tmp_path):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert max(map(len, lines[:-1])) <= 80
-    assert lines[0].startswith("lenet5 (tdlrt) on digits: 1,437 training and 360 test images")
+    assert lines[0].startswith("lenet5 (tdlrt) on digits: 1,437 training, 360 test images 1x8x8")
     assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["1/2", "2/2"] * 2
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     for layer in summary["layers"]:

@@ -66,11 +66,10 @@ class LineDisplay(SilentDisplay):
     def started(self, training: Training, data: ImageData) -> None:
         """Say what is about to be trained, and on what."""
         config = training.config
-        shape, classes = ranks_text(data.image_shape), len(data.classes)
         self._print(
             f"{config.model} ({config.method}) on {config.data}: "
-            f"{len(data.train_labels):,} training and {len(data.test_labels):,} test images, "
-            f"{shape}, {classes} classes"
+            f"{len(data.train_labels):,} training, {len(data.test_labels):,} test images "
+            f"{ranks_text(data.image_shape)}"
         )
         if training.step:
             self._print(f"continuing after step {training.step} of {training.steps}")
@@ -105,11 +104,10 @@ class LiveDisplay(LineDisplay):
         super().__init__(console, out)
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=20),  # leaves room for the terminal's "^C" on the line
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             console=console,
-            expand=True,
         )
         self._task = self._progress.add_task("", total=None)
         self._live = Live(self._progress, console=console, transient=True, auto_refresh=False)

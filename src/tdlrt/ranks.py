@@ -17,6 +17,7 @@ __all__ = [
     "RankPolicy",
     "RankSpec",
     "RelativeTolerance",
+    "explicit_ranks",
     "initial_rank_rule",
 ]
 
@@ -114,10 +115,15 @@ def initial_rank_rule(
     """
     if isinstance(spec, RelativeTolerance):
         return spec.rule(squared_norm, shape, modes)
-    return FixedRank().rule(squared_norm, _explicit_ranks(spec, shape), modes)
+    return FixedRank().rule(squared_norm, explicit_ranks(spec, shape), modes)
 
 
-def _explicit_ranks(spec: object, shape: Sequence[int]) -> tuple[int, ...]:
+def explicit_ranks(spec: object, shape: Sequence[int]) -> tuple[int, ...]:
+    """Ranks that a fraction, an int, a tuple or 'full' means for a weight of the given shape.
+
+    Raises:
+        RankError: The rank is none of these, not positive, or larger than its mode.
+    """
     if spec == "full":
         return tuple(shape)
     if isinstance(spec, float):

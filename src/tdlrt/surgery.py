@@ -15,7 +15,7 @@ from torch import nn
 from tdlrt.errors import NothingMatchedError, UnsupportedLayerError
 from tdlrt.nn import FACTORIZERS, TuckerLayer
 from tdlrt.nn.layer import Modes, weight_shape
-from tdlrt.ranks import RankSpec, RelativeTolerance
+from tdlrt.ranks import RankSpec, RelativeTolerance, explicit_ranks
 from tdlrt.tables import format_table
 
 __all__ = [
@@ -78,7 +78,6 @@ class FactorizationReport:
         table = [
             [
                 row.name,
-                row.kind,
                 _times(row.shape),
                 "-" if row.ranks is None else _times(row.ranks),
                 f"{row.dense_parameters:,}",
@@ -87,7 +86,7 @@ class FactorizationReport:
             ]
             for row in self.rows
         ]
-        header = ["layer", "kind", "shape", "ranks", "dense", "now", "note"]
+        header = ["layer", "shape", "ranks", "dense", "now", "note"]
         hits = self.factorized
         before = sum(row.dense_parameters for row in hits)
         after = sum(row.parameters for row in hits)
@@ -139,22 +138,23 @@ def factorize_(
         NonFiniteError: A weight is not finite.
     """
     candidates = _candidates(model)
-    _check_patterns(candidates, rank, include, exclude)
-    tied = _tied_weights(model)
-    head = _output_head(candidates)
+    ranks = rank if isinstance(rank, Mapping) else {"*": rank}
+    _check_patterns(candidates, ranks, include, exclude)
+    tied, head = _tied_weights(model), _output_head(candidates)
     replacements: dict[nn.Module, nn.Module] = {}
     rows = []
     for name, module in candidates.items():
-        spec = _rank_for(name, rank)
-        reason = _selection_reason(name, spec, include, exclude)
+        pattern = next((pattern for pattern in ranks if fnmatchcase(name, pattern)), None)
+        reason = _selection_reason(name, pattern, include, exclude)
         if reason is None and module is head and include is None:
             reason = "output head"
         reason = reason or _layer_reason(module, tied, modes)
-        if reason is None and spec is not None:
+        if reason is None and pattern is not None:
+            spec = ranks[pattern]
             scale = _resolve_scale(init_scale, spec)
             layer = FACTORIZERS[type(module)](module, rank=spec, modes=modes, init_scale=scale)
             replacements[module] = layer
-            rows.append(_hit(name, module, layer))
+            rows.append(_hit(name, module, layer, spec))
         else:
             rows.append(_skip(name, module, reason or ""))
     report = FactorizationReport(rows=tuple(rows))
@@ -222,12 +222,12 @@ def _candidates(model: nn.Module) -> dict[str, nn.Module]:
 
 def _check_patterns(
     candidates: Mapping[str, nn.Module],
-    rank: RankSpec | Mapping[str, RankSpec],
+    ranks: Mapping[str, RankSpec],
     include: Patterns | None,
     exclude: Patterns | None,
 ) -> None:
     groups = {
-        "rank": list(rank) if isinstance(rank, Mapping) else [],
+        "rank": [pattern for pattern in ranks if pattern != "*"],
         "include": _as_list(include),
         "exclude": _as_list(exclude),
     }
@@ -241,13 +241,13 @@ def _check_patterns(
 
 
 def _selection_reason(
-    name: str, spec: RankSpec | None, include: Patterns | None, exclude: Patterns | None
+    name: str, pattern: str | None, include: Patterns | None, exclude: Patterns | None
 ) -> str | None:
     if include is not None and not _matches(name, include):
         return "not included"
     if exclude is not None and _matches(name, exclude):
         return "excluded"
-    return "no rank pattern matches" if spec is None else None
+    return "no rank pattern matches" if pattern is None else None
 
 
 def _layer_reason(module: nn.Module, tied: set[nn.Module], modes: Modes) -> str | None:
@@ -260,15 +260,15 @@ def _layer_reason(module: nn.Module, tied: set[nn.Module], modes: Modes) -> str 
     if type(module) not in FACTORIZERS:
         return f"{kind} is not a plain torch layer"
     if getattr(module, "groups", 1) != 1:
-        return f"grouped convolution (groups={module.groups})"
+        return f"grouped ({module.groups} groups)"
     if "weight" not in module._parameters:
-        return "its weight is computed from other parameters"
+        return "weight computed from other parameters"
     if module in tied:
-        return "its weight is tied to another layer"
+        return "weight tied to another layer"
     if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)):
         return "has hooks, which would be lost"
     if _smallest_size(shape, modes) >= math.prod(shape):
-        return "too small: rank 1 would not save anything"
+        return "too small to save anything"
     return None
 
 
@@ -292,12 +292,6 @@ def _tied_weights(model: nn.Module) -> set[nn.Module]:
     return {module for key, module in owners if counts[key] > 1}
 
 
-def _rank_for(name: str, rank: RankSpec | Mapping[str, RankSpec]) -> RankSpec | None:
-    if not isinstance(rank, Mapping):
-        return rank
-    return next((spec for pattern, spec in rank.items() if fnmatchcase(name, pattern)), None)
-
-
 def _resolve_scale(init_scale: float | str | None, spec: RankSpec) -> float | None:
     if init_scale != "auto":
         return init_scale  # type: ignore[return-value]
@@ -305,9 +299,11 @@ def _resolve_scale(init_scale: float | str | None, spec: RankSpec) -> float | No
     return None if keeps else DEFAULT_INIT_SCALE
 
 
-def _hit(name: str, module: nn.Module, layer: TuckerLayer) -> FactorizationRow:
+def _hit(name: str, module: nn.Module, layer: TuckerLayer, spec: RankSpec) -> FactorizationRow:
     dense, now = math.prod(layer.shape), layer.weight_parameters
-    note = "starts larger than dense" if now > dense else ""
+    note = _clipping_note(spec, layer)
+    if not note and now > dense:
+        note = "starts larger than dense"
     return FactorizationRow(
         name=name,
         kind=type(module).__name__,
@@ -317,6 +313,14 @@ def _hit(name: str, module: nn.Module, layer: TuckerLayer) -> FactorizationRow:
         dense_parameters=dense,
         note=note,
     )
+
+
+def _clipping_note(spec: RankSpec, layer: TuckerLayer) -> str:
+    if isinstance(spec, RelativeTolerance):
+        return ""
+    asked = explicit_ranks(spec, layer.shape)
+    cuts = [(one, other) for one, other in zip(asked, layer.ranks, strict=True) if one > other]
+    return "".join(f"rank {one} cut to {other}, the others' product" for one, other in cuts)
 
 
 def _skip(name: str, module: nn.Module, reason: str) -> FactorizationRow:

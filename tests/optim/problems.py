@@ -23,9 +23,7 @@ LAYERS = {
 class Regression:
     """Fit the output of one layer to a target; knows the gradient with respect to the weight."""
 
-    def __init__(
-        self, kind: str, *, rank: object = 0.5, modes: str = "all", seed: int = 0
-    ) -> None:
+    def __init__(self, kind: str, *, rank: object = 0.5, modes: str = "all", seed: int = 0) -> None:
         make, shape = LAYERS[kind]
         torch.manual_seed(seed)
         self.layer = make(rank=rank, modes=modes, dtype=torch.float64)

@@ -80,7 +80,7 @@ def mode_product(tensor: Tensor, matrix: Tensor, mode: int) -> Tensor:
         mode: i, counted from 0.
 
     Returns:
-        A contiguous tensor of shape n_1 x ... x m x ... x n_d.
+        A tensor of shape n_1 x ... x m x ... x n_d.
     """
     shape = tensor.shape
     before, after = math.prod(shape[:mode]), math.prod(shape[mode + 1 :])

@@ -255,9 +255,8 @@ def _initial_tensor(
         else polish_basis(projection)
         for size, projection in zip(weight.shape, projections, strict=True)
     )
-    return TuckerTensor(
-        core.to(weight.dtype, copy=True), tuple(factor.to(weight.dtype) for factor in factors)
-    )
+    parts = [part.to(weight.dtype, copy=True).contiguous() for part in (core, *factors)]
+    return TuckerTensor(parts[0], tuple(parts[1:]))
 
 
 def _check_shapes(layer: TuckerLayer, core: Tensor, factors: Sequence[Tensor]) -> None:

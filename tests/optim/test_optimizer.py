@@ -1,0 +1,456 @@
+"""TDLRT as a torch optimiser: identity, state, schedules, errors, memory."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tdlrt
+from optim.problems import LAYERS, Regression
+from tdlrt.linalg import orthonormality_error
+
+
+def network(seed=0, dtype=torch.float32):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1, dtype=dtype),
+        nn.BatchNorm2d(12, dtype=dtype),
+        nn.ReLU(),
+        nn.Conv2d(12, 16, 3, stride=2, dtype=dtype),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(144, 20, dtype=dtype),
+        nn.ReLU(),
+        nn.Linear(20, 5, dtype=dtype),
+    )
+    tdlrt.factorize_(model, rank=0.5)
+    return model
+
+
+def batch(seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(16, 3, 8, 8, generator=generator, dtype=dtype)
+    return images, torch.randint(0, 5, (16,), generator=generator)
+
+
+def closure_for(model, images, labels):
+    def closure():
+        model.zero_grad()
+        loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def train(model, optimizer, steps, start=0):
+    for step in range(start, start + steps):
+        optimizer.step(closure_for(model, *batch(step % 7)))
+
+
+def optimizer_for(model, **options):
+    options = {"lr": 0.05, "momentum": 0.9, "tau": 0.1} | options
+    return tdlrt.TDLRT(model, torch.optim.SGD, **options)
+
+
+def tucker_layers(model):
+    return [module for module in model.modules() if isinstance(module, tdlrt.nn.TuckerLayer)]
+
+
+INTEGRATORS = pytest.mark.parametrize("integrator", ["parallel", "bug"])
+
+
+@INTEGRATORS
+@pytest.mark.parametrize("decay", [0.0, 5e-3])
+def test_bases_stay_orthonormal_and_every_parameter_moves(integrator, decay):
+    model = network()
+    optimizer = optimizer_for(model, integrator=integrator, weight_decay=decay)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    identities = [id(p) for p in model.parameters()]
+    ranks = [layer.ranks for layer in tucker_layers(model)]
+
+    train(model, optimizer, 200)
+
+    assert [id(p) for p in model.parameters()] == identities
+    assert [layer.ranks for layer in tucker_layers(model)] != ranks
+    for layer in tucker_layers(model):
+        layer.check_invariants()
+        for basis in layer.factors:
+            assert orthonormality_error(basis.detach()) <= 1e-5
+    for name, parameter in model.named_parameters():
+        full_basis = parameter.ndim == 2 and parameter.shape[0] == parameter.shape[1]
+        if not full_basis:
+            moved = parameter.shape != before[name].shape
+            assert moved or not torch.equal(parameter, before[name]), name
+
+
+@INTEGRATORS
+@pytest.mark.parametrize("tau", [0.1, 0.3])
+def test_a_step_stays_within_tau_of_the_untruncated_one(integrator, tau):
+    results = []
+    for tolerance in (0.0, tau):
+        problem = Regression("conv2d")
+        optimizer = tdlrt.TDLRT(
+            problem.model, torch.optim.SGD, lr=0.001, tau=tolerance, integrator=integrator
+        )
+        optimizer.step(problem.closure)
+        results.append((problem.layer.dense_weight().detach(), problem.layer.ranks))
+    (exact, full), (truncated, ranks) = results
+    assert sum(ranks) < sum(full)
+    assert (truncated - exact).norm() <= tau * exact.norm()
+
+
+def test_ranks_grow_where_the_data_ask_for_it():
+    problem = Regression("linear", rank=1)
+    optimizer = tdlrt.TDLRT(problem.model, torch.optim.SGD, lr=0.2, tau=0.01)
+    for _ in range(20):
+        optimizer.step(problem.closure)
+    assert problem.layer.ranks[0] > 1
+
+
+@INTEGRATORS
+def test_fixed_rank_keeps_ranks_and_turns_bases(integrator):
+    model = network()
+    optimizer = optimizer_for(model, tau=None, rank_policy=tdlrt.FixedRank(), integrator=integrator)
+    ranks = [layer.ranks for layer in tucker_layers(model)]
+    basis = tucker_layers(model)[1].factors[0].detach().clone()
+    train(model, optimizer, 5)
+    assert [layer.ranks for layer in tucker_layers(model)] == ranks
+    assert not torch.allclose(tucker_layers(model)[1].factors[0], basis)
+
+
+def test_ranks_are_examined_every_so_many_steps():
+    model = network()
+    optimizer = optimizer_for(model, tau=0.5, adapt_every=3)
+    seen = [[layer.ranks for layer in tucker_layers(model)]]
+    for step in range(6):
+        train(model, optimizer, 1, start=step)
+        seen.append([layer.ranks for layer in tucker_layers(model)])
+    assert seen[0] == seen[1] == seen[2] != seen[3] == seen[4] == seen[5]
+
+
+@INTEGRATORS
+def test_frozen_ranks_stay(integrator):
+    model = network()
+    optimizer = optimizer_for(model, tau=0.3, integrator=integrator)
+    train(model, optimizer, 3)
+    optimizer.freeze_ranks()
+    ranks = [layer.ranks for layer in tucker_layers(model)]
+    train(model, optimizer, 5)
+    assert optimizer.ranks_frozen
+    assert [layer.ranks for layer in tucker_layers(model)] == ranks
+
+
+def test_other_parameters_get_the_plain_optimizer():
+    model, plain = network(), None
+    reference = network()
+    optimizer = optimizer_for(model, weight_decay=0.01)
+    head, reference_head = model[-1], reference[-1]
+    plain = torch.optim.SGD(reference_head.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+    for step in range(3):
+        closure_for(model, *batch(step))()
+        for own, other in zip(head.parameters(), reference_head.parameters(), strict=True):
+            other.grad = own.grad.clone()
+        optimizer.step()
+        plain.step()
+        for own, other in zip(head.parameters(), reference_head.parameters(), strict=True):
+            assert torch.equal(own, other)
+
+
+def test_a_scheduler_drives_both_groups():
+    model = network()
+    optimizer = optimizer_for(model)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.0)
+    train(model, optimizer, 1)
+    scheduler.step()
+    model[1].eval()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    weights = [layer.dense_weight().detach() for layer in tucker_layers(model)]
+    optimizer.freeze_ranks()
+    train(model, optimizer, 1)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]
+    for layer, weight in zip(tucker_layers(model), weights, strict=True):
+        assert torch.allclose(layer.dense_weight(), weight, atol=1e-6)
+    assert torch.equal(model[-1].weight, before["8.weight"])
+
+
+@INTEGRATORS
+@pytest.mark.parametrize("closures", [True, False])
+def test_save_load_continue_equals_continue(integrator, closures):
+    def run(model, optimizer, calls, start):
+        for call in range(start, start + calls):
+            closure = closure_for(model, *batch(call % 7))
+            if closures:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+
+    def build(seed):
+        model = network(seed)
+        options = {"integrator": integrator, "core_steps": 2 if integrator == "bug" else 1}
+        return model, optimizer_for(model, tau=0.2, **options)
+
+    model, optimizer = build(0)
+    run(model, optimizer, 5, 0)  # without closures `bug` is now between two core steps
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    other, other_optimizer = build(1)
+    other.load_state_dict(saved["model"])
+    other_optimizer.load_state_dict(saved["optimizer"])
+
+    run(model, optimizer, 5, 5)
+    run(other, other_optimizer, 5, 5)
+
+    for own, loaded in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(own, loaded)
+
+
+@pytest.mark.parametrize("where", ["gradient", "weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@INTEGRATORS
+def test_non_finite_numbers_change_nothing(where, value, integrator):
+    model = network()
+    optimizer = optimizer_for(model, integrator=integrator)
+    train(model, optimizer, 2)
+    closure_for(model, *batch())()
+    layer = tucker_layers(model)[1]
+    if where == "gradient":
+        layer.factors[0].grad[0, 0] = value
+    else:
+        layer.core.data.view(-1)[0] = value
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    with pytest.raises(tdlrt.NonFiniteError, match=r"3\.(core|factors).*nothing was changed"):
+        optimizer.step()
+    assert_same(before, (model.state_dict(), optimizer.state_dict()))
+
+
+def test_a_step_that_overflows_changes_nothing():
+    model = network()
+    optimizer = optimizer_for(model, lr=1e38)
+    closure_for(model, *batch())()
+    before = copy.deepcopy(model.state_dict())
+    for layer in tucker_layers(model):
+        layer.core.grad *= 1e6
+    with pytest.raises(tdlrt.NonFiniteError, match="Lower lr"):
+        optimizer.step()
+    assert_same(before, model.state_dict())
+
+
+@pytest.mark.parametrize("failing_call", [2, 3])
+def test_a_closure_that_fails_in_the_core_phase(failing_call):
+    model = network()
+    optimizer = optimizer_for(model, integrator="bug", core_steps=2)
+    train(model, optimizer, 1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    state = copy.deepcopy(optimizer.state_dict())
+    calls = 0
+    good = closure_for(model, *batch())
+
+    def closure():
+        nonlocal calls
+        calls += 1
+        if calls == failing_call:
+            raise KeyboardInterrupt
+        return good()
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(closure)
+    if failing_call == 2:  # no core step was taken: as if the step had never begun
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, before[name])
+        assert_same(state, optimizer.state_dict())
+    for layer in tucker_layers(model):
+        layer.check_invariants()
+    optimizer.step(good)
+
+
+def assert_same(expected, actual):
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(expected, actual) or (expected != expected).any()
+        assert expected.shape == actual.shape
+    elif isinstance(expected, dict):
+        assert expected.keys() == actual.keys()
+        for key in expected:
+            assert_same(expected[key], actual[key])
+    elif isinstance(expected, list | tuple):
+        assert len(expected) == len(actual)
+        for one, other in zip(expected, actual, strict=True):
+            assert_same(one, other)
+    else:
+        assert expected == actual
+
+
+def test_a_layer_without_gradient_rests():
+    model = network()
+    optimizer = optimizer_for(model)
+    layer = tucker_layers(model)[0].requires_grad_(False)
+    before = layer.core.detach().clone()
+    train(model, optimizer, 2)
+    assert torch.equal(layer.core, before)
+
+
+def test_a_layer_with_half_a_gradient_is_refused():
+    model = network()
+    optimizer = optimizer_for(model)
+    closure_for(model, *batch())()
+    tucker_layers(model)[0].core.grad = None
+    with pytest.raises(tdlrt.IntegratorStateError, match=r"^0: got a gradient for some"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("tau", [-0.1, 1.0, 2, float("nan"), "0.1", True])
+def test_tau_outside_its_range(tau):
+    with pytest.raises(tdlrt.RankError, match=r"tau: got .* expected a number in \[0, 1\)"):
+        optimizer_for(network(), tau=tau)
+
+
+@pytest.mark.parametrize("optimizer_cls", [torch.optim.AdamW, torch.optim.LBFGS, "SGD"])
+def test_an_optimizer_without_a_rule(optimizer_cls):
+    with pytest.raises(tdlrt.UnsupportedOptimizerError, match=r"use torch\.optim\.SGD"):
+        tdlrt.TDLRT(network(), optimizer_cls, lr=0.1)
+
+
+@pytest.mark.parametrize("option", ["nesterov", "fused", "differentiable"])
+def test_an_option_without_a_rule(option):
+    options = {"momentum": 0.9, option: True} if option != "differentiable" else {option: True}
+    with pytest.raises(tdlrt.UnsupportedOptimizerError, match=f"{option}: got True"):
+        tdlrt.TDLRT(network(), torch.optim.SGD, lr=0.1, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"integrator": "euler"}, r"integrator: got 'euler', expected 'parallel' or 'bug'"),
+        ({"adapt_every": 0}, r"adapt_every: got 0, expected an int of at least 1"),
+        ({"core_steps": 1.5}, r"core_steps: got 1.5, expected an int of at least 1"),
+        ({"rank_policy": tdlrt.FixedRank()}, r"tau: got 0.1 and rank_policy.*give one"),
+        ({"rank_policy": 3, "tau": None}, r"rank_policy: got 3, expected RelativeTolerance"),
+        ({"lr": -1.0}, "Invalid learning rate"),
+    ],
+)
+def test_other_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        optimizer_for(network(), **options)
+
+
+def test_a_dense_model_is_refused():
+    with pytest.raises(tdlrt.NothingMatchedError, match=r"call tdlrt\.factorize_"):
+        tdlrt.TDLRT(nn.Linear(3, 3), torch.optim.SGD)
+
+
+def test_a_closure_in_the_middle_of_an_alternation():
+    model = network()
+    optimizer = optimizer_for(model, integrator="bug", core_steps=2)
+    closure = closure_for(model, *batch())
+    closure()
+    optimizer.step()
+    with pytest.raises(tdlrt.IntegratorStateError, match="2 more times"):
+        optimizer.step(closure)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda state: state.pop("tdlrt"), "without a 'tdlrt' entry"),
+        (lambda state: state["tdlrt"].update(integrator="bug"), "of integrator='bug'"),
+        (lambda state: state["param_groups"][0]["params"].pop(), "of another model"),
+    ],
+)
+def test_a_state_that_does_not_fit(break_it, message):
+    model = network()
+    optimizer = optimizer_for(model)
+    state = optimizer.state_dict()
+    break_it(state)
+    with pytest.raises(tdlrt.IntegratorStateError, match=message):
+        optimizer.load_state_dict(state)
+
+
+def test_a_state_of_other_ranks():
+    model = network()
+    optimizer = optimizer_for(model, tau=0.5)
+    train(model, optimizer, 3)
+    fresh = optimizer_for(network())
+    with pytest.raises(tdlrt.IntegratorStateError, match="load the model's state_dict before"):
+        fresh.load_state_dict(optimizer.state_dict())
+
+
+def test_a_momentum_left_behind_by_the_model():
+    model = network()
+    optimizer = optimizer_for(model, tau=0.5)
+    initial = copy.deepcopy(model.state_dict())
+    train(model, optimizer, 3)
+    model.load_state_dict(initial)
+    closure_for(model, *batch())()
+    with pytest.raises(tdlrt.IntegratorStateError, match="got a momentum of shape"):
+        optimizer.step()
+
+
+class Allocations(TorchDispatchMode):
+    """Largest tensor that any operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in torch.utils._pytree.tree_leaves(result):
+            if isinstance(value, torch.Tensor):
+                self.largest = max(self.largest, value.numel())
+        return result
+
+
+@INTEGRATORS
+@pytest.mark.parametrize("policy", [tdlrt.RelativeTolerance(0.01), tdlrt.FixedRank()])
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_nothing_of_the_size_of_the_weight_is_allocated(integrator, policy, kind):
+    if kind == "conv":
+        layer = tdlrt.nn.TuckerConv2d(512, 512, 3, padding=1, rank=(24, 24, 3, 3))
+        inputs = torch.randn(2, 512, 2, 2)
+    else:
+        layer = tdlrt.nn.TuckerLinear(512, 512, rank=24)
+        inputs = torch.randn(2, 512)
+    model = nn.Sequential(layer)
+    optimizer = optimizer_for(model, tau=None, rank_policy=policy, integrator=integrator)
+
+    def closure():
+        model.zero_grad()
+        loss = model(inputs).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with Allocations() as allocations:
+        optimizer.step(closure)
+    assert 0 < allocations.largest < 512 * 512
+
+
+def test_old_graphs_survive_a_change_of_rank():
+    model = network()
+    optimizer = optimizer_for(model, tau=0.5)
+    losses = []
+    for step in range(3):
+        model.zero_grad()
+        loss = nn.functional.cross_entropy(model(batch(step)[0]), batch(step)[1])
+        loss.backward()
+        losses.append(loss)
+        optimizer.step()
+    assert len(losses) == 3
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_zero_weight_can_leave_zero(kind):
+    problem = Regression(kind)
+    problem.layer.core.data.zero_()
+    optimizer = tdlrt.TDLRT(problem.model, torch.optim.SGD, lr=0.002, momentum=0.9, tau=0.1)
+    first = problem.closure().item()
+    for _ in range(20):
+        optimizer.step(problem.closure)
+    assert problem.closure().item() < first
+    problem.layer.check_invariants()

@@ -316,8 +316,8 @@ def _hit(name: str, module: nn.Module, layer: TuckerLayer, spec: RankSpec) -> Fa
 
 
 def _clipping_note(spec: RankSpec, layer: TuckerLayer) -> str:
-    if isinstance(spec, RelativeTolerance):
-        return ""
+    if isinstance(spec, RelativeTolerance) or len(layer.shape) == 2:
+        return ""  # the ranks of a matrix are one number, whatever was asked
     asked = explicit_ranks(spec, layer.shape)
     cuts = [(one, other) for one, other in zip(asked, layer.ranks, strict=True) if one > other]
     return "".join(f"rank {one} cut to {other}, the others' product" for one, other in cuts)

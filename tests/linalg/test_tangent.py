@@ -14,6 +14,7 @@ from reference.cases import (
     rounding,
     tucker_cases,
 )
+from tdlrt.errors import RankError
 from tdlrt.linalg import TangentSpace, TangentVector, multi_mode_product, new_directions
 
 
@@ -236,3 +237,15 @@ def test_a_zero_core_gives_the_gradient_of_the_core_alone(device: str) -> None:
     assert not any(part.any() for part in gradient.factors)
     expected = multi_mode_product(z, factors, transpose=True)
     assert relative_error(gradient.core, expected) <= rounding(torch.float32)
+
+
+def test_a_subnormal_core_gives_a_finite_gradient():
+    core = torch.full((2, 2, 2), 1e-40)
+    factors = [torch.eye(4)[:, :2]] * 3
+    gradient = TangentSpace(core, factors).gradient(torch.ones(2, 2, 2), [torch.ones(4, 2)] * 3)
+    assert all(torch.isfinite(part).all() for part in gradient.factors)
+
+
+def test_ranks_that_no_core_can_have():
+    with pytest.raises(RankError, match="rank 5 of mode 0 is larger than the product"):
+        TangentSpace(torch.ones(5, 2, 2), [torch.eye(6)[:, :5], *[torch.eye(4)[:, :2]] * 2])

@@ -181,3 +181,21 @@ def test_the_error_names_the_layer_in_its_model() -> None:
     model = nn.Sequential(nn.ReLU(), conv(2))
     with pytest.raises(StateDictError, match=r"1\.factors\.2"):
         model.load_state_dict(without("1.factors.2")(model.state_dict()))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_bias_of_another_layer_changes_nothing(bias):
+    layer = TuckerLinear(9, 8, bias=bias, rank=2)
+    other = TuckerLinear(9, 8, rank=3).state_dict()
+    other["bias"] = torch.zeros(5)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    with pytest.raises(StateDictError, match=r"^bias: got one of shape \(5,\), expected"):
+        layer.load_state_dict(other)
+    assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
+
+
+def test_a_core_that_is_no_tensor():
+    layer = TuckerLinear(9, 8, rank=2)
+    state = dict(layer.state_dict(), core=None)
+    with pytest.raises(StateDictError, match="core: missing"):
+        layer.load_state_dict(state)

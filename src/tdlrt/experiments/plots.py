@@ -11,8 +11,9 @@ from tdlrt.experiments.results import EpochMetrics, RunDirectory
 
 __all__ = ["draw_plots"]
 
-COLOURS = {"run": "#1f5fa8", "baseline": "#7a7a7a"}
+COLOURS = {"TDLRT": "#1f5fa8", "dense": "#7a7a7a"}
 MODE_COLOURS = ("#1f5fa8", "#d1651a", "#2c8a57", "#8a4fa3", "#7a7a7a")
+MODE_WIDTHS = (4.4, 3.2, 2.2, 1.4, 0.8)  # equal ranks stay visible: thin lines on thick ones
 MODE_NAMES = {
     2: ("output", "input"),
     3: ("output", "input", "length"),
@@ -61,9 +62,9 @@ def _draw_compression(history: History, path: Path) -> None:
     weights = [100 * metrics.compression for metrics in history]
     network = [100 * metrics.network_compression for metrics in history]
     label = f"factorised weights: {weights[-1]:.1f}"
-    _line(axes, history, weights, label, COLOURS["run"])
+    _line(axes, history, weights, label, COLOURS["TDLRT"])
     label = f"whole network: {network[-1]:.1f}"
-    _line(axes, history, network, label, COLOURS["run"], dashed=True)
+    _line(axes, history, network, label, COLOURS["TDLRT"], dashed=True)
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path)
 
@@ -83,14 +84,13 @@ def _draw_ranks(history: History, path: Path) -> None:
         ranks = [metrics.ranks[layer] for metrics in history]
         for mode, name in enumerate(MODE_NAMES[len(ranks[0])]):
             values = [rank[mode] for rank in ranks]
-            lines[name] = axes.plot(
+            (lines[name],) = axes.plot(
                 [metrics.epoch for metrics in history],
                 values,
                 color=MODE_COLOURS[mode],
-                marker=".",
-                markersize=4,
-                linewidth=1.2,
-            )[0]
+                linewidth=MODE_WIDTHS[mode],
+                marker="o" if len(history) == 1 else None,
+            )
         _tidy(axes)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         axes.set_ylim(bottom=0)
@@ -107,7 +107,9 @@ def _draw_ranks(history: History, path: Path) -> None:
 
 
 def _curves(history: History, dense: History) -> list[tuple[str, History]]:
-    return [("run", history)] + ([("baseline", dense)] if dense else [])
+    """What to draw under which name, the baseline beneath the run."""
+    own = "TDLRT" if history[-1].ranks else "dense"
+    return [("dense", dense), (own, history)] if dense else [(own, history)]
 
 
 def _chart(label: str) -> tuple[Figure, Axes]:

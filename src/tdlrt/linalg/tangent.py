@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tdlrt.errors import RankError
 from tdlrt.linalg.algebra import fold, mode_product, multi_mode_product, unfold
 from tdlrt.linalg.bases import positive_qr, reject
 
@@ -45,6 +46,9 @@ class TangentSpace:
         core: C, of shape r_1 x ... x r_d with r_i <= prod_{j != i} r_j.
         factors: U_i, of shape n_i x r_i with orthonormal columns.
         modes: The modes whose bases may move, all by default; a full basis (r_i = n_i) never does.
+
+    Raises:
+        RankError: A rank is larger than the product of the others.
     """
 
     def __init__(
@@ -60,6 +64,11 @@ class TangentSpace:
         self._rows: dict[int, Tensor] = {}
         for mode, factor in enumerate(self.factors):
             if factor.shape[0] > factor.shape[1] and mode in self.modes:
+                if core.shape[mode] ** 2 > core.numel():
+                    raise RankError(
+                        f"core: got ranks {tuple(core.shape)}; rank {core.shape[mode]} of mode "
+                        f"{mode} is larger than the product of the others, lower it to that"
+                    )
                 q, r = positive_qr(unfold(core, mode).mT)
                 self._lower[mode], self._rows[mode] = r.mT, q.mT
 
@@ -256,6 +265,6 @@ def _inverse_transpose(lower: Tensor) -> Tensor:
     if condition <= 1 / cutoff:  # false for NaN
         return inverse
     left, values, right = torch.linalg.svd(lower)
-    kept = values > cutoff * values[0]
+    kept = values > torch.clamp(cutoff * values[0], min=torch.finfo(lower.dtype).tiny)
     result: Tensor = (left * torch.where(kept, 1 / values, 0)) @ right
     return result

@@ -178,12 +178,13 @@ class TuckerLayer(nn.Module):
     ) -> None:
         """Resize to the incoming ranks, then let torch copy the values."""
         expected = [f"{prefix}core", *(f"{prefix}factors.{i}" for i in range(len(self.factors)))]
-        present = [key for key in expected if key in state_dict]
+        present = [key for key in expected if isinstance(state_dict.get(key), Tensor)]
         if not present and f"{prefix}weight" in state_dict:
             raise StateDictError(
                 f"{prefix}weight: got a dense weight for a {type(self).__name__}; load it into "
                 "the dense model and factorise that (tdlrt.factorize_)"
             )
+        self._check_bias(state_dict.get(f"{prefix}bias"), prefix)
         if len(present) == len(expected):
             self._adopt_ranks(prefix, [state_dict[key] for key in expected])
         elif present:
@@ -194,10 +195,18 @@ class TuckerLayer(nn.Module):
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def _check_bias(self, incoming: object, prefix: str) -> None:
+        """Refuse a bias that torch would refuse after core and factors have changed."""
+        own = None if self.bias is None else tuple(self.bias.shape)
+        got = tuple(incoming.shape) if isinstance(incoming, Tensor) else None
+        if got is not None and got != own:
+            raise StateDictError(
+                f"{prefix}bias: got one of shape {got}, expected "
+                f"{'none' if own is None else f'shape {own}'}; it is of another layer"
+            )
+
     def _adopt_ranks(self, prefix: str, incoming: list[Tensor]) -> None:
-        core, *factors = (
-            value.to(like) for value, like in zip(incoming, (self.core, *self.factors), strict=True)
-        )
+        core, *factors = incoming
         try:
             _check_shapes(self, core, factors)
         except RankError as error:

@@ -2,8 +2,8 @@
 
     python benchmarks/integrator_overhead.py
 
-The overhead is the time of a step without its forward and backward passes, in units of those passes.
-Every figure is the median of several steps. Ranks stay at their start: the fixed-rank steps by
+The overhead is the time of a step without its forward and backward passes, relative to them. Every
+figure is the median of several steps. Ranks stay at their start: the fixed-rank steps by
 their policy, the others because the step size and the tolerance are too small to move them. Writes
 benchmarks/results/integrator_overhead.json and docs/benchmarks.md.
 """
@@ -128,16 +128,17 @@ Written by `{result["command"]}`; do not edit.
 
 ## Overhead of the integrators
 
-VGG16 for 32x32 images, {RANK} of the channels of every mode, momentum 0.9. *Passes* is the time of the
-forward and backward passes of a step (two for `bug` with one core step, the second in the augmented
-bases), *integrator* the mean time of the rest of the step, *overhead* the median of their ratio.
+VGG16 for 32x32 images, {RANK} of the channels of every mode, momentum 0.9. *Passes* is the time of
+the forward and backward passes of a step (1 + core steps of them for `bug`, all but the first in
+the augmented bases), *integrator* the mean time of the rest of the step, *overhead* the median of
+their ratio.
 
 | batch | integrator | ranks examined | core steps | passes (ms) | integrator (ms) | overhead (%) |
 | --- | --- | --- | --- | --- | --- | --- |
 {table}
 
-The integrator's time does not depend on the batch. Ranks stay at their start here; in a training they
-fall, and the integrator's time falls with the cube of the rank.
+The integrator's time does not depend on the batch. Ranks stay at their start here; in a training
+they fall, and the integrator's time with them.
 
 {facts[0]}; {facts[1]}
 """

@@ -50,8 +50,8 @@ def section(script: str, results: list[Result]) -> str:
         "",
         f"{epochs} epochs, batch {batch}, `benchmarks/{script}.py`.",
         "",
-        "| method | seeds | accuracy (%) | compression (%) | network (%) | parameters | MACs | s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| method | seeds | accuracy (%) | compression (%) | network (%) | parameters | MACs |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     groups = grouped(results)
     lines += [row(label, group) for label, group in groups]
@@ -90,7 +90,6 @@ def row(label: str, group: list[Result]) -> str:
         cells.append(spread([100 * result[name] for result in group], 1))
     for name in ("network_parameters", "macs"):
         cells.append(f"{statistics.mean(result[name] for result in group):,.0f}")
-    cells.append(f"{statistics.mean(result['seconds'] for result in group):.0f}")
     return f"| {' | '.join(cells)} |"
 
 

@@ -454,3 +454,43 @@ def test_a_zero_weight_can_leave_zero(kind):
         optimizer.step(problem.closure)
     assert problem.closure().item() < first
     problem.layer.check_invariants()
+
+
+@INTEGRATORS
+def test_autocast_around_the_whole_step(integrator):
+    model = network()
+    optimizer = optimizer_for(model, integrator=integrator)
+    for step in range(4):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            optimizer.step(closure_for(model, *batch(step)))
+    for layer in tucker_layers(model):
+        assert layer.core.dtype == torch.float32
+        layer.check_invariants()
+
+
+@INTEGRATORS
+def test_half_precision_parameters(integrator):
+    model = network(dtype=torch.bfloat16)
+    optimizer = optimizer_for(model, lr=0.01, integrator=integrator)
+    images, labels = batch(dtype=torch.bfloat16)
+    losses = [optimizer.step(closure_for(model, images, labels)).item() for _ in range(20)]
+    assert losses[-1] < losses[0]
+    for layer in tucker_layers(model):
+        assert layer.core.dtype == torch.bfloat16
+        layer.check_invariants()
+
+
+def test_weights_changed_by_hand_are_seen():
+    model, twin = network(), network()
+    optimizer, twin_optimizer = optimizer_for(model), optimizer_for(twin)
+    for one, other in ((model, optimizer), (twin, twin_optimizer)):
+        train(one, other, 2)
+        with torch.no_grad():
+            for layer in tucker_layers(one):
+                layer.core.mul_(0.5)
+    fresh = optimizer_for(twin)
+    fresh.load_state_dict(twin_optimizer.state_dict())
+    train(model, optimizer, 2)
+    train(twin, fresh, 2)
+    for own, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(own, other)

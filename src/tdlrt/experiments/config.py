@@ -48,7 +48,7 @@ class RunConfig:
         batch_size: Images per step; None is the default of the data set.
         lr: Learning rate of the first step; None is the default of the method.
         momentum: Momentum of SGD, in [0, 1).
-        weight_decay: Decoupled on Tucker cores, torch's elsewhere; not negative.
+        weight_decay: As in torch's SGD; on a Tucker layer it acts on the core; not negative.
         seed: Seed of the initial weights and of the order of the images.
         device: "auto", "cpu", "cuda" or "cuda:N".
 

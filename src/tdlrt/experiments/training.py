@@ -45,9 +45,6 @@ class Training:
         if config.method == "tdlrt":
             factorize_(self.model, rank=config.rank, init_scale=config.init_scale)
         self.model.to(self.device)
-        for parameter in self.model.parameters():
-            # Loading keeps the strides of the parameter loaded into, and sums depend on them.
-            parameter.data = parameter.data.contiguous()
         self.optimizer = _optimizer(config, self.model)
         self.input_size = (1, *data.image_shape)
         self._train = data.train_images.to(self.device), data.train_labels.to(self.device)

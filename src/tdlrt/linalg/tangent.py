@@ -57,8 +57,10 @@ class TangentSpace:
         factors: Sequence[Tensor],
         modes: Collection[int] | None = None,
     ) -> None:
-        self.core = core
-        self.factors = tuple(factors)
+        # Sums depend on strides in the last bit; with these a space rebuilt from stored values is
+        # the same as one kept from the step before.
+        self.core = core = core.contiguous()
+        self.factors = tuple(factor.contiguous() for factor in factors)
         self.modes = tuple(range(core.ndim)) if modes is None else tuple(modes)
         self._lower: dict[int, Tensor] = {}
         self._rows: dict[int, Tensor] = {}

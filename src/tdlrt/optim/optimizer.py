@@ -175,6 +175,8 @@ class TDLRT(torch.optim.Optimizer):
                 self._core_pass()
             else:
                 self._basis_pass()
+        # Autocast would go on with casts of the weights from before the step.
+        torch.clear_autocast_cache()
 
     def _parallel_pass(self) -> None:
         active = self._active_slots()

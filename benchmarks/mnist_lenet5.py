@@ -38,11 +38,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", help="folder with mnist/train.parquet; default: the hub")
     parser.add_argument("--tau", type=float, nargs="+", required=True, help="tolerances")
+    parser.add_argument("--integrator", choices=["parallel", "bug"], default="parallel")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/mnist_lenet5"))
     arguments = parser.parse_args()
     methods: list[dict[str, Any]] = [{"method": "dense"}]
-    methods += [{"method": "tdlrt", "tau": tau} for tau in arguments.tau]
+    methods += [
+        {"method": "tdlrt", "tau": tau, "integrator": arguments.integrator} for tau in arguments.tau
+    ]
     try:
         for seed in arguments.seeds:
             for method in methods:
@@ -56,14 +59,16 @@ def main() -> None:
 
 def measure(config: RunConfig, runs: Path) -> None:
     """Do one run and store its result, unless that was done before."""
-    tau = f"_tau{config.tau:g}" if config.method == "tdlrt" else ""
-    name = f"{config.method}{tau}_seed{config.seed}"
+    tucker = config.method == "tdlrt"
+    kind = f"{config.integrator}_tau{config.tau:g}" if tucker else config.method
+    name = f"{kind}_seed{config.seed}"
     result = RESULTS / f"{name}.json"
     if result.exists():
         print(f"{name}: done before")
         return
     print(name, flush=True)
-    words = f"--tau {config.tau:g}" if config.method == "tdlrt" else "--method dense"
+    words = f"--tau {config.tau:g}" if tucker else "--method dense"
+    words += " --integrator bug" if config.integrator == "bug" else ""
     command = f"tdlrt train lenet5 --data mnist --data-dir DATA_DIR {words} --seed {config.seed}"
     started = (runs / name / "config.yaml").exists()
     summary = run(config, runs / name, resume=started, observer=Lines(), command=command)

@@ -249,3 +249,24 @@ def test_a_subnormal_core_gives_a_finite_gradient():
 def test_ranks_that_no_core_can_have():
     with pytest.raises(RankError, match="rank 5 of mode 0 is larger than the product"):
         TangentSpace(torch.ones(5, 2, 2), [torch.eye(6)[:, :5], *[torch.eye(4)[:, :2]] * 2])
+
+
+def test_a_singular_core_survives_a_failing_svd(monkeypatch):
+    svd, calls = torch.linalg.svd, []
+
+    def fails_once(matrix):
+        calls.append(matrix)
+        if len(calls) == 1:
+            raise torch.linalg.LinAlgError
+        return svd(matrix)
+
+    core = torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64)) + 0.0
+    core[1, 0] = 2.0
+    factors = [torch.eye(4, dtype=torch.float64)[:, :2]] * 2
+    gradients = [gaussian((4, 2), seed) for seed in (1, 2)]
+    expected = TangentSpace(core, factors).gradient(core, gradients)
+    monkeypatch.setattr(torch.linalg, "svd", fails_once)
+    actual = TangentSpace(core, factors).gradient(core, gradients)
+    assert len(calls) > 1
+    for one, other in zip(actual.factors, expected.factors, strict=True):
+        assert torch.allclose(one, other)

@@ -266,7 +266,17 @@ def _inverse_transpose(lower: Tensor) -> Tensor:
     condition = torch.linalg.matrix_norm(lower) * torch.linalg.matrix_norm(inverse)
     if condition <= 1 / cutoff:  # false for NaN
         return inverse
-    left, values, right = torch.linalg.svd(lower)
+    left, values, right = _svd(lower.double())
     kept = values > torch.clamp(cutoff * values[0], min=torch.finfo(lower.dtype).tiny)
     result: Tensor = (left * torch.where(kept, 1 / values, 0)) @ right
-    return result
+    return result.to(lower.dtype)
+
+
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """SVD with a second chance: LAPACK's fails on a few finite matrices, then not on M^T."""
+    try:
+        left, values, right = torch.linalg.svd(matrix)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        left, values, right = torch.linalg.svd(matrix.mT)
+        left, right = right.mT, left.mT
+    return left, values, right

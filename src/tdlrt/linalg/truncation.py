@@ -47,8 +47,8 @@ def truncate(
     Mode after mode, P_i holds the leading left singular vectors of Mat_i(C), taken from the Gram
     matrix Mat_i(C) Mat_i(C)^T in float64, and C becomes C x_i P_i^T. The squared error is the sum
     of the discarded squared singular values. Afterwards every mode satisfies
-    r_i <= prod_{j != i} r_j; enforcing this discards nothing. A matrix (d = 2) is truncated by
-    its SVD, the rule being asked once, for mode 0.
+    r_i <= prod_{j != i} r_j; enforcing this discards nothing. A matrix (d = 2) has one rank, the
+    smaller of what the rule says for its modes, and the result is its truncated SVD.
 
     Args:
         core: C, of shape r_1 x ... x r_d.
@@ -61,13 +61,12 @@ def truncate(
     Source: Vannieuwenhoven, Vandebril, Meerbergen, SIAM J. Sci. Comput. 34 (2012), algorithm 2.
     """
     wanted = range(core.ndim) if modes is None else sorted(modes)
-    if core.ndim == 2 and len(wanted) == 2:
-        return _truncate_matrix(core, rule)
     projections: list[Tensor | None] = [None] * core.ndim
-    for mode in wanted:
+    matrix = core.ndim == 2 and len(wanted) == 2
+    for mode in [int(core.shape[1] < core.shape[0])] if matrix else wanted:
         size = core.shape[mode]
         values, vectors = _left_singular_vectors(core, mode)
-        rank = min(rule(mode, values), size)
+        rank = min(rule(asked, values) for asked in (wanted if matrix else [mode]))
         if rank < size:
             projection = vectors[:, :rank].to(core.dtype)
             projections[mode] = projection
@@ -80,15 +79,6 @@ def _left_singular_vectors(core: Tensor, mode: int) -> tuple[Tensor, Tensor]:
     rows = unfold(core, mode).double()
     values, vectors = torch.linalg.eigh(rows @ rows.mT)
     return values.flip(0).clamp_(min=0), vectors.flip(1)
-
-
-def _truncate_matrix(core: Tensor, rule: RankRule) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Truncated SVD: both ranks are one number."""
-    left, values, right = torch.linalg.svd(core, full_matrices=False)
-    rank = min(rule(0, values.double() ** 2), len(values))
-    if (rank, rank) == core.shape:
-        return core, (None, None)
-    return torch.diag(values[:rank]), (left[:, :rank], right[:rank].mT)
 
 
 def _cut_dependent_rows(

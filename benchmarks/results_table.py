@@ -1,4 +1,4 @@
-"""Write docs/results.md from the result files in benchmarks/results.
+"""Write docs/results.md, and the table in the README, from the result files in benchmarks/results.
 
 python benchmarks/results_table.py
 """
@@ -17,6 +17,8 @@ from tdlrt.experiments.results import read_results
 ROOT = Path(__file__).parent.parent
 PLACE = ("seed", "data_dir", "device")
 
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+
 Result = dict[str, Any]
 
 INTRODUCTION = """\
@@ -32,12 +34,18 @@ weights of the factorised layers and over the whole network; *MACs* are multiply
 def main() -> None:
     folders = sorted(path for path in (ROOT / "benchmarks/results").iterdir() if path.is_dir())
     try:
-        sections = [section(folder.name, read_results(folder)) for folder in folders]
+        results = {folder.name: read_results(folder) for folder in folders}
     except TdlrtError as error:
         sys.exit(f"error: {error}")
     target = ROOT / "docs" / "results.md"
+    sections = [section(name, group) for name, group in results.items()]
     target.write_text("\n".join([INTRODUCTION, *sections]), encoding="utf-8")
     print(f"wrote {target.relative_to(ROOT)}")
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    tables = "\n\n".join(short_table(group) for group in results.values())
+    readme.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
 
 
 def section(script: str, results: list[Result]) -> str:
@@ -58,6 +66,23 @@ def section(script: str, results: list[Result]) -> str:
     lines += ["", "Commands, for the first seed of each row:", "", "```sh"]
     lines += [group[0]["command"] for _, group in groups]
     lines += ["```", "", *(f"- {fact}" for fact in provenance(results)), ""]
+    return "\n".join(lines)
+
+
+def short_table(results: list[Result]) -> str:
+    """Accuracy and compression alone, for the README."""
+    first = results[0]
+    lines = [
+        f"{first['model']} on {first['data']}, {first['epochs']} epochs, mean of "
+        f"{max(len(group) for _, group in grouped(results))} seeds ± standard deviation:",
+        "",
+        "| method | accuracy (%) | compression of the factorised layers (%) |",
+        "| --- | --- | --- |",
+    ]
+    lines += [
+        f"| {' | '.join(cells(label, group)[:1] + cells(label, group)[2:4])} |"
+        for label, group in grouped(results)
+    ]
     return "\n".join(lines)
 
 
@@ -84,13 +109,18 @@ def label(config: dict[str, Any]) -> str:
 
 def row(label: str, group: list[Result]) -> str:
     """One line of the table."""
+    return f"| {' | '.join(cells(label, group))} |"
+
+
+def cells(label: str, group: list[Result]) -> list[str]:
+    """Method, seeds, accuracy, compressions, parameters, multiply-adds."""
     seeds = ", ".join(str(result["seed"]) for result in group)
-    cells = [label, seeds, spread([result["accuracy"] for result in group], 2)]
+    texts = [label, seeds, spread([result["accuracy"] for result in group], 2)]
     for name in ("compression", "network_compression"):
-        cells.append(spread([100 * result[name] for result in group], 1))
+        texts.append(spread([100 * result[name] for result in group], 1))
     for name in ("network_parameters", "macs"):
-        cells.append(f"{statistics.mean(result[name] for result in group):,.0f}")
-    return f"| {' | '.join(cells)} |"
+        texts.append(f"{statistics.mean(result[name] for result in group):,.0f}")
+    return texts
 
 
 def spread(values: Sequence[float], digits: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tdlrt.errors import NonFiniteError, RankError, StateDictError
+from tdlrt.errors import IntegratorStateError, NonFiniteError, RankError, StateDictError
 from tdlrt.linalg import (
     TuckerTensor,
     multi_mode_product,
@@ -127,7 +127,7 @@ class TuckerLayer(nn.Module):
         Raises:
             RankError: The ranks do not fit together.
             NonFiniteError: The core or a basis is not finite.
-            ArithmeticError: A basis is not orthonormal to the tolerance of its type and size.
+            IntegratorStateError: A basis is not orthonormal to the tolerance of its type and size.
         """
         for mode, factor in enumerate(self.factors):
             if factor.ndim != 2 or factor.shape[1] != self.ranks[mode]:
@@ -147,7 +147,7 @@ class TuckerLayer(nn.Module):
             error = float(orthonormality_error(factor.detach()))
             allowed = orthonormality_tolerance(factor.dtype, len(factor))
             if error > allowed:
-                raise ArithmeticError(
+                raise IntegratorStateError(
                     f"{name}: max |U^T U - I| is {error:.1e}, expected at most {allowed:.1e}; "
                     "was it changed by something else than tdlrt.TDLRT?"
                 )

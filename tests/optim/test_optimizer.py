@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tdlrt
 from optim.problems import LAYERS, Regression
+from reference.cases import on_every_device
 from tdlrt.linalg import orthonormality_error
 
 
@@ -494,3 +495,17 @@ def test_weights_changed_by_hand_are_seen():
     train(twin, fresh, 2)
     for own, other in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(own, other)
+
+
+@on_every_device
+@INTEGRATORS
+def test_training_is_the_same_on_every_device(device, integrator):
+    losses = []
+    for place in ("cpu", device):
+        model = network(dtype=torch.float64).to(place)
+        optimizer = optimizer_for(model, integrator=integrator)
+        images, labels = (part.to(place) for part in batch(dtype=torch.float64))
+        losses.append([optimizer.step(closure_for(model, images, labels)) for _ in range(5)])
+        assert all(parameter.device.type == place for parameter in model.parameters())
+    for own, other in zip(*losses, strict=True):
+        assert torch.allclose(own, other.cpu())

@@ -15,7 +15,7 @@ def layer_table(summary: dict[str, Any]) -> Table:
     table.add_column("layer", overflow="fold")
     table.add_column("shape", no_wrap=True)
     table.add_column("ranks", no_wrap=True)
-    for name in ("parameters", "MACs", "saved"):
+    for name in ("parameters", "MACs", "compression"):
         table.add_column(name, justify="right", no_wrap=True)
     for layer in summary["layers"]:
         dense = layer["ranks"] is None

@@ -196,12 +196,13 @@ class TangentSpace:
         overlaps = {mode: bases[mode].mT @ self.factors[mode] for mode in self.moving_modes}
         shadows = {mode: bases[mode].mT @ tangent.factors[mode] for mode in self.moving_modes}
         cuts = {mode: self._cut(tangent, overlaps, shadows, mode) for mode in self.moving_modes}
-        moved = tangent.core
-        if cuts:
+        core, moved = self.core, tangent.core
+        if cuts:  # C x_{j != i} R_j = Z_i x_i S_i
             mode, (along, across) = next(iter(cuts.items()))
+            core = mode_product(across, overlaps[mode] @ self._lower[mode], mode)
             moved = mode_product(along, overlaps[mode], mode)
             moved = moved + mode_product(across, shadows[mode], mode)
-        core = _apply(self.core, overlaps) - lr * moved
+        core = core - lr * moved
         target = TangentSpace(core, bases, self.modes)
         parts: dict[int, Tensor] = {}
         for mode, (along, across) in cuts.items():

@@ -258,10 +258,11 @@ class TDLRT(torch.optim.Optimizer):
             self._slots[name].assign_(update, self.state)
 
     def _check_finite(self, parameters: Iterable[Tensor]) -> None:
-        tensors = [p.detach() for p in parameters]
+        tensors = [p.detach() for p in parameters if p.is_floating_point()]
         tensors += [p.grad for p in parameters if p.grad is not None]
-        largest = torch.stack([t.float() for t in torch._foreach_norm(tensors, 2)])
-        if torch.isfinite(largest).all():
+        # One synchronisation for all. A norm can overflow where no entry does: then look closer.
+        norms = [norm.to(tensors[0].device).float() for norm in torch._foreach_norm(tensors, 2)]
+        if torch.isfinite(torch.stack(norms)).all():
             return
         for parameter in parameters:
             for what, tensor in (("gradient", parameter.grad), ("value", parameter.detach())):

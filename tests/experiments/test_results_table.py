@@ -41,9 +41,9 @@ def test_rows_hold_mean_and_deviation_over_the_seeds():
     lines = load().section("mnist_lenet5", results).splitlines()
     rows = [line for line in lines if line.startswith("| ")][2:]
     assert rows == [
-        "| dense | 0 | 99.50 | 50.0 | 25.0 | 1,000 | 2,000 | 30 |",
-        "| tdlrt, tau 0.1 | 0, 1, 2 | 98.00 ± 1.00 | 50.0 | 25.0 | 1,000 | 2,000 | 30 |",
-        "| tdlrt, tau 0.1, rank 0.25 | 0 | 96.00 | 50.0 | 25.0 | 1,000 | 2,000 | 30 |",
+        "| dense | 0 | 99.50 | 50.0 | 25.0 | 1,000 | 2,000 |",
+        "| tdlrt, tau 0.1 | 0, 1, 2 | 98.00 ± 1.00 | 50.0 | 25.0 | 1,000 | 2,000 |",
+        "| tdlrt, tau 0.1, rank 0.25 | 0 | 96.00 | 50.0 | 25.0 | 1,000 | 2,000 |",
     ]
     assert "- versions: torch 2.13.0" in lines
     assert lines.count("tdlrt train lenet5 --data mnist --seed 0") == 3

@@ -44,6 +44,7 @@ def unfold(tensor: Tensor, mode: int) -> Tensor:
     Returns:
         A matrix of shape n_i x prod_{j != i} n_j.
 
+    >>> import torch
     >>> unfold(torch.arange(6).reshape(2, 3), 1)
     tensor([[0, 3],
             [1, 4],
@@ -63,6 +64,7 @@ def fold(matrix: Tensor, mode: int, shape: Sequence[int]) -> Tensor:
     Returns:
         The tensor T with Mat_i(T) = M.
 
+    >>> import torch
     >>> fold(unfold(torch.arange(6).reshape(2, 3), 1), 1, (2, 3))
     tensor([[0, 1, 2],
             [3, 4, 5]])

@@ -30,6 +30,7 @@ def smallest_rank(squared_singular_values: Tensor, squared_budget: float) -> int
     Returns:
         The rank.
 
+    >>> import torch
     >>> smallest_rank(torch.tensor([9.0, 4.0, 1.0]), 1.5), smallest_rank(torch.zeros(3), 0.0)
     (2, 3)
     """

@@ -509,3 +509,19 @@ def test_training_is_the_same_on_every_device(device, integrator):
         assert all(parameter.device.type == place for parameter in model.parameters())
     for own, other in zip(*losses, strict=True):
         assert torch.allclose(own, other.cpu())
+
+
+def test_a_changed_shape_drops_the_gradient_of_the_old_basis():
+    model = network()
+    optimizer = optimizer_for(model, tau=0.5)
+    closure_for(model, *batch())()
+    shapes = [parameter.shape for parameter in model.parameters()]
+    optimizer.step()
+    changed = 0
+    for parameter, shape in zip(model.parameters(), shapes, strict=True):
+        if parameter.shape == shape:
+            assert parameter.grad is not None
+        else:
+            changed += 1
+            assert parameter.grad is None
+    assert changed

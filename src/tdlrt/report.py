@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tdlrt.nn import TuckerLayer, TuckerLinear
 from tdlrt.nn.layer import weight_shape
-from tdlrt.tables import format_table
+from tdlrt.tables import format_shape, format_table
 
 __all__ = ["LayerSummary", "ModelSummary", "summary"]
 
@@ -109,8 +109,8 @@ class ModelSummary:
         table = [
             [
                 row.name,
-                "x".join(map(str, row.shape)),
-                "-" if row.ranks is None else "x".join(map(str, row.ranks)),
+                format_shape(row.shape),
+                "-" if row.ranks is None else format_shape(row.ranks),
                 f"{row.parameters:,}",
                 "-" if row.macs is None else f"{row.macs:,}",
                 "-" if row.ranks is None else f"{100 * row.compression:.1f}%",

@@ -16,7 +16,7 @@ from tdlrt.errors import NothingMatchedError, UnsupportedLayerError
 from tdlrt.nn import FACTORIZERS, TuckerLayer
 from tdlrt.nn.layer import Modes, weight_shape
 from tdlrt.ranks import RankSpec, RelativeTolerance, explicit_ranks
-from tdlrt.tables import format_table
+from tdlrt.tables import format_shape, format_table
 
 __all__ = [
     "FactorizationReport",
@@ -29,7 +29,7 @@ __all__ = [
 
 Patterns: TypeAlias = str | Sequence[str]
 
-# Norm of the start relative to the dense layer's own, for training from scratch (docs/results.md).
+# Norm of the start relative to the layer's own, for training from scratch (docs/algorithm.md).
 DEFAULT_INIT_SCALE = 0.3
 
 _CONSIDERED = (nn.modules.conv._ConvNd, nn.Linear, TuckerLayer)
@@ -78,8 +78,8 @@ class FactorizationReport:
         table = [
             [
                 row.name,
-                _times(row.shape),
-                "-" if row.ranks is None else _times(row.ranks),
+                format_shape(row.shape),
+                "-" if row.ranks is None else format_shape(row.ranks),
                 f"{row.dense_parameters:,}",
                 f"{row.parameters:,}",
                 row.note,
@@ -344,7 +344,3 @@ def _as_list(patterns: Patterns | None) -> list[str]:
     if patterns is None:
         return []
     return [patterns] if isinstance(patterns, str) else list(patterns)
-
-
-def _times(sizes: Sequence[int]) -> str:
-    return "x".join(map(str, sizes))

@@ -1,10 +1,19 @@
-"""Plain text tables for reports that are printed."""
+"""Plain text for reports that are printed: shapes and tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["format_table"]
+__all__ = ["format_shape", "format_table"]
+
+
+def format_shape(sizes: Sequence[int]) -> str:
+    """A shape, or ranks, as one word.
+
+    >>> format_shape([20, 1, 5, 5])
+    '20x1x5x5'
+    """
+    return "x".join(map(str, sizes))
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,11 +13,12 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from tdlrt.cli.tables import closing_line, layer_table, ranks_text
+from tdlrt.cli.tables import closing_line, layer_table
 from tdlrt.experiments.data import ImageData
 from tdlrt.experiments.results import EpochMetrics, RunDirectory
 from tdlrt.experiments.runner import Observer
 from tdlrt.experiments.training import Training
+from tdlrt.tables import format_shape
 
 __all__ = ["JsonDisplay", "LineDisplay", "LiveDisplay", "SilentDisplay"]
 
@@ -69,7 +70,7 @@ class LineDisplay(SilentDisplay):
         self._print(
             f"{config.model} ({config.method}) on {config.data}: "
             f"{len(data.train_labels):,} training, {len(data.test_labels):,} test images "
-            f"{ranks_text(data.image_shape)}"
+            f"{format_shape(data.image_shape)}"
         )
         if training.step:
             self._print(f"continuing after step {training.step} of {training.steps}")
@@ -170,7 +171,7 @@ class LiveDisplay(LineDisplay):
         words = [
             Text.assemble(
                 f"{name} ",
-                (ranks_text(now), moved if now != self._ranks_before[name] else "dim"),
+                (format_shape(now), moved if now != self._ranks_before[name] else "dim"),
             )
             for name, now in ranks.items()
         ]

@@ -1,12 +1,13 @@
 """What is printed at the end of a run."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-__all__ = ["closing_line", "layer_table", "ranks_text"]
+from tdlrt.tables import format_shape
+
+__all__ = ["closing_line", "layer_table"]
 
 
 def layer_table(summary: dict[str, Any]) -> Table:
@@ -21,8 +22,8 @@ def layer_table(summary: dict[str, Any]) -> Table:
         dense = layer["ranks"] is None
         table.add_row(
             layer["name"],
-            ranks_text(layer["shape"]),
-            "dense" if dense else ranks_text(layer["ranks"]),
+            format_shape(layer["shape"]),
+            "dense" if dense else format_shape(layer["ranks"]),
             f"{layer['parameters']:,}",
             _count(layer["macs"]),
             "" if dense else _percent(layer["compression"]),
@@ -49,15 +50,6 @@ def closing_line(summary: dict[str, Any]) -> str:
         accuracy += f" (dense {summary['dense_accuracy']:.2f} %)"
         seconds += f" (dense {summary['dense_seconds']:.1f} s)"
     return f"{accuracy}, compression {_percent(summary['compression'])}, {seconds}"
-
-
-def ranks_text(ranks: Sequence[int]) -> str:
-    """Ranks or a shape as one word.
-
-    >>> ranks_text([20, 1, 5, 5])
-    '20x1x5x5'
-    """
-    return "x".join(map(str, ranks))
 
 
 def _percent(share: float) -> str:

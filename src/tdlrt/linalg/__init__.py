@@ -1,6 +1,14 @@
 """Pure functions on tensors of any order: the mathematics that everything above is made of."""
 
-from tdlrt.linalg.algebra import TuckerTensor, fold, mode_product, multi_mode_product, unfold
+from tdlrt.linalg.algebra import (
+    TuckerTensor,
+    check_ranks,
+    fold,
+    mode_product,
+    multi_mode_product,
+    rank_is_excessive,
+    unfold,
+)
 from tdlrt.linalg.bases import (
     new_directions,
     orthonormality_error,
@@ -18,6 +26,7 @@ __all__ = [
     "TangentSpace",
     "TangentVector",
     "TuckerTensor",
+    "check_ranks",
     "fold",
     "mode_product",
     "multi_mode_product",
@@ -27,6 +36,7 @@ __all__ = [
     "orthonormalize",
     "polish_basis",
     "positive_qr",
+    "rank_is_excessive",
     "reject",
     "smallest_rank",
     "truncate",

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["TuckerTensor", "fold", "mode_product", "multi_mode_product", "unfold"]
+from tdlrt.errors import RankError
+
+__all__ = [
+    "TuckerTensor",
+    "check_ranks",
+    "fold",
+    "mode_product",
+    "multi_mode_product",
+    "rank_is_excessive",
+    "unfold",
+]
 
 
 class TuckerTensor(NamedTuple):
@@ -30,6 +40,25 @@ class TuckerTensor(NamedTuple):
     def to_tensor(self) -> Tensor:
         """W in full, of shape n_1 x ... x n_d."""
         return multi_mode_product(self.core, self.factors)
+
+
+def rank_is_excessive(ranks: Sequence[int], mode: int) -> bool:
+    """Whether r_i > prod_{j != i} r_j: then the rows of Mat_i(C) cannot be independent."""
+    return ranks[mode] ** 2 > math.prod(ranks)
+
+
+def check_ranks(ranks: Sequence[int], modes: Collection[int]) -> None:
+    """Verify r_i <= prod_{j != i} r_j in the given modes.
+
+    Raises:
+        RankError: A rank is larger than the product of the others.
+    """
+    for mode in modes:
+        if rank_is_excessive(ranks, mode):
+            raise RankError(
+                f"ranks: got {tuple(ranks)}; rank {ranks[mode]} of mode {mode} is larger than the "
+                "product of the others, lower it to that"
+            )
 
 
 def unfold(tensor: Tensor, mode: int) -> Tensor:

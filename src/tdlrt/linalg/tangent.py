@@ -15,8 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tdlrt.errors import RankError
-from tdlrt.linalg.algebra import fold, mode_product, multi_mode_product, unfold
+from tdlrt.linalg.algebra import (
+    check_ranks,
+    fold,
+    mode_product,
+    multi_mode_product,
+    unfold,
+)
 from tdlrt.linalg.bases import positive_qr, reject
 
 __all__ = ["TangentSpace", "TangentVector"]
@@ -64,15 +69,11 @@ class TangentSpace:
         self.modes = tuple(range(core.ndim)) if modes is None else tuple(modes)
         self._lower: dict[int, Tensor] = {}
         self._rows: dict[int, Tensor] = {}
-        for mode, factor in enumerate(self.factors):
-            if factor.shape[0] > factor.shape[1] and mode in self.modes:
-                if core.shape[mode] ** 2 > core.numel():
-                    raise RankError(
-                        f"core: got ranks {tuple(core.shape)}; rank {core.shape[mode]} of mode "
-                        f"{mode} is larger than the product of the others, lower it to that"
-                    )
-                q, r = positive_qr(unfold(core, mode).mT)
-                self._lower[mode], self._rows[mode] = r.mT, q.mT
+        moving = [i for i, r in enumerate(core.shape) if i in self.modes and len(factors[i]) > r]
+        check_ranks(core.shape, moving)
+        for mode in moving:
+            q, r = positive_qr(unfold(core, mode).mT)
+            self._lower[mode], self._rows[mode] = r.mT, q.mT
 
     @property
     def moving_modes(self) -> tuple[int, ...]:
@@ -126,13 +127,15 @@ class TangentSpace:
         """
         inner: Sequence[Tensor | None] = self.factors if projections is None else projections
         parts: dict[int, Tensor] = {}
+        others, left = tensor, list(inner)  # a product begun, and what it lacks to become C.
         for mode in self.moving_modes:
             projection = inner[mode]
             if projection is not None:  # else nothing of Z lies outside U_i
                 others = multi_mode_product(tensor, inner, transpose=True, skip=mode)
+                left = [projection if j == mode else None for j in range(tensor.ndim)]
                 part = reject(projection, unfold(others, mode) @ self._rows[mode].mT)
                 parts[mode] = part if bases is None else bases[mode] @ part
-        return self._vector(multi_mode_product(tensor, inner, transpose=True), parts)
+        return self._vector(multi_mode_product(others, left, transpose=True), parts)
 
     def embed(self, tangent: TangentVector, new_bases: Sequence[Tensor]) -> Tensor:
         """Coordinates of a tangent vector in the augmented bases [U_i | V_i].
@@ -250,9 +253,7 @@ class TangentSpace:
 
 
 def _apply(tensor: Tensor, matrices: Mapping[int, Tensor]) -> Tensor:
-    for mode, matrix in matrices.items():
-        tensor = mode_product(tensor, matrix, mode)
-    return tensor
+    return multi_mode_product(tensor, [matrices.get(mode) for mode in range(tensor.ndim)])
 
 
 def _inverse_transpose(lower: Tensor) -> Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from tdlrt.linalg.algebra import mode_product, unfold
+from tdlrt.linalg.algebra import mode_product, rank_is_excessive, unfold
 
 __all__ = ["RankRule", "smallest_rank", "truncate"]
 
@@ -90,7 +89,7 @@ def _cut_dependent_rows(
     while not settled:
         settled = True
         for mode in modes:
-            if core.shape[mode] ** 2 > math.prod(core.shape):
+            if rank_is_excessive(core.shape, mode):
                 basis = torch.linalg.qr(unfold(core, mode))[0]
                 before = projections[mode]
                 projections[mode] = basis if before is None else before @ basis

@@ -106,26 +106,31 @@ class _TuckerConv(TuckerLayer):
             setattr(self, name, getattr(conv, name))
         self._border = tuple(conv._reversed_padding_repeated_twice)
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _OPTIONS}
+
     def forward(self, input: Tensor) -> Tensor:
         """Apply the convolution to (batch, in_channels, ...) or (in_channels, ...)."""
-        options = {name: getattr(self, name) for name in _OPTIONS}
         factors = list(self.factors)
-        return tucker_conv(input, self.core, factors, self.bias, **options, border=self._border)
+        return tucker_conv(
+            input, self.core, factors, self.bias, **self._options, border=self._border
+        )
 
     def to_dense(self) -> nn.Module:
         """The torch convolution with the kernel in full."""
-        options = {name: getattr(self, name) for name in _OPTIONS}
-        return self._convolution(self.dense_weight(), self.bias, **options).train(self.training)
+        return self._convolution(self.dense_weight(), self.bias, **self._options).train(
+            self.training
+        )
 
     def to_plain(self) -> nn.Module:
         """Torch convolutions in sequence: 1x1, core, 1x1; a stage of full rank is folded away."""
         reduce, kernel, expand = conv_stages(self.core, list(self.factors))
-        options = {name: getattr(self, name) for name in _OPTIONS}
         stages = [] if reduce is None else [self._convolution(reduce, None)]
         if expand is None:
-            stages.append(self._convolution(kernel, self.bias, **options))
+            stages.append(self._convolution(kernel, self.bias, **self._options))
         else:
-            stages.append(self._convolution(kernel, None, **options))
+            stages.append(self._convolution(kernel, None, **self._options))
             stages.append(self._convolution(expand, self.bias))
         plain = stages[0] if len(stages) == 1 else nn.Sequential(*stages)
         return plain.train(self.training)
@@ -144,8 +149,8 @@ class _TuckerConv(TuckerLayer):
     def extra_repr(self) -> str:
         """Arguments of the constructor, as torch prints them, and the ranks."""
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-        for name in _OPTIONS:
-            text += f", {name}={getattr(self, name)!r}"
+        for name, value in self._options.items():
+            text += f", {name}={value!r}"
         return f"{text}, bias={self.bias is not None}, ranks={self.ranks}"
 
 

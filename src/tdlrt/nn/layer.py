@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tdlrt.errors import IntegratorStateError, NonFiniteError, RankError, StateDictError
 from tdlrt.linalg import (
     TuckerTensor,
+    check_ranks,
     multi_mode_product,
     orthonormality_error,
     orthonormality_tolerance,
@@ -19,6 +20,7 @@ from tdlrt.linalg import (
     truncate,
 )
 from tdlrt.ranks import RankSpec, initial_rank_rule
+from tdlrt.tables import format_shape
 
 __all__ = ["FactorList", "Modes", "TuckerLayer", "weight_shape"]
 
@@ -34,7 +36,6 @@ class FactorList(nn.Module):
 
     def __init__(self, factors: Sequence[Tensor], learned: Collection[int]) -> None:
         super().__init__()
-        self._length = len(factors)
         for mode, factor in enumerate(factors):
             if mode in learned:
                 self.register_parameter(str(mode), nn.Parameter(factor))
@@ -42,20 +43,20 @@ class FactorList(nn.Module):
                 self.register_buffer(str(mode), factor)
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._parameters) + len(self._buffers)
 
     def __getitem__(self, mode: int) -> Tensor:
-        if not -self._length <= mode < self._length:
-            raise IndexError(f"mode: got {mode}, expected an int from 0 to {self._length - 1}")
-        factor: Tensor = getattr(self, str(mode % self._length))
+        if not -len(self) <= mode < len(self):
+            raise IndexError(f"mode: got {mode}, expected an int from 0 to {len(self) - 1}")
+        factor: Tensor = getattr(self, str(mode % len(self)))
         return factor
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (self[mode] for mode in range(self._length))
+        return (self[mode] for mode in range(len(self)))
 
     def extra_repr(self) -> str:
         """Shapes of the bases."""
-        return ", ".join("x".join(map(str, factor.shape)) for factor in self)
+        return ", ".join(format_shape(factor.shape) for factor in self)
 
 
 class TuckerLayer(nn.Module):
@@ -129,16 +130,12 @@ class TuckerLayer(nn.Module):
             NonFiniteError: The core or a basis is not finite.
             IntegratorStateError: A basis is not orthonormal to the tolerance of its type and size.
         """
+        check_ranks(self.ranks, self.learned_modes)
         for mode, factor in enumerate(self.factors):
             if factor.ndim != 2 or factor.shape[1] != self.ranks[mode]:
                 raise RankError(
                     f"factors[{mode}]: got shape {tuple(factor.shape)}, expected "
                     f"{self.ranks[mode]} columns, the size of mode {mode} of the core"
-                )
-            if self.ranks[mode] ** 2 > math.prod(self.ranks) and mode in self.learned_modes:
-                raise RankError(
-                    f"ranks: got {self.ranks}; rank {self.ranks[mode]} of mode {mode} is larger "
-                    "than the product of the others, lower it to that"
                 )
         for name, tensor in (("core", self.core), *_named(self.factors)):
             if not torch.isfinite(tensor).all():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -202,17 +202,15 @@ class TDLRT(torch.optim.Optimizer):
         self._core_steps_left = self.core_steps
 
     def _core_pass(self) -> None:
-        self._check_finite(self._names)
-        rule, policy = self._rule(), self._policy()
-        last = self._core_steps_left == 1
+        self._check_finite()
+        rule, last = self._rule(), self._core_steps_left == 1
         updates: dict[str, Iterate | Augmented] = {}
-        for name, ranks in self._resting_ranks.items():
+        for name in self._resting_ranks:
             slot = self._slots[name]
             augmented = slot.augmented(self.state)
             if slot.layer.core.grad is not None:
                 augmented = core_step(augmented, slot.core_gradient(), rule)
-            modes = slot.layer.learned_modes
-            updates[name] = retract(augmented, policy, ranks, modes) if last else augmented
+            updates[name] = self._retracted(slot, augmented) if last else augmented
         self._assign(updates)
         self._plain.step()
         self._core_steps_left -= 1
@@ -234,12 +232,17 @@ class TDLRT(torch.optim.Optimizer):
             if self._core_steps_left == self.core_steps:
                 self._assign({name: before[name] for name in self._resting_ranks})
             elif self._core_steps_left:
-                for name, ranks in self._resting_ranks.items():
-                    slot = self._slots[name]
-                    augmented, modes = slot.augmented(self.state), slot.layer.learned_modes
-                    slot.assign_(retract(augmented, self._policy(), ranks, modes), self.state)
+                slots = [self._slots[name] for name in self._resting_ranks]
+                self._assign(
+                    {slot.name: self._retracted(slot, slot.augmented(self.state)) for slot in slots}
+                )
             self._core_steps_left, self._resting_ranks = 0, {}
             raise
+
+    def _retracted(self, slot: LayerSlot, augmented: Augmented) -> Iterate:
+        """End of a `bug` step for one layer."""
+        ranks, modes = self._resting_ranks[slot.name], slot.layer.learned_modes
+        return retract(augmented, self._policy(), ranks, modes)
 
     def _rule(self) -> SGDRule:
         return self._rule_type.from_group(self.param_groups[0])
@@ -249,15 +252,16 @@ class TDLRT(torch.optim.Optimizer):
         return self.rank_policy if due and not self._frozen else FixedRank()
 
     def _active_slots(self) -> list[LayerSlot]:
-        self._check_finite(self._names)
+        self._check_finite()
         return [slot for slot in self._slots.values() if slot.has_gradient()]
 
-    def _assign(self, updates: dict[str, Iterate | Augmented]) -> None:
+    def _assign(self, updates: Mapping[str, Iterate | Augmented]) -> None:
         """Put all layers' updates in place; every one was computed before the first is."""
         for name, update in updates.items():
             self._slots[name].assign_(update, self.state)
 
-    def _check_finite(self, parameters: Iterable[Tensor]) -> None:
+    def _check_finite(self) -> None:
+        parameters = list(self._names)
         tensors = [p.detach() for p in parameters if p.is_floating_point()]
         tensors += [p.grad for p in parameters if p.grad is not None]
         # One synchronisation for all. A norm can overflow where no entry does: then look closer.

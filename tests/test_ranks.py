@@ -6,13 +6,17 @@ import pytest
 import torch
 
 import tdlrt
+from tdlrt.ranks import Candidate
 
 VALUES = torch.tensor([16.0, 4.0, 1.0, 0.25, 0.01, 0.0])
 NORM = float(VALUES.sum())
 
 
-def keep(policy, modes=(0, 1), ranks=(6, 6, 6)):
-    return policy.rule(NORM, ranks, modes)(0, VALUES)
+def keep(policy, modes=(0, 1), ranks=(6, 6, 6), step=1):
+    core = torch.zeros(ranks)
+    core.view(-1)[0] = NORM**0.5
+    candidate = Candidate(core, ranks, ranks, modes)
+    return policy.rules({"layer": candidate}, step)["layer"](0, VALUES)
 
 
 @pytest.mark.parametrize(

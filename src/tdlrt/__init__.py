@@ -12,16 +12,25 @@ from tdlrt.errors import (
     UnsupportedOptimizerError,
 )
 from tdlrt.optim import TDLRT
-from tdlrt.ranks import FixedRank, RelativeTolerance
+from tdlrt.ranks import (
+    CubicSchedule,
+    FixedRank,
+    LinearSchedule,
+    ParameterBudget,
+    RelativeTolerance,
+)
 from tdlrt.report import summary
 from tdlrt.surgery import factorize_, to_dense, to_plain
 
 __all__ = [
     "TDLRT",
+    "CubicSchedule",
     "FixedRank",
     "IntegratorStateError",
+    "LinearSchedule",
     "NonFiniteError",
     "NothingMatchedError",
+    "ParameterBudget",
     "RankError",
     "RelativeTolerance",
     "StateDictError",

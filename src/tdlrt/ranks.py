@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
-from tdlrt.errors import RankError
-from tdlrt.linalg import RankRule, smallest_rank
+from tdlrt.errors import NothingMatchedError, RankError
+from tdlrt.linalg import RankRule, smallest_rank, squared_singular_values
 
 __all__ = [
+    "ByName",
+    "Candidate",
+    "CubicSchedule",
     "FixedRank",
+    "LinearSchedule",
+    "ParameterBudget",
     "RankPolicy",
     "RankSpec",
     "RelativeTolerance",
+    "Schedule",
     "explicit_ranks",
     "initial_rank_rule",
 ]
@@ -25,69 +35,460 @@ __all__ = [
 SMALL_MODE = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class FixedRank:
-    """Every layer keeps the ranks it has; the directions still rotate."""
+class Schedule(ABC):
+    """A number that depends on the step, for a tolerance or a budget."""
 
-    def rule(self, squared_norm: float, ranks: Sequence[int], modes: Collection[int]) -> RankRule:
-        """Rule that keeps the ranks r_i whatever the singular values are."""
-        return lambda mode, values: ranks[mode]
+    @abstractmethod
+    def value(self, step: int) -> float:
+        """The number at a step, counted from 1."""
+
+    @property
+    @abstractmethod
+    def extremes(self) -> tuple[float, float]:
+        """Smallest and largest value."""
 
 
 @dataclass(frozen=True)
-class RelativeTolerance:
+class _Ramp(Schedule):
+    start: float
+    end: float
+    steps: int
+
+    _power: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        _check_positive_integer("steps", self.steps)
+        for name in ("start", "end"):
+            _check_range(name, getattr(self, name), "a finite number", math.isfinite)
+
+    def value(self, step: int) -> float:
+        """The number at a step, counted from 1; `end` from step `steps` on."""
+        left = max(0.0, 1 - step / self.steps)
+        return self.end + (self.start - self.end) * left**self._power
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        """Smallest and largest value."""
+        return min(self.start, self.end), max(self.start, self.end)
+
+
+class LinearSchedule(_Ramp):
+    """end + (start - end) (1 - t / steps) at step t, and `end` afterwards.
+
+    Args:
+        start: Value before the first step.
+        end: Value from step `steps` on.
+        steps: Length of the ramp.
+
+    Raises:
+        RankError: A value is no number, or steps is not positive.
+    """
+
+    _power = 1
+
+
+class CubicSchedule(_Ramp):
+    """end + (start - end) (1 - t / steps)^3 at step t, and `end` afterwards: fast at first.
+
+    Args:
+        start: Value before the first step.
+        end: Value from step `steps` on.
+        steps: Length of the ramp.
+
+    Raises:
+        RankError: A value is no number, or steps is not positive.
+
+    Source: Zhu, Gupta, arXiv:1710.01878, equation 1.
+
+    >>> CubicSchedule(0.0, 0.2, steps=100).value(50)
+    0.175
+    """
+
+    _power = 3
+
+
+class Candidate(NamedTuple):
+    """A layer whose ranks are to be chosen.
+
+    Attributes:
+        core: The core in the bases from which directions may be kept.
+        ranks: The ranks before the step.
+        shape: (n_1, ..., n_d) of the weight.
+        modes: The modes that are factorised.
+    """
+
+    core: Tensor
+    ranks: Sequence[int]
+    shape: Sequence[int]
+    modes: Collection[int]
+
+
+class RankPolicy(ABC):
+    """Says which ranks to keep, for all layers at once."""
+
+    @abstractmethod
+    def rules(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, RankRule]:
+        """Truncation rule of each layer.
+
+        Args:
+            candidates: The layers by name.
+            step: Number of the step, from 1.
+        """
+
+    @abstractmethod
+    def check(self, candidates: Mapping[str, Candidate]) -> None:
+        """Refuse a policy that these layers cannot meet.
+
+        Raises:
+            RankError: The policy cannot be met.
+        """
+
+    @abstractmethod
+    def settled(self) -> RankPolicy:
+        """The same policy without ranks that are only kept on trial."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedRank(RankPolicy):
+    """Every layer keeps the ranks it has; the directions still rotate."""
+
+    def rules(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, RankRule]:
+        """Rules that keep the ranks r_i whatever the singular values are."""
+        return {name: _keep(candidate.ranks) for name, candidate in candidates.items()}
+
+    def check(self, candidates: Mapping[str, Candidate]) -> None:
+        """Any layer can keep its ranks."""
+
+    def settled(self) -> FixedRank:
+        """The same policy."""
+        return self
+
+
+@dataclass(frozen=True)
+class RelativeTolerance(RankPolicy):
     """Smallest ranks with ||C - C_truncated|| <= tau ||C||, layer by layer.
 
     The squared budget tau^2 ||C||^2 is shared equally by the modes (a matrix has one truncation,
     which gets all of it), so the bound holds by construction. The bounds come after it.
 
     Args:
-        tau: Relative tolerance in [0, 1); 0 discards nothing.
+        tau: Relative tolerance in [0, 1), or a schedule of it; 0 discards nothing.
         min_rank: Smallest rank of a mode.
         max_rank: Largest rank of a mode; None for no bound.
         multiple_of: Ranks are rounded up to a multiple of this (mode sizes permitting).
+        spare: Share of a rank, rounded up, that is kept beyond what tau asks. A direction is new
+            with a singular value of the order of the learning rate; without this room it has
+            one step to outgrow the tolerance, and ranks hardly grow. The spare directions go
+            when the ranks are frozen.
 
     Raises:
         RankError: A value is out of its range.
     """
 
-    tau: float
+    tau: float | Schedule
     min_rank: int = 1
     max_rank: int | None = None
     multiple_of: int = 1
+    spare: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.tau, bool) or not isinstance(self.tau, int | float):
-            raise RankError(f"tau: got {self.tau!r}, expected a number in [0, 1), such as 0.1")
-        if not 0 <= self.tau < 1:  # also refuses NaN
-            raise RankError(f"tau: got {self.tau}, expected a number in [0, 1), such as 0.1")
-        for name in ("min_rank", "multiple_of"):
-            _check_positive_integer(name, getattr(self, name))
-        if self.max_rank is not None:
-            _check_positive_integer("max_rank", self.max_rank)
-            if self.max_rank < self.min_rank:
-                raise RankError(
-                    f"max_rank: got {self.max_rank}, below min_rank={self.min_rank}; "
-                    "raise max_rank or lower min_rank"
-                )
+        _check_range("tau", self.tau, "a number in [0, 1), such as 0.1", lambda x: 0 <= x < 1)
+        _check_bounds(self)
 
-    def rule(self, squared_norm: float, ranks: Sequence[int], modes: Collection[int]) -> RankRule:
-        """Rule for a core of the given squared norm that is truncated in the given modes."""
-        shares = 1 if len(ranks) == 2 else max(1, len(modes))
-        budget = self.tau**2 * squared_norm / shares
+    def rules(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, RankRule]:
+        """Rules for the tolerance of this step."""
+        return {
+            name: self.rule(_squared_norm(c.core), c.core.ndim, c.modes, step)
+            for name, c in candidates.items()
+        }
+
+    def rule(
+        self, squared_norm: float, order: int, modes: Collection[int], step: int = 0
+    ) -> RankRule:
+        """Rule for one core.
+
+        Args:
+            squared_norm: ||C||^2.
+            order: d.
+            modes: The modes that it is truncated in.
+            step: Number of the step; 0 is the start of a schedule.
+        """
+        shares = 1 if order == 2 else max(1, len(modes))
+        budget = _value(self.tau, step) ** 2 * squared_norm / shares
 
         def keep(mode: int, values: Tensor) -> int:
-            return self._bounded(smallest_rank(values, budget), len(values))
+            rank = smallest_rank(values, budget)
+            return _bounded(self, rank + math.ceil(self.spare * rank), len(values))
 
         return keep
 
-    def _bounded(self, rank: int, size: int) -> int:
-        rank = max(rank, self.min_rank)
-        rank = math.ceil(rank / self.multiple_of) * self.multiple_of
-        return min(rank, size, self.max_rank or size)
+    def check(self, candidates: Mapping[str, Candidate]) -> None:
+        """Any layer can meet a tolerance."""
+
+    def settled(self) -> RelativeTolerance:
+        """The same tolerance without spare directions."""
+        return replace(self, spare=0.0)
 
 
-RankPolicy: TypeAlias = FixedRank | RelativeTolerance
+@dataclass(frozen=True)
+class ParameterBudget(RankPolicy):
+    """One number of parameters for the whole network, spent where singular values are largest.
+
+    Among all layers and modes the direction goes first whose relative squared singular value
+    sigma^2 / ||C||^2, per parameter that goes with it, is smallest, until what is left fits. The
+    squared relative error of a layer is at most the sum of what it lost.
+
+    Args:
+        fraction: Share in (0, 1] of the parameters of the dense weights of the Tucker layers, or
+            a schedule of it. Compression is then at least 1 - fraction.
+        parameters: The number itself, or a schedule of it; instead of fraction.
+        min_rank: Smallest rank of a mode.
+        max_rank: Largest rank of a mode; None for no bound.
+        multiple_of: Ranks are cut to multiples of this.
+        spare: Share of the budget that is kept beyond it until the ranks are frozen, so that new
+            directions have time to grow.
+
+    Raises:
+        RankError: A value is out of its range, or not exactly one of fraction and parameters is
+            given.
+    """
+
+    fraction: float | Schedule | None = None
+    parameters: float | Schedule | None = None
+    min_rank: int = 1
+    max_rank: int | None = None
+    multiple_of: int = 1
+    spare: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.fraction is None) == (self.parameters is None):
+            raise RankError(
+                f"ParameterBudget: got fraction={self.fraction} and parameters={self.parameters}; "
+                "give exactly one of them"
+            )
+        if self.fraction is not None:
+            expected = "a number in (0, 1], such as 0.1"
+            _check_range("fraction", self.fraction, expected, lambda x: 0 < x <= 1)
+        if self.parameters is not None:
+            _check_range("parameters", self.parameters, "a number from 1", lambda x: x >= 1)
+        _check_bounds(self)
+
+    def rules(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, RankRule]:
+        """Rules that keep the ranks which fit the budget of this step together."""
+        shares = {name: _Share(candidate, self) for name, candidate in candidates.items()}
+        if self.parameters is not None:
+            limit = _value(self.parameters, step)
+        else:
+            limit = _value(self.fraction or 0.0, step) * _dense_parameters(candidates)
+        _spend(list(shares.values()), limit * (1 + self.spare))
+        return {name: _keep(share.ranks) for name, share in shares.items()}
+
+    def check(self, candidates: Mapping[str, Candidate]) -> None:
+        """Refuse a budget below the smallest possible one.
+
+        Raises:
+            RankError: Even the smallest ranks need more.
+        """
+        smallest = sum(
+            _parameters(
+                [_bounded(self, 1, n) if m in c.modes else n for m, n in enumerate(c.shape)], c
+            )
+            for c in candidates.values()
+        )
+        dense = _dense_parameters(candidates)
+        name, budget, unit = "parameters", self.parameters, 1
+        if budget is None:
+            name, budget, unit = "fraction", self.fraction, dense
+        lowest = budget.extremes[0] if isinstance(budget, Schedule) else budget
+        if lowest is not None and lowest * unit < smallest:
+            raise RankError(
+                f"{name}: got {lowest:g}, but the smallest possible budget is {smallest} "
+                f"parameters, a fraction of {smallest / dense:.4g} (min_rank={self.min_rank}, "
+                f"multiple_of={self.multiple_of}); raise {name}"
+            )
+
+    def settled(self) -> ParameterBudget:
+        """The same budget without spare directions."""
+        return replace(self, spare=0.0)
+
+
+@dataclass(frozen=True)
+class ByName(RankPolicy):
+    """A policy per layer: the first whose name pattern (`*`, `?`, `[..]`) matches.
+
+    A layer that no pattern matches keeps its ranks. A `ParameterBudget` counts its own layers.
+
+    Args:
+        policies: Policies by pattern.
+
+    Raises:
+        RankError: One of them is not a policy.
+    """
+
+    policies: Mapping[str, RankPolicy]
+
+    def __post_init__(self) -> None:
+        for pattern, policy in self.policies.items():
+            if not isinstance(policy, RankPolicy):
+                raise RankError(
+                    f"rank_policy[{pattern!r}]: got {policy!r}, expected a rank policy such as "
+                    "RelativeTolerance(0.1)"
+                )
+
+    def rules(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, RankRule]:
+        """Rules of the policy of each layer."""
+        rules: dict[str, RankRule] = {}
+        for policy, group in self._groups(candidates):
+            rules |= policy.rules(group, step)
+        return rules
+
+    def check(self, candidates: Mapping[str, Candidate]) -> None:
+        """Refuse a pattern without a layer, and policies that cannot be met.
+
+        Raises:
+            RankError: A policy cannot be met.
+            NothingMatchedError: A pattern matches no layer.
+        """
+        for pattern in self.policies:
+            if not any(fnmatchcase(name, pattern) for name in candidates):
+                raise NothingMatchedError(
+                    f"rank_policy[{pattern!r}]: matches none of the Tucker layers "
+                    f"{', '.join(candidates)}"
+                )
+        for policy, group in self._groups(candidates):
+            policy.check(group)
+
+    def settled(self) -> ByName:
+        """The same policies without spare directions."""
+        return ByName({pattern: policy.settled() for pattern, policy in self.policies.items()})
+
+    def _groups(
+        self, candidates: Mapping[str, Candidate]
+    ) -> list[tuple[RankPolicy, dict[str, Candidate]]]:
+        patterns = [next((p for p in self.policies if fnmatchcase(n, p)), None) for n in candidates]
+        layers = list(zip(patterns, candidates.items(), strict=True))
+        return [
+            (
+                FixedRank() if pattern is None else self.policies[pattern],
+                {name: candidate for its, (name, candidate) in layers if its == pattern},
+            )
+            for pattern in dict.fromkeys(patterns)
+        ]
+
+
+class _Share:
+    """What a layer has under a budget: its ranks, and what the next smaller ones would cost."""
+
+    def __init__(self, candidate: Candidate, bounds: ParameterBudget) -> None:
+        core, modes = candidate.core, candidate.modes
+        self.candidate, self.bounds = candidate, bounds
+        # A matrix has one rank, which its two modes lose together.
+        together = core.ndim == 2 and len(modes) == 2
+        self.groups = [tuple(modes)] if together else [(mode,) for mode in modes]
+        self.ranks = list(core.shape)
+        norm = max(_squared_norm(core), torch.finfo(torch.float64).tiny)
+        self.values: dict[tuple[int, ...], list[float]] = {}
+        for group in self.groups:
+            values = squared_singular_values(core, min(group, key=lambda mode: core.shape[mode]))
+            self.values[group] = (values / norm).tolist()
+            self.set_rank(group, min(len(values), bounds.max_rank or len(values)))
+
+    @property
+    def parameters(self) -> int:
+        return _parameters(self.ranks, self.candidate)
+
+    def set_rank(self, group: tuple[int, ...], rank: int) -> None:
+        for mode in group:
+            self.ranks[mode] = rank
+
+    def smaller(self, group: tuple[int, ...]) -> int | None:
+        """Next smaller rank that the bounds allow."""
+        rank, step = self.ranks[group[0]], self.bounds.multiple_of
+        lowest = _bounded(self.bounds, 1, len(self.values[group]))
+        return max((rank - 1) // step * step, lowest) if rank > lowest else None
+
+    def price(self, group: tuple[int, ...]) -> float:
+        """Relative squared error per parameter saved by going to the next smaller rank."""
+        before, rank, smaller = self.parameters, self.ranks[group[0]], self.smaller(group)
+        self.set_rank(group, smaller or rank)
+        saved = before - self.parameters
+        self.set_rank(group, rank)
+        return sum(self.values[group][smaller:rank]) / saved
+
+
+def _spend(shares: Sequence[_Share], limit: float) -> None:
+    """Cut ranks, cheapest first, until all layers together have no more parameters than limit."""
+    total = sum(share.parameters for share in shares)
+    heap: list[tuple[float, int, tuple[int, ...]]] = []
+
+    def offer(index: int, group: tuple[int, ...]) -> None:
+        if shares[index].smaller(group) is not None:
+            heapq.heappush(heap, (shares[index].price(group), index, group))
+
+    for index, share in enumerate(shares):
+        for group in share.groups:
+            offer(index, group)
+    while heap and total > limit:
+        price, index, group = heapq.heappop(heap)
+        share = shares[index]
+        smaller = share.smaller(group)
+        # A price rises when other modes of the layer shrink: the same cut then saves less.
+        if smaller is not None and share.price(group) <= price:
+            total -= share.parameters
+            share.set_rank(group, smaller)
+            total += share.parameters
+        offer(index, group)
+
+
+def _keep(ranks: Sequence[int]) -> RankRule:
+    return lambda mode, values: min(ranks[mode], len(values))
+
+
+def _parameters(ranks: Sequence[int], candidate: Candidate) -> int:
+    factors = sum(candidate.shape[mode] * ranks[mode] for mode in candidate.modes)
+    return math.prod(ranks) + factors
+
+
+def _dense_parameters(candidates: Mapping[str, Candidate]) -> int:
+    return sum(math.prod(candidate.shape) for candidate in candidates.values())
+
+
+def _squared_norm(core: Tensor) -> float:
+    return float(torch.linalg.vector_norm(core, dtype=torch.float64)) ** 2
+
+
+def _value(number: float | Schedule, step: int) -> float:
+    return number.value(step) if isinstance(number, Schedule) else number
+
+
+def _bounded(bounds: RelativeTolerance | ParameterBudget, rank: int, size: int) -> int:
+    rank = max(rank, bounds.min_rank)
+    rank = math.ceil(rank / bounds.multiple_of) * bounds.multiple_of
+    return min(rank, size, bounds.max_rank or size)
+
+
+def _check_range(name: str, number: object, expected: str, holds: Callable[[float], bool]) -> None:
+    values = number.extremes if isinstance(number, Schedule) else (number,)
+    for value in values:
+        ordinary = isinstance(value, int | float) and not isinstance(value, bool)
+        if not ordinary or not holds(value):  # type: ignore[arg-type]  # NaN fails, too
+            raise RankError(f"{name}: got {number!r}, expected {expected}")
+
+
+def _check_bounds(bounds: RelativeTolerance | ParameterBudget) -> None:
+    for name in ("min_rank", "multiple_of"):
+        _check_positive_integer(name, getattr(bounds, name))
+    if bounds.max_rank is not None:
+        _check_positive_integer("max_rank", bounds.max_rank)
+        if bounds.max_rank < bounds.min_rank:
+            raise RankError(
+                f"max_rank: got {bounds.max_rank}, below min_rank={bounds.min_rank}; "
+                "raise max_rank or lower min_rank"
+            )
+    expected = "a share of at least 0, such as 0.25"
+    _check_range("spare", bounds.spare, expected, lambda x: 0 <= x < math.inf)
+
+
 RankSpec: TypeAlias = float | int | Sequence[int] | Literal["full"] | RelativeTolerance
 
 _EXPECTED = (
@@ -114,8 +515,8 @@ def initial_rank_rule(
         RankError: The rank is not one of the above, not positive, or larger than its mode.
     """
     if isinstance(spec, RelativeTolerance):
-        return spec.rule(squared_norm, shape, modes)
-    return FixedRank().rule(squared_norm, explicit_ranks(spec, shape), modes)
+        return spec.rule(squared_norm, len(shape), modes)
+    return _keep(explicit_ranks(spec, shape))
 
 
 def explicit_ranks(spec: object, shape: Sequence[int]) -> tuple[int, ...]:

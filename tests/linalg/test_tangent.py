@@ -15,7 +15,7 @@ from reference.cases import (
     tucker_cases,
 )
 from tdlrt.errors import RankError
-from tdlrt.linalg import TangentSpace, TangentVector, multi_mode_product, new_directions
+from tdlrt.linalg import TangentSpace, TangentVector, Transport, multi_mode_product, new_directions
 
 
 def twin(core: Tensor, factors: list[Tensor], z: Tensor) -> Tensor:
@@ -176,7 +176,10 @@ def test_a_projected_step_is_the_projection_of_the_moved_point_and_of_its_veloci
         orthonormal(*u.shape, case.seed + mode).to(u) if mode in space.moving_modes else u
         for mode, u in enumerate(factors)
     ]
-    target, transported = space.project_step(tangent, 0.3, bases)
+    transport = Transport(space, bases)
+    cut = transport.cut(tangent)
+    target = TangentSpace(transport.point() - 0.3 * cut.core, bases)
+    transported = transport.vector(tangent, cut, target)
     velocity = reference.as_double(space.to_tensor(tangent))
     moved = reference.as_double(multi_mode_product(core, factors)) - 0.3 * velocity
     projectors = [reference.as_double(u @ u.mT) for u in bases]

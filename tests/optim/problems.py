@@ -51,10 +51,7 @@ class Regression:
 
 def dense_momentum(optimizer: torch.optim.Optimizer, layer: tnn.TuckerLayer) -> Tensor | None:
     """The momentum of a layer as a tensor of the size of its weight."""
-    from tdlrt.linalg import TangentSpace
-
     (slot,) = [slot for slot in optimizer._slots.values() if slot.layer is layer]
-    iterate = slot.iterate(optimizer.state)
-    if iterate.momentum is None:
-        return None
-    return TangentSpace(*iterate.point, layer.learned_modes).to_tensor(iterate.momentum)
+    iterate = slot.iterate(optimizer.state, optimizer._rule(slot.name))
+    momentum = iterate.moments.get("momentum_buffer")
+    return None if momentum is None else iterate.space.to_tensor(momentum)

@@ -18,13 +18,15 @@ from tdlrt.linalg.bases import (
     positive_qr,
     reject,
 )
-from tdlrt.linalg.tangent import TangentSpace, TangentVector
-from tdlrt.linalg.truncation import RankRule, smallest_rank, truncate
+from tdlrt.linalg.tangent import Cut, TangentSpace, TangentVector, Transport, stochastic
+from tdlrt.linalg.truncation import RankRule, smallest_rank, squared_singular_values, truncate
 
 __all__ = [
+    "Cut",
     "RankRule",
     "TangentSpace",
     "TangentVector",
+    "Transport",
     "TuckerTensor",
     "check_ranks",
     "fold",
@@ -39,6 +41,8 @@ __all__ = [
     "rank_is_excessive",
     "reject",
     "smallest_rank",
+    "squared_singular_values",
+    "stochastic",
     "truncate",
     "unfold",
 ]

@@ -24,7 +24,7 @@ from tdlrt.linalg.algebra import (
 )
 from tdlrt.linalg.bases import positive_qr, reject
 
-__all__ = ["TangentSpace", "TangentVector"]
+__all__ = ["Cut", "TangentSpace", "TangentVector", "Transport", "stochastic"]
 
 
 class TangentVector(NamedTuple):
@@ -79,6 +79,10 @@ class TangentSpace:
     def moving_modes(self) -> tuple[int, ...]:
         """Modes whose basis can move."""
         return tuple(self._rows)
+
+    def rows(self, mode: int) -> Tensor:
+        """Q_i^T, of shape r_i x prod_{j != i} r_j, for a moving mode."""
+        return self._rows[mode]
 
     def gradient(
         self, core_gradient: Tensor, factor_gradients: Sequence[Tensor | None]
@@ -159,7 +163,7 @@ class TangentSpace:
             count = counts[mode]
             block = (new_bases[mode].mT @ tangent.factors[mode]) @ self._rows[mode]
             where = (*old[:mode], slice(ranks[mode], ranks[mode] + count), *old[mode + 1 :])
-            result[where] = fold(block, mode, (*ranks[:mode], count, *ranks[mode + 1 :]))
+            result[where] = fold(block, mode, _resized(ranks, mode, count))
         return result
 
     def basis_step(self, tangent: TangentVector, lr: float, mode: int) -> Tensor:
@@ -178,65 +182,12 @@ class TangentSpace:
         inside = self._lower[mode] - lr * unfold(tangent.core, mode) @ self._rows[mode].mT
         return self.factors[mode] @ inside - lr * tangent.factors[mode]
 
-    def project_step(
-        self, tangent: TangentVector, lr: float, bases: Sequence[Tensor]
-    ) -> tuple[TangentSpace, TangentVector]:
-        """Move along -X, project the point onto new bases, and X onto the tangent space there.
-
-        With R_j = V_j^T U_j and N_j = V_j^T K._j, all small, X x_{j != i} V_j^T has the part
-        Y_i in U_i and Z_i = Ten_i(Q_i^T) x_{j != i} R_j in K._i, for every moving mode i. So
-        X x_j V_j^T = Y_i x_i R_i + Z_i x_i N_i, which gives the new core
-        C' = C x_j R_j - lr (X x_j V_j^T), and both parts of the projection of X.
-
-        Args:
-            tangent: X.
-            lr: Step size.
-            bases: V_j, of the shape of U_j; U_j itself for a mode that does not move.
-
-        Returns:
-            The tangent space at (W - lr X) x_j V_j V_j^T, and the projection of X onto it.
-        """
-        overlaps = {mode: bases[mode].mT @ self.factors[mode] for mode in self.moving_modes}
-        shadows = {mode: bases[mode].mT @ tangent.factors[mode] for mode in self.moving_modes}
-        cuts = {mode: self._cut(tangent, overlaps, shadows, mode) for mode in self.moving_modes}
-        core, moved = self.core, tangent.core
-        if cuts:  # C x_{j != i} R_j = Z_i x_i S_i
-            mode, (along, across) = next(iter(cuts.items()))
-            core = mode_product(across, overlaps[mode] @ self._lower[mode], mode)
-            moved = mode_product(along, overlaps[mode], mode)
-            moved = moved + mode_product(across, shadows[mode], mode)
-        core = core - lr * moved
-        target = TangentSpace(core, bases, self.modes)
-        parts: dict[int, Tensor] = {}
-        for mode, (along, across) in cuts.items():
-            rows = target._rows[mode].mT
-            in_old, in_part = unfold(along, mode) @ rows, unfold(across, mode) @ rows
-            part = self.factors[mode] @ in_old + tangent.factors[mode] @ in_part
-            parts[mode] = part - bases[mode] @ (overlaps[mode] @ in_old + shadows[mode] @ in_part)
-        return target, self._vector(moved, parts)
-
-    def _cut(
-        self,
-        tangent: TangentVector,
-        overlaps: Mapping[int, Tensor],
-        shadows: Mapping[int, Tensor],
-        mode: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Y_i and Z_i of `project_step`."""
-        shape = tuple(self.core.shape)
-        others = {j: overlap for j, overlap in overlaps.items() if j != mode}
-        along = _apply(tangent.core, others)
-        for other in others:
-            term = fold(shadows[other] @ self._rows[other], other, shape)
-            along = along + _apply(term, {j: m for j, m in others.items() if j != other})
-        return along, _apply(fold(self._rows[mode], mode, shape), others)
-
     def to_tensor(self, tangent: TangentVector) -> Tensor:
         """A tangent vector in full, of shape n_1 x ... x n_d: for checks and small problems."""
         ranks = tuple(self.core.shape)
         result = multi_mode_product(tangent.core, self.factors)
         for mode in self.moving_modes:
-            shape = (*ranks[:mode], len(self.factors[mode]), *ranks[mode + 1 :])
+            shape = _resized(ranks, mode, len(self.factors[mode]))
             term = fold(tangent.factors[mode] @ self._rows[mode], mode, shape)
             result = result + multi_mode_product(term, self.factors, skip=mode)
         return result
@@ -252,8 +203,164 @@ class TangentSpace:
         )
 
 
-def _apply(tensor: Tensor, matrices: Mapping[int, Tensor]) -> Tensor:
-    return multi_mode_product(tensor, [matrices.get(mode) for mode in range(tensor.ndim)])
+class Cut(NamedTuple):
+    """A tangent vector X in other bases V_j, as far as these alone determine it; see `Transport`.
+
+    Attributes:
+        core: X x_j V_j^T.
+        along: Y_i, for each mode i: X x_{j != i} V_j^T without the term of K._i, in U_i.
+        across: N_i = V_i^T K._i, for each mode that moves at the source.
+    """
+
+    core: Tensor
+    along: Mapping[int, Tensor]
+    across: Mapping[int, Tensor]
+
+
+class Transport:
+    """Moves what belongs to one point to another one, in coordinates.
+
+    With R_j = V_j^T U_j (r'_j x r_j), U_j the bases at the source and V_j those at the target, and
+    N_j = V_j^T K._j, a tangent vector X has
+
+        X x_{j != i} V_j^T = Y_i (in U_i) + Z_i (in K._i),    Z_i = Ten_i(Q_i^T) x_{j != i} R_j ,
+
+    all small. Nothing of the size of a weight is formed, and the ranks may differ.
+
+    Args:
+        source: Tangent space at the old point.
+        bases: V_j, orthonormal; U_j itself for a mode that is not factorised.
+    """
+
+    def __init__(self, source: TangentSpace, bases: Sequence[Tensor]) -> None:
+        self._source, self._bases = source, bases
+        self._overlaps = {
+            mode: bases[mode].mT @ source.factors[mode]
+            for mode in source.modes
+            if bases[mode] is not source.factors[mode]
+        }
+        shape = tuple(source.core.shape)
+        self._rows = {
+            mode: self._apply(fold(source.rows(mode), mode, shape), skip=mode)
+            for mode in source.moving_modes
+        }
+
+    def _apply(self, tensor: Tensor, *, skip: int, and_skip: int | None = None) -> Tensor:
+        matrices = [
+            None if mode in (skip, and_skip) else self._overlaps.get(mode)
+            for mode in range(tensor.ndim)
+        ]
+        return multi_mode_product(tensor, matrices)
+
+    def point(self) -> Tensor:
+        """C x_j R_j, the core of the source in the bases V_j."""
+        return multi_mode_product(
+            self._source.core, [self._overlaps.get(mode) for mode in range(self._source.core.ndim)]
+        )
+
+    def cut(self, tangent: TangentVector) -> Cut:
+        """Coordinates of a tangent vector of the source that the bases V_j determine.
+
+        Args:
+            tangent: X.
+
+        Returns:
+            X x_j V_j^T, and the parts that `vector` goes on with.
+        """
+        source, shape = self._source, tuple(self._source.core.shape)
+        across = {
+            mode: self._bases[mode].mT @ tangent.factors[mode] for mode in source.moving_modes
+        }
+        terms = {
+            mode: fold(part @ source.rows(mode), mode, _resized(shape, mode, len(part)))
+            for mode, part in across.items()
+        }
+        along: dict[int, Tensor] = {}
+        for mode in self._overlaps:
+            along[mode] = self._apply(tangent.core, skip=mode)
+            for other, term in terms.items():
+                if other != mode:
+                    along[mode] = along[mode] + self._apply(term, skip=mode, and_skip=other)
+        if not along:
+            return Cut(tangent.core, along, across)
+        mode, part = next(iter(along.items()))
+        core = mode_product(part, self._overlaps[mode], mode)
+        if mode in across:
+            core = core + mode_product(self._rows[mode], across[mode], mode)
+        return Cut(core, along, across)
+
+    def vector(self, tangent: TangentVector, cut: Cut, target: TangentSpace) -> TangentVector:
+        """Orthogonal projection of a tangent vector of the source onto the target's space.
+
+        C. = X x_j V_j^T,  K._i = (I - V_i V_i^T) (U_i Mat_i(Y_i) + K._i Mat_i(Z_i)) Q'_i.
+
+        Args:
+            tangent: X.
+            cut: `cut(tangent)`.
+            target: Tangent space at a point with the bases V_j.
+
+        Returns:
+            The projection.
+        """
+        parts: dict[int, Tensor] = {}
+        for mode in target.moving_modes:
+            rows, basis = target.rows(mode).mT, self._bases[mode]
+            inside = unfold(cut.along[mode], mode) @ rows
+            part = self._source.factors[mode] @ inside
+            shadow = self._overlaps[mode] @ inside
+            if mode in self._rows:
+                outside = unfold(self._rows[mode], mode) @ rows
+                part = part + tangent.factors[mode] @ outside
+                shadow = shadow + cut.across[mode] @ outside
+            parts[mode] = part - basis @ shadow
+        return target._vector(cut.core, parts)
+
+    def squares(self, tangent: TangentVector, target: TangentSpace) -> TangentVector:
+        """Move a quantity per coordinate, such as a mean of squares, that is not a tensor of W.
+
+        Under X_C -> X_C x_j R_j and K._i -> K._i T_i^T, T_i = Mat_i(Z_i) Q'_i, the variances of
+        uncorrelated coordinates go through the squared entries of R_j and T_i. What the old
+        coordinates do not explain gets their mean: see `stochastic`. So constants stay as they are
+        and no value leaves the range of the old ones. A basis that begins to move gets the mean of
+        the core's.
+
+        Args:
+            tangent: The quantity, of the shape of a tangent vector of the source.
+            target: Tangent space at a point with the bases V_j.
+
+        Returns:
+            The quantity in the coordinates of the target.
+        """
+        weights = [self._overlaps.get(mode) for mode in range(tangent.core.ndim)]
+        core = multi_mode_product(
+            tangent.core, [w if w is None else stochastic(w) for w in weights]
+        )
+        parts: dict[int, Tensor] = {}
+        for mode in target.moving_modes:
+            if mode in self._rows:
+                turn = target.rows(mode) @ unfold(self._rows[mode], mode).mT
+                parts[mode] = tangent.factors[mode] @ stochastic(turn).mT
+            else:
+                parts[mode] = core.mean().expand(target.factors[mode].shape)
+        return target._vector(core, parts)
+
+
+def stochastic(weights: Tensor) -> Tensor:
+    """Row-stochastic matrix of the squared entries, A = M o M + (1 - (M o M) 1) 1^T / r.
+
+    Args:
+        weights: M, of shape r' x r, with rows of norm at most 1.
+
+    Returns:
+        A, non-negative with rows that add up to 1.
+    """
+    squares = weights.square()
+    rest = (1 - squares.sum(dim=1, keepdim=True)).clamp_(min=0) / weights.shape[1]
+    return squares + rest
+
+
+def _resized(shape: tuple[int, ...], mode: int, size: int) -> tuple[int, ...]:
+    return (*shape[:mode], size, *shape[mode + 1 :])
 
 
 def _inverse_transpose(lower: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tdlrt.linalg.algebra import mode_product, rank_is_excessive, unfold
 
-__all__ = ["RankRule", "smallest_rank", "truncate"]
+__all__ = ["RankRule", "smallest_rank", "squared_singular_values", "truncate"]
 
 RankRule: TypeAlias = Callable[[int, Tensor], int]
 """Says how many singular values of a mode to keep: (mode, squared singular values) -> rank.
@@ -72,6 +72,21 @@ def truncate(
             projections[mode] = projection
             core = mode_product(core, projection.mT, mode)
     return _cut_dependent_rows(core, projections, wanted)
+
+
+def squared_singular_values(core: Tensor, mode: int) -> Tensor:
+    """Squared singular values of Mat_i(C) in float64, largest first.
+
+    Args:
+        core: C, of shape r_1 x ... x r_d.
+        mode: i.
+
+    Returns:
+        A vector of r_i numbers.
+    """
+    rows = unfold(core, mode).double()
+    values: Tensor = torch.linalg.eigvalsh(rows @ rows.mT)
+    return values.flip(0).clamp_(min=0)
 
 
 def _left_singular_vectors(core: Tensor, mode: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,22 +18,41 @@ from tdlrt.errors import (
     UnsupportedOptimizerError,
 )
 from tdlrt.nn import TuckerLayer
+from tdlrt.optim.adam import AdamRule, AdamWRule
+from tdlrt.optim.rule import Rule
 from tdlrt.optim.sgd import SGDRule
 from tdlrt.optim.slot import LayerSlot
-from tdlrt.optim.steps import Augmented, Iterate, basis_step, core_step, parallel_step, retract
-from tdlrt.ranks import FixedRank, RankPolicy, RelativeTolerance
+from tdlrt.optim.steps import (
+    Augmented,
+    Iterate,
+    Lifted,
+    augmented_step,
+    basis_step,
+    core_step,
+    fixed_rank_step,
+    retract,
+    retract_lifted,
+)
+from tdlrt.ranks import ByName, Candidate, FixedRank, RankPolicy, RelativeTolerance
 
 __all__ = ["TDLRT"]
 
-_RULES: dict[type[torch.optim.Optimizer], type[SGDRule]] = {torch.optim.SGD: SGDRule}
+_RULES: dict[type[torch.optim.Optimizer], type[Rule]] = {
+    torch.optim.SGD: SGDRule,
+    torch.optim.Adam: AdamRule,
+    torch.optim.AdamW: AdamWRule,
+}
 _EXTRA = "tdlrt"
+
+# Steps without a look at a layer's ranks after which a user is told.
+_LONG_WITHOUT_ADAPTATION = 1000
 
 
 class TDLRT(torch.optim.Optimizer):
     """Rank-adaptive optimiser for the Tucker layers of a model; the rest gets the plain optimiser.
 
     `param_groups[0]` holds the cores and bases of the Tucker layers, `param_groups[1]` every other
-    parameter of the model. Both take any learning-rate scheduler.
+    parameter of the model; groups of your own follow. All take any learning-rate scheduler.
 
     - `integrator="parallel"` takes one gradient a step: W_1 = R(W_0 - lr P(grad L(W_0))), P the
       projection onto the tangent space and R the truncation of the rank policy.
@@ -43,19 +63,25 @@ class TDLRT(torch.optim.Optimizer):
 
     Args:
         model: A model with Tucker layers (see `tdlrt.factorize_`).
-        optimizer_cls: The plain optimiser's class; today torch.optim.SGD.
+        optimizer_cls: The plain optimiser's class: torch.optim.SGD, Adam or AdamW.
         tau: Relative truncation tolerance in [0, 1), short for RelativeTolerance(tau); 0.1 if
             neither this nor rank_policy is given.
-        rank_policy: `RelativeTolerance(...)` or `FixedRank()`.
+        rank_policy: `RelativeTolerance(...)`, `ParameterBudget(...)`, `FixedRank()`, or a dict from
+            layer-name pattern to one of these (the first that matches; layers that none matches
+            keep their ranks).
         integrator: 'parallel' or 'bug'.
         adapt_every: Ranks are examined every so many steps; they stay as they are in between.
         core_steps: Steps on the core for one on the bases (`bug` alone).
+        freeze_after: Steps after which `freeze_ranks` is called; None for never.
+        param_groups: Groups with options of their own, as in torch: dicts with 'params' and any of
+            lr, weight_decay, ... A Tucker layer's core and bases belong in one group.
         **optimizer_kwargs: Passed to optimizer_cls (lr, momentum, weight_decay, ...).
 
     Raises:
-        NothingMatchedError: The model has no Tucker layer.
+        NothingMatchedError: The model, or a pattern of the policy, has no Tucker layer.
         UnsupportedOptimizerError: The class or one of its options has no rule for Tucker weights.
-        RankError: tau is outside [0, 1), or given together with rank_policy.
+        RankError: tau is outside [0, 1), or given together with rank_policy, or the policy cannot
+            be met.
         ValueError: Another argument is out of its range.
 
     Source: arXiv:2305.19059 (`bug`), arXiv:2412.00858 (`parallel`), arXiv:2506.17475 (momentum).
@@ -67,22 +93,26 @@ class TDLRT(torch.optim.Optimizer):
         optimizer_cls: type[torch.optim.Optimizer],
         *,
         tau: float | None = None,
-        rank_policy: RankPolicy | None = None,
+        rank_policy: RankPolicy | Mapping[str, RankPolicy] | None = None,
         integrator: str = "parallel",
         adapt_every: int = 1,
         core_steps: int = 1,
+        freeze_after: int | None = None,
+        param_groups: Iterable[Mapping[str, Any]] = (),
         **optimizer_kwargs: Any,
     ) -> None:
-        self.rank_policy = _resolve_policy(tau, rank_policy)
+        policy = _resolve_policy(tau, rank_policy)
         self._rule_type = _resolve_rule(optimizer_cls)
         if integrator not in ("parallel", "bug"):
             raise ValueError(f"integrator: got {integrator!r}, expected 'parallel' or 'bug'")
-        for name, value in (("adapt_every", adapt_every), ("core_steps", core_steps)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, expected an int of at least 1")
+        _check_count("adapt_every", adapt_every)
+        _check_count("core_steps", core_steps)
+        if freeze_after is not None:
+            _check_count("freeze_after", freeze_after)
         self.integrator = integrator
         self.adapt_every = adapt_every
         self.core_steps = core_steps
+        self.freeze_after = freeze_after
         self._slots = {
             name: LayerSlot(name, module)
             for name, module in model.named_modules()
@@ -97,36 +127,141 @@ class TDLRT(torch.optim.Optimizer):
         }
         self._steps = 0
         self._frozen = False
+        self._settling = False
         self._core_steps_left = 0
         self._resting_ranks: dict[str, list[int]] = {}
+        self._examined = dict.fromkeys(self._slots, 0)
+        self._warned = False
+        self._check_policy(policy)
+        self._rank_policy = policy
 
-        tucker = {id(p): p for slot in self._slots.values() for p in slot.parameters}
-        others = [parameter for parameter in self._names if id(parameter) not in tucker]
-        self._plain = optimizer_cls([{"params": others}], **optimizer_kwargs)
-        self._rule_type.from_group(self._plain.param_groups[0])
-        super().__init__(
-            [{"params": list(tucker.values())}, {"params": others}], self._plain.defaults
-        )
-        self._link()
-
-    def _link(self) -> None:
-        """Let the plain optimiser work on this one's groups and state, not on copies of them."""
-        self._plain.param_groups = self.param_groups[1:]
+        self._tucker = {id(p) for slot in self._slots.values() for p in slot.parameters}
+        given = [{**group, "params": _as_list(group["params"])} for group in param_groups]
+        taken = {id(parameter) for group in given for parameter in group["params"]}
+        rest = [parameter for parameter in self._names if id(parameter) not in taken]
+        groups = [
+            {"params": [p for p in rest if id(p) in self._tucker]},
+            {"params": [p for p in rest if id(p) not in self._tucker]},
+            *given,
+        ]
+        # It checks the options and knows the defaults; its groups are set in every step.
+        self._plain = optimizer_cls(list(self._names), **optimizer_kwargs)
+        super().__init__(groups, self._plain.defaults)
         self._plain.state = self.state
+        self._group_of = self._find_groups()
+        for group in self.param_groups:
+            self._rule_type.from_group(group)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters outside the Tucker layers, as in torch."""
-        super().add_param_group(param_group)
-        self._link()
+    def _find_groups(self) -> dict[str, int]:
+        """Index of the param_group of each layer."""
+        index = {
+            id(parameter): number
+            for number, group in enumerate(self.param_groups)
+            for parameter in group["params"]
+        }
+        found = {}
+        for name, slot in self._slots.items():
+            numbers = {index[id(parameter)] for parameter in slot.parameters}
+            if len(numbers) > 1:
+                raise ValueError(
+                    f"param_groups: {name} has parameters in groups {sorted(numbers)}; put its "
+                    "core and factors in the same group"
+                )
+            found[name] = numbers.pop()
+        return found
+
+    @property
+    def rank_policy(self) -> RankPolicy:
+        """Which ranks to keep. A new policy may be assigned; it holds from the next step."""
+        return self._rank_policy
+
+    @rank_policy.setter
+    def rank_policy(self, policy: RankPolicy | Mapping[str, RankPolicy]) -> None:
+        if self._frozen:
+            raise IntegratorStateError(
+                "rank_policy: the ranks are frozen, so no policy would take effect; construct a "
+                "new TDLRT to adapt them again"
+            )
+        policy = _resolve_policy(None, policy)
+        self._check_policy(policy)
+        self._rank_policy = policy
+
+    def _check_policy(self, policy: RankPolicy) -> None:
+        policy.check(
+            {
+                name: self._candidate(name, slot.layer.core.detach())
+                for name, slot in self._slots.items()
+            }
+        )
 
     def freeze_ranks(self) -> None:
-        """Keep every layer's ranks as they are from now on; the bases still rotate."""
+        """Keep every layer's ranks from now on; the bases still rotate.
+
+        Spare directions of the policy are given up first: at once, or, in the middle of a step of
+        `bug`, at its end.
+        """
+        if self._frozen:
+            return
         self._frozen = True
+        if self._rank_policy.settled() == self._rank_policy:
+            return
+        self._settling = True
+        if not self._core_steps_left:
+            with self._plain_arithmetic():
+                steps = {
+                    name: Augmented(iterate.point, iterate)
+                    for name, slot in self._slots.items()
+                    for iterate in [slot.iterate(self.state, self._rule(name))]
+                }
+                self._assign(self._retracted(steps))
+            self._settling = False
 
     @property
     def ranks_frozen(self) -> bool:
         """Whether `freeze_ranks` was called."""
         return self._frozen
+
+    @torch.no_grad()
+    def clip_grad_norm_(self, max_norm: float, *, error_if_nonfinite: bool = False) -> Tensor:
+        """Scale all gradients so that their norm is at most max_norm.
+
+        A Tucker layer counts with the norm of its projected gradient,
+        ||P(grad_W L)||^2 = ||C.||^2 + sum_i ||K._i||^2: grad_{U_i} L scales with the core and says
+        little about the weight. In a core step of `bug` only the core counts.
+
+        Args:
+            max_norm: Largest norm to leave.
+            error_if_nonfinite: Raise if the norm is NaN or infinite, before anything is scaled.
+
+        Returns:
+            The norm before.
+
+        Raises:
+            NonFiniteError: As error_if_nonfinite asks.
+        """
+        norms = [torch.zeros((), device=self._device())]
+        for parameter in self._names:
+            if parameter.grad is not None and id(parameter) not in self._tucker:
+                norms.append(torch.linalg.vector_norm(parameter.grad.double()))
+        with self._plain_arithmetic():
+            for slot in self._slots.values():
+                if self._core_steps_left and slot.layer.core.grad is not None:
+                    norms.append(torch.linalg.vector_norm(slot.core_gradient()))
+                elif not self._core_steps_left and slot.has_gradient():
+                    norms.append(slot.gradient().norm())
+        total: Tensor = torch.linalg.vector_norm(
+            torch.stack([norm.to(self._device(), torch.float64) for norm in norms])
+        )
+        if error_if_nonfinite and not torch.isfinite(total):
+            raise NonFiniteError(
+                f"gradients: their norm is {float(total)}, expected a finite number; nothing was "
+                "scaled. Lower lr, or check the loss"
+            )
+        factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
+        for parameter in self._names:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor.to(parameter.grad.device, parameter.grad.dtype))
+        return total
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -167,56 +302,83 @@ class TDLRT(torch.optim.Optimizer):
 
     def _advance(self) -> None:
         """Spend the gradients that are there on what is due."""
-        device = next(iter(self._slots.values())).layer.core.device
-        with torch.autocast(device.type, enabled=False):
+        self._check_finite()
+        with self._plain_arithmetic():
             if self.integrator == "parallel":
                 self._parallel_pass()
             elif self._core_steps_left:
                 self._core_pass()
             else:
                 self._basis_pass()
-        # Autocast would go on with casts of the weights from before the step.
+
+    def _device(self) -> torch.device:
+        return next(iter(self._slots.values())).layer.core.device
+
+    @contextmanager
+    def _plain_arithmetic(self) -> Iterator[None]:
+        """No autocast inside, and none of its casts of weights from before outside."""
+        with torch.no_grad(), torch.autocast(self._device().type, enabled=False):
+            yield
         torch.clear_autocast_cache()
 
     def _parallel_pass(self) -> None:
-        active = self._active_slots()
-        rule, policy = self._rule(), self._policy()
-        updates: dict[str, Iterate | Augmented] = {}
-        for slot in active:
-            iterate = slot.iterate(self.state)
-            gradient = slot.gradient(iterate.space)
-            updates[slot.name] = parallel_step(iterate, gradient, rule, policy)
-        self._assign(updates)
-        self._plain.step()
-        self._steps += 1
+        examined = self._examines()
+        updates: dict[str, Iterate] = {}
+        augmented: dict[str, Augmented] = {}
+        for name, slot in self._active_slots().items():
+            rule = self._rule(name)
+            iterate, gradient = slot.iterate(self.state, rule), slot.gradient()
+            if examined:
+                augmented[name] = augmented_step(iterate, gradient, rule)
+            else:
+                updates[name] = fixed_rank_step(iterate, gradient, rule)
+        self._assign(updates | self._retracted(augmented))
+        self._finish_step(augmented)
 
     def _basis_pass(self) -> None:
         active = self._active_slots()
-        rule = self._rule()
-        updates: dict[str, Iterate | Augmented] = {}
-        for slot in active:
-            iterate = slot.iterate(self.state)
-            updates[slot.name] = basis_step(iterate, slot.gradient(iterate.space), rule)
-        self._resting_ranks = {slot.name: list(slot.layer.ranks) for slot in active}
+        updates = {
+            name: basis_step(slot.iterate(self.state, rule), slot.gradient(), rule)
+            for name, slot in active.items()
+            for rule in [self._rule(name)]
+        }
+        self._resting_ranks = {name: list(slot.layer.ranks) for name, slot in active.items()}
         self._assign(updates)
         self._core_steps_left = self.core_steps
 
     def _core_pass(self) -> None:
-        self._check_finite()
-        rule, last = self._rule(), self._core_steps_left == 1
-        updates: dict[str, Iterate | Augmented] = {}
+        last = self._core_steps_left == 1
+        lifted: dict[str, Lifted] = {}
         for name in self._resting_ranks:
-            slot = self._slots[name]
-            augmented = slot.augmented(self.state)
+            slot, rule = self._slots[name], self._rule(name)
+            lifted[name] = slot.lifted(self.state, rule)
             if slot.layer.core.grad is not None:
-                augmented = core_step(augmented, slot.core_gradient(), rule)
-            updates[name] = self._retracted(slot, augmented) if last else augmented
-        self._assign(updates)
-        self._plain.step()
+                lifted[name] = core_step(lifted[name], slot.core_gradient(), rule)
+        examined = lifted if last and self._examines() else {}
+        self._assign(self._retracted(lifted) if last else lifted)
         self._core_steps_left -= 1
         if last:
             self._resting_ranks = {}
-            self._steps += 1
+            self._settling = False
+            self._finish_step(examined)
+        else:
+            self._plain_step()
+
+    def _finish_step(self, examined: Iterable[str]) -> None:
+        self._plain_step()
+        self._steps += 1
+        self._examined |= dict.fromkeys(examined, self._steps)
+        self._warn_if_never_examined()
+        if self._steps == self.freeze_after:
+            self.freeze_ranks()
+
+    def _plain_step(self) -> None:
+        """Let the plain optimiser move what is not in Tucker format, on this one's groups."""
+        self._plain.param_groups = [
+            {**group, "params": [p for p in group["params"] if id(p) not in self._tucker]}
+            for group in self.param_groups
+        ]
+        self._plain.step()
 
     @contextmanager
     def _undo_on_error(self) -> Iterator[None]:
@@ -225,40 +387,84 @@ class TDLRT(torch.optim.Optimizer):
         Before the first core step the model becomes what it was, bit for bit; after it the core
         steps taken are kept and truncated.
         """
-        before = {name: slot.iterate(self.state) for name, slot in self._slots.items()}
+        before = {
+            name: slot.iterate(self.state, self._rule(name)) for name, slot in self._slots.items()
+        }
         try:
             yield
         except BaseException:
             if self._core_steps_left == self.core_steps:
                 self._assign({name: before[name] for name in self._resting_ranks})
             elif self._core_steps_left:
-                slots = [self._slots[name] for name in self._resting_ranks]
-                self._assign(
-                    {slot.name: self._retracted(slot, slot.augmented(self.state)) for slot in slots}
-                )
+                lifted = {
+                    name: self._slots[name].lifted(self.state, self._rule(name))
+                    for name in self._resting_ranks
+                }
+                self._assign(self._retracted(lifted))
             self._core_steps_left, self._resting_ranks = 0, {}
             raise
 
-    def _retracted(self, slot: LayerSlot, augmented: Augmented) -> Iterate:
-        """End of a `bug` step for one layer."""
-        ranks, modes = self._resting_ranks[slot.name], slot.layer.learned_modes
-        return retract(augmented, self._policy(), ranks, modes)
+    def _retracted(
+        self, steps: Mapping[str, Augmented] | Mapping[str, Lifted]
+    ) -> dict[str, Iterate]:
+        """Truncate all layers to the ranks that the policy chooses for them together."""
+        policy = self._policy()
+        rules = policy.rules(
+            {name: self._candidate(name, step.point.core) for name, step in steps.items()},
+            self._steps + 1,
+        )
+        updates = {}
+        for name, step in steps.items():
+            rule = self._rule(name)
+            if isinstance(step, Augmented):
+                updates[name] = retract(step, rule, rules[name])
+            else:
+                modes = self._slots[name].layer.learned_modes
+                updates[name] = retract_lifted(step, rule, rules[name], modes)
+        return updates
 
-    def _rule(self) -> SGDRule:
-        return self._rule_type.from_group(self.param_groups[0])
+    def _candidate(self, name: str, core: Tensor) -> Candidate:
+        layer = self._slots[name].layer
+        ranks = self._resting_ranks.get(name, layer.ranks)
+        return Candidate(core, ranks, layer.shape, layer.learned_modes)
+
+    def _rule(self, name: str) -> Rule:
+        return self._rule_type.from_group(self.param_groups[self._group_of[name]])
+
+    def _examines(self) -> bool:
+        """Whether the ranks may change in the step that is under way."""
+        return not isinstance(self._policy(), FixedRank)
 
     def _policy(self) -> RankPolicy:
+        if self._settling:
+            return self._rank_policy.settled()
         due = (self._steps + 1) % self.adapt_every == 0
-        return self.rank_policy if due and not self._frozen else FixedRank()
+        return self._rank_policy if due and not self._frozen else FixedRank()
 
-    def _active_slots(self) -> list[LayerSlot]:
-        self._check_finite()
-        return [slot for slot in self._slots.values() if slot.has_gradient()]
+    def _warn_if_never_examined(self) -> None:
+        if self._warned or self._frozen or isinstance(self._rank_policy, FixedRank):
+            return
+        idle = [
+            name
+            for name, step in self._examined.items()
+            if self._steps - step >= _LONG_WITHOUT_ADAPTATION
+        ]
+        if idle:
+            self._warned = True
+            warnings.warn(
+                f"the ranks of {', '.join(idle)} have not been examined for "
+                f"{_LONG_WITHOUT_ADAPTATION} steps (adapt_every={self.adapt_every}); lower "
+                "adapt_every, check that these layers get a gradient, or call freeze_ranks()",
+                stacklevel=4,
+            )
 
-    def _assign(self, updates: Mapping[str, Iterate | Augmented]) -> None:
+    def _active_slots(self) -> dict[str, LayerSlot]:
+        return {name: slot for name, slot in self._slots.items() if slot.has_gradient()}
+
+    def _assign(self, updates: Mapping[str, Iterate | Lifted]) -> None:
         """Put all layers' updates in place; every one was computed before the first is."""
         for name, update in updates.items():
-            self._slots[name].assign_(update, self.state)
+            self._slots[name].assign_(update, self.state, self._rule(name))
 
     def _check_finite(self) -> None:
         parameters = list(self._names)
@@ -283,6 +489,7 @@ class TDLRT(torch.optim.Optimizer):
             "integrator": self.integrator,
             "steps": self._steps,
             "frozen": self._frozen,
+            "settling": self._settling,
             "core_steps_left": self._core_steps_left,
             "resting_ranks": {name: list(ranks) for name, ranks in self._resting_ranks.items()},
         }
@@ -290,6 +497,9 @@ class TDLRT(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; load the model's state_dict first, so that its ranks are there.
+
+        The rank policy is not part of the state: the one that this optimiser was constructed with
+        goes on from here.
 
         Args:
             state_dict: What `state_dict()` gave.
@@ -311,8 +521,10 @@ class TDLRT(torch.optim.Optimizer):
             )
         self._check_shapes(state_dict)
         super().load_state_dict(state_dict)
-        self._link()
+        self._plain.state = self.state
         self._steps, self._frozen = extra["steps"], extra["frozen"]
+        self._settling = extra["settling"]
+        self._examined = dict.fromkeys(self._slots, self._steps)
         self._core_steps_left = extra["core_steps_left"]
         self._resting_ranks = {name: list(ranks) for name, ranks in extra["resting_ranks"].items()}
 
@@ -336,19 +548,33 @@ class TDLRT(torch.optim.Optimizer):
                         )
 
 
-def _resolve_policy(tau: float | None, rank_policy: RankPolicy | None) -> RankPolicy:
+def _resolve_policy(
+    tau: float | None, rank_policy: RankPolicy | Mapping[str, RankPolicy] | None
+) -> RankPolicy:
     if rank_policy is None:
         return RelativeTolerance(0.1 if tau is None else tau)
     if tau is not None:
         raise RankError(f"tau: got {tau} and rank_policy={rank_policy}; give one of them")
-    if not isinstance(rank_policy, FixedRank | RelativeTolerance):
+    if isinstance(rank_policy, Mapping):
+        return ByName(rank_policy)
+    if not isinstance(rank_policy, RankPolicy):
         raise RankError(
-            f"rank_policy: got {rank_policy!r}, expected RelativeTolerance(...) or FixedRank()"
+            f"rank_policy: got {rank_policy!r}, expected RelativeTolerance(...), "
+            "ParameterBudget(...), FixedRank(), or a dict from layer-name pattern to these"
         )
     return rank_policy
 
 
-def _resolve_rule(optimizer_cls: type[torch.optim.Optimizer]) -> type[SGDRule]:
+def _as_list(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    return [parameters] if isinstance(parameters, Tensor) else list(parameters)
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected an int of at least 1")
+
+
+def _resolve_rule(optimizer_cls: type[torch.optim.Optimizer]) -> type[Rule]:
     if optimizer_cls not in _RULES:
         known = ", ".join(f"torch.optim.{cls.__name__}" for cls in _RULES)
         got = getattr(optimizer_cls, "__name__", repr(optimizer_cls))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,18 +11,21 @@ from torch import Tensor
 from tdlrt.errors import IntegratorStateError
 from tdlrt.linalg import TangentSpace, TangentVector, TuckerTensor
 from tdlrt.nn import TuckerLayer
-from tdlrt.optim.steps import Augmented, Iterate
+from tdlrt.optim.rule import Rule
+from tdlrt.optim.steps import Iterate, Lifted
 
 __all__ = ["LayerSlot"]
 
-_MOMENTUM = "momentum_buffer"
+OptimizerState: TypeAlias = MutableMapping[Any, Any]
+
+_STEP = "step"
 
 
 class LayerSlot:
-    """Access to one layer: its weight, gradient and momentum as the pure steps want them.
+    """Access to one layer: its weight, gradient and state as the pure steps want them.
 
-    The momentum is kept in the optimiser's `state` under the same key as in torch.optim.SGD, the
-    core's part with the core and each basis part with its basis, all of their Parameters' shapes.
+    The state is kept in the optimiser's `state` under the keys of the torch optimiser, the core's
+    part with the core and each basis part with its basis, all of their Parameters' shapes.
 
     Args:
         name: Name of the layer in the model.
@@ -72,10 +75,10 @@ class LayerSlot:
     def _current_version(self) -> list[tuple[int, int]]:
         return [(parameter.data_ptr(), parameter._version) for parameter in self.parameters]
 
-    def gradient(self, space: TangentSpace) -> TangentVector:
+    def gradient(self) -> TangentVector:
         """Projected gradient, from what autograd left in `.grad`, which is only read."""
         factors = [factor.grad for factor in self.layer.factors]
-        return space.gradient(
+        return self._tangent_space().gradient(
             self.core_gradient(),
             [None if grad is None else _at_least_float32(grad) for grad in factors],
         )
@@ -87,52 +90,76 @@ class LayerSlot:
             raise IntegratorStateError(f"{self.name}.core: got no gradient; call backward() first")
         return _at_least_float32(gradient)
 
-    def iterate(self, state: MutableMapping[Any, Any]) -> Iterate:
-        """Weight and momentum at rest."""
+    def iterate(self, state: OptimizerState, rule: Rule) -> Iterate:
+        """Weight and state at rest."""
         space = self._tangent_space()
-        core = self._momentum(state, self.layer.core)
-        if core is None:
-            return Iterate(space, None)
-        parts = []
-        for factor in self.layer.factors:
-            part = self._momentum(state, factor)
-            parts.append(torch.zeros_like(factor) if part is None else part)
-        return Iterate(space, TangentVector(core, tuple(parts)))
+        cores = self._moments(state, self.layer.core, rule)
+        parts = [self._moments(state, factor, rule) for factor in self.layer.factors]
+        moments = {
+            name: TangentVector(
+                core,
+                tuple(
+                    part.get(name, torch.zeros_like(factor))
+                    for part, factor in zip(parts, space.factors, strict=True)
+                ),
+            )
+            for name, core in cores.items()
+        }
+        return Iterate(space, moments, self._step(state))
 
-    def augmented(self, state: MutableMapping[Any, Any]) -> Augmented:
-        """Weight and momentum between a basis step and the truncation."""
-        return Augmented(self.point(), self._momentum(state, self.layer.core))
+    def lifted(self, state: OptimizerState, rule: Rule) -> Lifted:
+        """Weight and state between a basis step and the truncation."""
+        moments = self._moments(state, self.layer.core, rule)
+        return Lifted(self.point(), moments, self._step(state))
 
-    def assign_(self, update: Iterate | Augmented, state: MutableMapping[Any, Any]) -> None:
-        """Put a new weight and its momentum in place: the one resize of layer and state together.
+    def assign_(self, update: Iterate | Lifted, state: OptimizerState, rule: Rule) -> None:
+        """Put a new weight and its state in place: the one resize of layer and state together.
 
         Args:
-            update: Weight and momentum, of any rank.
+            update: Weight and state, of any rank.
             state: The optimiser's state, changed in place.
+            rule: The optimiser.
         """
+        ranks = self.layer.ranks
         self.layer.resize_(update.point.core, update.point.factors)
+        if self.layer.ranks != ranks:
+            for parameter in self.parameters:
+                parameter.grad = None  # in coordinates that are no more
         exact = update.point.core.dtype == self.layer.core.dtype
         self._space = update.space if isinstance(update, Iterate) and exact else None
         self._version = self._current_version()
         for parameter in self.parameters:
             state.pop(parameter, None)
-        momentum = update.momentum
-        if isinstance(momentum, TangentVector):
-            state[self.layer.core] = {_MOMENTUM: momentum.core}
+        core_state: dict[str, Tensor] = {}
+        for name, moment in update.moments.items():
+            if isinstance(moment, Tensor):
+                core_state[name] = moment
+                continue
+            core_state[name] = moment.core
             for mode in self.layer.learned_modes:
-                state[self.layer.factors[mode]] = {_MOMENTUM: momentum.factors[mode]}
-        elif momentum is not None:
-            state[self.layer.core] = {_MOMENTUM: momentum}
+                state.setdefault(self.layer.factors[mode], {})[name] = moment.factors[mode]
+        if rule.counts_steps:
+            core_state[_STEP] = torch.tensor(float(update.step))
+        if core_state:
+            state[self.layer.core] = core_state
 
-    def _momentum(self, state: MutableMapping[Any, Any], parameter: Tensor) -> Tensor | None:
-        momentum: Tensor | None = state.get(parameter, {}).get(_MOMENTUM)
-        if momentum is not None and momentum.shape != parameter.shape:
-            raise IntegratorStateError(
-                f"{self.name}: got a momentum of shape {tuple(momentum.shape)} for a parameter of "
-                f"shape {tuple(parameter.shape)}; load the model's state_dict together with the "
-                "optimiser's"
-            )
-        return momentum
+    def _step(self, state: OptimizerState) -> int:
+        return int(state.get(self.layer.core, {}).get(_STEP, 0))
+
+    def _moments(self, state: OptimizerState, parameter: Tensor, rule: Rule) -> dict[str, Tensor]:
+        moments = {}
+        for name in rule.first_moments + rule.second_moments:
+            moment = state.get(parameter, {}).get(name)
+            if moment is None:
+                continue
+            if moment.shape != parameter.shape:
+                raise IntegratorStateError(
+                    f"{self.name}: got a {name} of shape {tuple(moment.shape)} for a parameter of "
+                    f"shape {tuple(parameter.shape)}; load the model's state_dict together with "
+                    "the optimiser's"
+                )
+            moments[name] = moment
+        return moments
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
-"""The two integrators as pure functions: a point, a gradient and a momentum in, new ones out.
+"""The two integrators as pure functions: a point, a gradient and a state in, new ones out.
 
-Both end in a retraction, the truncation of a core in augmented bases, and carry the momentum along
-by orthogonal projection onto the new tangent space. The ambient momentum lies in the span of the
-augmented bases, so the projection is done there, on tensors of the size of the augmented core.
+Both end in a retraction, the truncation of a core in augmented bases or a projection onto bases of
+the same rank. The state of the optimiser moves along: first moments by orthogonal projection onto
+the new tangent space, second moments coordinate by coordinate (`tdlrt.linalg.Transport`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,30 +16,48 @@ from torch import Tensor
 
 from tdlrt.errors import NonFiniteError
 from tdlrt.linalg import (
+    Cut,
+    RankRule,
     TangentSpace,
     TangentVector,
+    Transport,
     TuckerTensor,
+    mode_product,
+    multi_mode_product,
     new_directions,
     orthonormalize,
     polish_basis,
+    stochastic,
     truncate,
+    unfold,
 )
-from tdlrt.optim.sgd import SGDRule
-from tdlrt.ranks import FixedRank, RankPolicy
+from tdlrt.optim.rule import Moments, Rule
 
-__all__ = ["Augmented", "Iterate", "basis_step", "core_step", "parallel_step", "retract"]
+__all__ = [
+    "Augmented",
+    "Iterate",
+    "Lifted",
+    "augmented_step",
+    "basis_step",
+    "core_step",
+    "fixed_rank_step",
+    "retract",
+    "retract_lifted",
+]
 
 
 class Iterate(NamedTuple):
-    """A Tucker weight, with the tangent space there, and its momentum in it.
+    """A Tucker weight, with the tangent space there, and the state of its optimiser.
 
     Attributes:
         space: The tangent space at W = space.core x_j space.factors[j].
-        momentum: A tangent vector; None before the first step.
+        moments: The state, in coordinates of this space; empty before the first step.
+        step: Steps taken.
     """
 
     space: TangentSpace
-    momentum: TangentVector | None
+    moments: Moments
+    step: int
 
     @property
     def point(self) -> TuckerTensor:
@@ -48,147 +66,258 @@ class Iterate(NamedTuple):
 
 
 class Augmented(NamedTuple):
-    """A Tucker weight in augmented bases [U_i | V_i].
+    """A Tucker weight in augmented bases [U_i | V_i] after a step of `parallel`.
 
     Attributes:
-        point: The weight in these bases.
-        momentum: The ambient momentum in the coordinates of these bases, or None.
+        point: The weight.
+        origin: The weight before the step, and the state after it in coordinates there.
     """
 
     point: TuckerTensor
-    momentum: Tensor | None
+    origin: Iterate
 
 
-def parallel_step(
-    iterate: Iterate, gradient: TangentVector, rule: SGDRule, policy: RankPolicy
-) -> Iterate:
-    """One single-pass step: W_1 = R(W_0 - lr M), R a retraction to the ranks the policy asks for.
+class Lifted(NamedTuple):
+    """A Tucker weight in augmented bases [U_i | V_i] between the two halves of a step of `bug`.
 
-    Without momentum and truncation W_1 = W_0 - lr P(grad L(W_0)): Riemannian gradient descent.
-    Where ranks may change, R is the truncated HOSVD. Where they stay (`FixedRank`), R projects onto
-    the bases orth(K_i(1)) of the basis step, which needs no singular values and differs from
-    the HOSVD by O(lr^2).
+    Attributes:
+        point: The weight.
+        moments: The state of the core in these bases.
+        step: Steps taken.
+    """
+
+    point: TuckerTensor
+    moments: Mapping[str, Tensor]
+    step: int
+
+
+def augmented_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Augmented:
+    """One single-pass step W_0 - lr D, not truncated yet.
+
+    For plain gradient descent D = P(grad L(W_0)). The bases [U_i | V_i] hold all of it, V_i being
+    the directions that D adds.
 
     Args:
-        iterate: W_0 and the momentum there.
+        iterate: W_0 and the state there.
         gradient: P(grad L(W_0)).
-        rule: Step size, momentum and weight decay.
-        policy: Which ranks to keep.
+        rule: The optimiser.
 
     Returns:
-        W_1 and the momentum projected onto the tangent space there.
+        W_0 - lr D in augmented bases.
+
+    Raises:
+        NonFiniteError: W_0 - lr D is not finite.
+
+    Source: arXiv:2412.00858 (parallel basis update and Galerkin).
+    """
+    space = iterate.space
+    direction, moments = _direction(iterate, gradient, rule)
+    new_bases = _new_bases(space, direction)
+    core = -rule.lr * space.embed(direction, new_bases)
+    core[tuple(slice(0, r) for r in space.core.shape)] += space.core
+    _check_finite(core)
+    point = TuckerTensor(core, _join(space.factors, new_bases))
+    return Augmented(point, Iterate(space, moments, iterate.step + 1))
+
+
+def retract(augmented: Augmented, rule: Rule, rank_rule: RankRule) -> Iterate:
+    """Truncate the core after a step of `parallel`, by the HOSVD, and move the state.
+
+    Args:
+        augmented: The weight and the state.
+        rule: The optimiser.
+        rank_rule: Which ranks to keep.
+
+    Returns:
+        The truncated weight, within the tolerance of the rule, and the state there.
+    """
+    origin = augmented.origin
+    space, _ = _truncated(augmented.point, rank_rule, origin.space.modes)
+    transport = Transport(origin.space, space.factors)
+    return Iterate(space, _moved(rule, origin.moments, transport, space), origin.step)
+
+
+def fixed_rank_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Iterate:
+    """One single-pass step W_1 = (W_0 - lr D) x_i U_i' U_i'^T that keeps the ranks.
+
+    U_i' = orth K_i(1) are the bases of the basis step. They need no singular values and differ from
+    those of the HOSVD by O(lr^2).
+
+    Args:
+        iterate: W_0 and the state there.
+        gradient: P(grad L(W_0)).
+        rule: The optimiser.
+
+    Returns:
+        W_1 and the state there.
 
     Raises:
         NonFiniteError: W_1 is not finite.
 
-    Source: arXiv:2412.00858 (parallel basis update and Galerkin); arXiv:2205.13571 for the
-    basis step at fixed rank.
+    Source: arXiv:2205.13571 for the basis step at fixed rank.
     """
     space = iterate.space
-    direction = rule.direction(gradient, iterate.momentum, space.core)
-    if isinstance(policy, FixedRank):
-        return _fixed_rank_step(space, direction, rule)
-    new_bases = _new_bases(space, direction)
-    ambient = space.embed(direction, new_bases)
-    core = -rule.lr * ambient
-    core[tuple(slice(0, r) for r in space.core.shape)] += space.core
-    point = TuckerTensor(core, _join(space.factors, new_bases))
-    augmented = Augmented(point, ambient if rule.momentum else None)
-    return retract(augmented, policy, tuple(space.core.shape), space.modes)
-
-
-def _fixed_rank_step(space: TangentSpace, direction: TangentVector, rule: SGDRule) -> Iterate:
+    direction, moments = _direction(iterate, gradient, rule)
     bases = list(space.factors)
     for mode in space.moving_modes:
         bases[mode] = orthonormalize(space.basis_step(direction, rule.lr, mode))
-    target, momentum = space.project_step(direction, rule.lr, bases)
-    _squared_norm(target.core)
-    return Iterate(target, momentum if rule.momentum else None)
+    transport = Transport(space, bases)
+    cut = transport.cut(direction)
+    core = transport.point() - rule.lr * cut.core
+    _check_finite(core)
+    target = TangentSpace(core, bases, space.modes)
+    # The momentum of the heavy ball is the direction itself.
+    moved = _moved(rule, moments, transport, target, known=(direction, cut))
+    return Iterate(target, moved, iterate.step + 1)
 
 
-def basis_step(iterate: Iterate, gradient: TangentVector, rule: SGDRule) -> Augmented:
+def basis_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Lifted:
     """Basis step and lift of `bug`: the weight stays, the bases become orth[U_i | K_i(1)].
 
-    K_i(1) = K_i - lr M_{K_i}; only the span counts, so neither K_i nor lr appears. The momentum
+    K_i(1) = K_i - lr D_{K_i}; only the span counts, so neither K_i nor lr appears. The state
     that goes on is the one from before this gradient, which the core step sees again.
 
     Args:
-        iterate: W_0 and the momentum there.
+        iterate: W_0 and the state there.
         gradient: P(grad L(W_0)).
-        rule: Momentum and weight decay.
+        rule: The optimiser.
 
     Returns:
-        W_0 and the momentum in the augmented bases.
+        W_0 and the state in the augmented bases.
 
     Source: arXiv:2305.19059, algorithm 1; arXiv:2201.10291 for the augmentation.
     """
-    space, past = iterate
-    direction = rule.direction(gradient, past, space.core)
+    space = iterate.space
+    direction, _ = _direction(iterate, gradient, rule)
     new_bases = _new_bases(space, direction)
     padding = tuple(torch.zeros_like(factor) for factor in space.factors)
     core = space.embed(TangentVector(space.core, padding), new_bases)
-    lifted = TuckerTensor(core, _join(space.factors, new_bases))
-    return Augmented(lifted, None if past is None else space.embed(past, new_bases))
+    moments: dict[str, Tensor] = {}
+    for name, moment in iterate.moments.items():
+        if name in rule.first_moments:
+            moments[name] = space.embed(moment, new_bases)
+        else:
+            moments[name] = _lifted_squares(moment.core, new_bases)
+    return Lifted(TuckerTensor(core, _join(space.factors, new_bases)), moments, iterate.step)
 
 
-def core_step(augmented: Augmented, gradient: Tensor, rule: SGDRule) -> Augmented:
+def core_step(lifted: Lifted, gradient: Tensor, rule: Rule) -> Lifted:
     """Galerkin step of `bug`: one step of the optimiser on the core in fixed bases.
 
     Args:
-        augmented: The weight and the momentum in augmented bases.
+        lifted: The weight and the state in augmented bases.
         gradient: grad_C L there.
-        rule: Step size, momentum and weight decay.
+        rule: The optimiser.
 
     Returns:
-        The weight and the momentum after the step, in the same bases.
+        The weight and the state after the step, in the same bases.
+
+    Raises:
+        NonFiniteError: The weight is not finite.
     """
-    core, bases = augmented.point
-    momentum = rule.accumulate(rule.decayed(gradient, core), augmented.momentum)
-    point = TuckerTensor(core - rule.lr * momentum, bases)
-    return Augmented(point, momentum if rule.momentum else None)
+    core, bases = lifted.point
+    step = lifted.step + 1
+    direction, moments = rule.advance(gradient, core, lifted.moments, step)
+    core = core - rule.lr * direction
+    _check_finite(core)
+    return Lifted(TuckerTensor(core, bases), moments, step)
 
 
-def retract(
-    augmented: Augmented,
-    policy: RankPolicy,
-    ranks: Sequence[int],
-    modes: Collection[int],
+def retract_lifted(
+    lifted: Lifted, rule: Rule, rank_rule: RankRule, modes: Collection[int]
 ) -> Iterate:
-    """Truncate the core and move the momentum to the new tangent space.
+    """Truncate the core at the end of a step of `bug`, and move the state.
+
+    A second moment has no basis parts in augmented bases B_i: those come from the core's, with the
+    rows of B_i as coordinates, A(B_i) Mat_i(v x_{j != i} A(P_j^T)) A(Q'_i^T)^T.
 
     Args:
-        augmented: The weight and the momentum in augmented bases.
-        policy: Which ranks to keep.
-        ranks: The ranks before the augmentation.
+        lifted: The weight and the state in augmented bases.
+        rule: The optimiser.
+        rank_rule: Which ranks to keep.
         modes: The modes that are factorised.
 
     Returns:
-        The truncated weight, within the policy's tolerance, and its momentum.
-
-    Raises:
-        NonFiniteError: The core is not finite.
+        The truncated weight, within the tolerance of the rule, and the state there.
     """
-    core, bases = augmented.point
-    rule = policy.rule(_squared_norm(core), ranks, modes)
-    truncated, projections = truncate(core, rule, modes)
-    factors = tuple(
-        basis if projection is None else polish_basis(basis @ projection)
-        for basis, projection in zip(bases, projections, strict=True)
-    )
-    space, momentum = TangentSpace(truncated, factors, modes), augmented.momentum
-    if momentum is None:
-        return Iterate(space, None)
-    return Iterate(space, space.project(momentum, bases, projections))
+    bases = lifted.point.factors
+    space, projections = _truncated(lifted.point, rank_rule, modes)
+    moments: dict[str, TangentVector] = {}
+    for name, moment in lifted.moments.items():
+        if name in rule.first_moments:
+            moments[name] = space.project(moment, bases, projections)
+        else:
+            moments[name] = _lowered_squares(moment, bases, projections, space)
+    return Iterate(space, moments, lifted.step)
 
 
-def _squared_norm(core: Tensor) -> float:
-    squared_norm = float(torch.linalg.vector_norm(core, dtype=torch.float64)) ** 2
-    if not math.isfinite(squared_norm):
+def _check_finite(core: Tensor) -> None:
+    if not math.isfinite(float(torch.linalg.vector_norm(core, dtype=torch.float64))):
         raise NonFiniteError(
             "weight: the step would make it NaN or infinite, expected finite values; nothing was "
             "changed. Lower lr"
         )
-    return squared_norm
+
+
+def _direction(
+    iterate: Iterate, gradient: TangentVector, rule: Rule
+) -> tuple[TangentVector, dict[str, TangentVector]]:
+    return rule.direction(gradient, iterate.moments, iterate.space, iterate.step + 1)
+
+
+def _moved(
+    rule: Rule,
+    moments: Moments,
+    transport: Transport,
+    target: TangentSpace,
+    known: tuple[TangentVector, Cut] | None = None,
+) -> dict[str, TangentVector]:
+    """State at the target; `known` is a tangent vector whose cut is there already."""
+    moved: dict[str, TangentVector] = {}
+    for name, moment in moments.items():
+        if name not in rule.first_moments:
+            moved[name] = transport.squares(moment, target)
+        elif known is not None and moment.core is known[0].core:
+            moved[name] = transport.vector(moment, known[1], target)
+        else:
+            moved[name] = transport.vector(moment, transport.cut(moment), target)
+    return moved
+
+
+def _truncated(
+    point: TuckerTensor, rank_rule: RankRule, modes: Collection[int]
+) -> tuple[TangentSpace, tuple[Tensor | None, ...]]:
+    core, projections = truncate(point.core, rank_rule, modes)
+    factors = tuple(
+        basis if projection is None else polish_basis(basis @ projection)
+        for basis, projection in zip(point.factors, projections, strict=True)
+    )
+    return TangentSpace(core, factors, modes), projections
+
+
+def _lifted_squares(core: Tensor, new_bases: Sequence[Tensor]) -> Tensor:
+    """A second moment of the core in augmented bases: new coordinates get the mean of the mode."""
+    for mode, new in enumerate(new_bases):
+        if new.shape[1]:
+            rank = core.shape[mode]
+            lift = torch.eye(rank + new.shape[1], rank, dtype=core.dtype, device=core.device)
+            core = mode_product(core, stochastic(lift), mode)
+    return core
+
+
+def _lowered_squares(
+    core: Tensor,
+    bases: Sequence[Tensor],
+    projections: Sequence[Tensor | None],
+    space: TangentSpace,
+) -> TangentVector:
+    """A second moment of the core in augmented bases, after their truncation."""
+    turns = [None if p is None else stochastic(p.mT) for p in projections]
+    parts = [torch.zeros_like(factor) for factor in space.factors]
+    for mode in space.moving_modes:
+        rest = unfold(multi_mode_product(core, turns, skip=mode), mode)
+        parts[mode] = stochastic(bases[mode]) @ rest @ stochastic(space.rows(mode)).mT
+    return TangentVector(multi_mode_product(core, turns), tuple(parts))
 
 
 def _new_bases(space: TangentSpace, direction: TangentVector) -> list[Tensor]:

@@ -237,7 +237,7 @@ class Transport:
         self._overlaps = {
             mode: bases[mode].mT @ source.factors[mode]
             for mode in source.modes
-            if bases[mode] is not source.factors[mode]
+            if mode in source.moving_modes or bases[mode] is not source.factors[mode]
         }
         shape = tuple(source.core.shape)
         self._rows = {

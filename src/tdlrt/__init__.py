@@ -19,6 +19,7 @@ from tdlrt.ranks import (
     ParameterBudget,
     RelativeTolerance,
 )
+from tdlrt.regularization import spectral_penalty
 from tdlrt.report import summary
 from tdlrt.surgery import factorize_, to_dense, to_plain
 
@@ -39,6 +40,7 @@ __all__ = [
     "UnsupportedOptimizerError",
     "factorize_",
     "nn",
+    "spectral_penalty",
     "summary",
     "to_dense",
     "to_plain",

@@ -1,0 +1,51 @@
+"""Penalties on the weights of Tucker layers, to be added to a loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tdlrt.errors import NothingMatchedError
+from tdlrt.linalg import unfold
+from tdlrt.nn import TuckerLayer
+
+__all__ = ["spectral_penalty"]
+
+
+def spectral_penalty(model: nn.Module) -> Tensor:
+    """How unequal the singular values of the cores are, for networks that resist attacks.
+
+        R = sum over layers and modes i of || Mat_i(C) Mat_i(C)^T - ||C||^2 / r_i I ||_F
+
+    It is zero when the r_i singular values of Mat_i(C), which are those of Mat_i(W), agree in every
+    factorised mode, and bounds the condition number of what the layer keeps. Its gradient
+    has no part in the bases. It works against truncation, which needs unequal values: add it where
+    ranks are fixed or frozen, as `loss + weight * spectral_penalty(model)`.
+
+    Args:
+        model: A model with Tucker layers.
+
+    Returns:
+        A differentiable scalar in units of W^2.
+
+    Raises:
+        NothingMatchedError: The model has no Tucker layer.
+
+    Source: arXiv:2505.08022, for matrices.
+    """
+    layers = [module for module in model.modules() if isinstance(module, TuckerLayer)]
+    if not layers:
+        raise NothingMatchedError(
+            "model: got one without Tucker layers; call tdlrt.factorize_(model) first"
+        )
+    terms = [_spread(layer.core, mode) for layer in layers for mode in layer.learned_modes]
+    return torch.stack(terms).sum()
+
+
+def _spread(core: Tensor, mode: int) -> Tensor:
+    """Frobenius distance of the Gram matrix from the multiple of I with the same trace."""
+    rows = unfold(core, mode)
+    gram = rows @ rows.mT
+    level = gram.diagonal().mean()
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.linalg.matrix_norm(gram - level * eye)

@@ -32,7 +32,7 @@ def draw(tmp_path):
         directory.write_metrics(history)
         if dense:
             directory.baseline.write_metrics(dense)
-        draw_plots(directory)
+        draw_plots(directory, "tdlrt" if history[-1].ranks else "dense")
         return {p.stem: np.asarray(Image.open(p).convert("RGB")) for p in directory.plots.iterdir()}
 
     return pictures

@@ -12,9 +12,17 @@ from rich.console import Console
 
 from tdlrt.cli.display import JsonDisplay, LineDisplay, LiveDisplay, SilentDisplay
 from tdlrt.errors import RunError, TdlrtError
-from tdlrt.experiments.config import LEARNING_RATES, RunConfig
+from tdlrt.experiments.config import (
+    ADAM_RATE,
+    DEFAULT_TAU,
+    LEARNING_RATES,
+    OPTIMIZERS,
+    RAMPS,
+    RunConfig,
+)
 from tdlrt.experiments.data import DATA_SETS
 from tdlrt.experiments.models import MODELS
+from tdlrt.experiments.rank_option import number_or_word, parse_rank
 from tdlrt.experiments.runner import Interrupted, run
 
 __all__ = ["app", "run_app"]
@@ -98,16 +106,6 @@ def _tdlrt(
     """Train networks in Tucker format, with every rank found during training."""
 
 
-def _number_or_word(text: str) -> float | int | str:
-    """An integer, a number with a decimal point, or a word such as "full" or "auto"."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
-
-
 def _per_data_set(option: str) -> str:
     names: dict[int, list[str]] = {}
     for name, info in DATA_SETS.items():
@@ -120,7 +118,9 @@ def _option(help: str, panel: str, *names: str, **settings: Any) -> Any:
 
 
 DATA, METHOD, TRAINING, OUTPUT = "Data", "Method", "Training", "Output"
-RATES = "; ".join(f"{rate} for {method}" for method, rate in LEARNING_RATES.items())
+RATES = "; ".join(
+    f"{rate} for {subject}" for subject, rate in {**LEARNING_RATES, "Adam(W)": ADAM_RATE}.items()
+)
 
 
 @app.command(epilog=EXAMPLES)
@@ -134,16 +134,36 @@ def train(
             "Folder with NAME/train.parquet and NAME/test.parquet.", DATA, show_default="the hub"
         ),
     ] = None,
-    method: Annotated[str, _option(f"{' or '.join(LEARNING_RATES)}.", METHOD)] = RunConfig.method,
+    train_images: Annotated[
+        int | None, _option("Train on the first so many images.", DATA, show_default="all")
+    ] = None,
+    method: Annotated[
+        str, _option(f"{', '.join(LEARNING_RATES)} (cores and bases as free parameters).", METHOD)
+    ] = RunConfig.method,
     tau: Annotated[
-        float, _option("Truncation tolerance, relative to the weight, in [0, 1).", METHOD)
-    ] = RunConfig.tau,
-    rank: Annotated[
-        Any,
+        float | None,
         _option(
-            "Ranks at the start: a share of each mode (0.5), an integer, or full.",
+            "Truncation tolerance, relative to the weight, in [0, 1).",
             METHOD,
-            parser=_number_or_word,
+            show_default=f"{DEFAULT_TAU} without --budget",
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        _option("Share of the dense parameters that ranks may cost, instead of --tau.", METHOD),
+    ] = None,
+    ramp: Annotated[
+        str, _option(f"Of tau or budget before the ranks stay: {', '.join(RAMPS)}.", METHOD)
+    ] = RunConfig.ramp,
+    spare: Annotated[
+        float, _option("Share kept beyond tau or budget until the ranks stay.", METHOD)
+    ] = RunConfig.spare,
+    rank: Annotated[
+        str,
+        _option(
+            "Ranks at the start: a share of each mode (0.5), an integer, or full; or by layer, "
+            "such as conv2=16x8x5x5,fc1=12,*=0.5 (a layer that no pattern matches stays dense).",
+            METHOD,
             metavar="RANK",
         ),
     ] = str(RunConfig.rank),
@@ -152,7 +172,7 @@ def train(
         _option(
             "Norm of the start relative to the network's own.",
             METHOD,
-            parser=_number_or_word,
+            parser=number_or_word,
             metavar="SCALE",
         ),
     ] = RunConfig.init_scale,
@@ -180,9 +200,15 @@ def train(
         float | None,
         _option("Learning rate, falling to 0 along a cosine.", TRAINING, show_default=RATES),
     ] = None,
-    momentum: Annotated[float, _option("Of SGD, in [0, 1).", TRAINING)] = RunConfig.momentum,
+    optimizer: Annotated[str, _option(f"{', '.join(OPTIMIZERS)}.", TRAINING)] = RunConfig.optimizer,
+    warmup: Annotated[
+        float, _option("Share of the training in which the learning rate rises.", TRAINING)
+    ] = RunConfig.warmup,
+    momentum: Annotated[
+        float, _option("Of SGD, in [0, 1); no other optimizer uses it.", TRAINING)
+    ] = RunConfig.momentum,
     weight_decay: Annotated[
-        float, _option("On Tucker layers it acts on the core alone.", TRAINING)
+        float, _option("With tdlrt it acts on the cores of Tucker layers alone.", TRAINING)
     ] = RunConfig.weight_decay,
     seed: Annotated[
         int, _option("Of the initial weights and the order of the images.", TRAINING)
@@ -213,7 +239,7 @@ def train(
     stops the run; --resume then continues exactly.
     """
     options = {field.name: context.params[field.name] for field in fields(RunConfig)}
-    config = RunConfig(**options)
+    config = RunConfig(**{**options, "rank": parse_rank(rank)})
     out = out or f"runs/{model}-{data}-{method}-{seed}"
     with _display(as_json, quiet, out) as display:
         try:

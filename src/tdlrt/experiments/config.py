@@ -1,7 +1,7 @@
 """What a training run is: every option, its default and its range."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -11,16 +11,51 @@ from tdlrt.errors import RankError, TdlrtError
 from tdlrt.experiments.data import DATA_SETS
 from tdlrt.experiments.models import MODELS
 from tdlrt.experiments.names import pick
+from tdlrt.experiments.rank_option import RankOption, check_rank
+from tdlrt.ranks import CubicSchedule, LinearSchedule
 
-__all__ = ["DEPENDS", "LEARNING_RATES", "ConfigError", "RunConfig"]
+__all__ = [
+    "ADAM_RATE",
+    "DEFAULT_TAU",
+    "DEPENDS",
+    "LEARNING_RATES",
+    "OPTIMIZERS",
+    "RAMPS",
+    "ConfigError",
+    "RunConfig",
+]
 
-LEARNING_RATES = {"tdlrt": 0.05, "dense": 0.02}
-"""Methods and the learning rate each uses unless told otherwise."""
+LEARNING_RATES = {"tdlrt": 0.05, "dense": 0.02, "tucker": 0.02}
+"""Methods and the learning rate of SGD that each uses unless told otherwise."""
+
+ADAM_RATE = 1e-3
+"""Learning rate of the other optimisers unless told otherwise, for every method."""
+
+DEFAULT_TAU = 0.1
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+RAMPS: dict[str, type[LinearSchedule | CubicSchedule] | None] = {
+    "constant": None,
+    "linear": LinearSchedule,
+    "cubic": CubicSchedule,
+}
 
 DEPENDS: Any = None
 """Default of an option that depends on others; a finished `RunConfig` holds its value instead."""
 
-INTEGRATORS = {name: name for name in ("parallel", "bug")}
+RANK_OPTIONS = ("tau", "budget", "spare")
+
+NAMED: dict[str, Mapping[str, object]] = {
+    "integrator": dict.fromkeys(("parallel", "bug")),
+    "ramp": RAMPS,
+    "optimizer": OPTIMIZERS,
+}
+"""Options that take a name, and the names that each takes."""
 
 
 class ConfigError(TdlrtError, ValueError):
@@ -35,20 +70,34 @@ class RunConfig:
         model: Name of the network, one of `tdlrt.experiments.models.MODELS`.
         data: Name of the data set, one of `tdlrt.experiments.data.DATA_SETS`.
         data_dir: Folder of the parquet files; None takes the data from the hub.
-        method: "tdlrt" trains in Tucker format, "dense" the network as it is.
-        tau: Relative truncation tolerance, in [0, 1).
-        rank: Ranks at the start: a share of each mode in (0, 1], an integer, or "full".
+        train_images: Train on the first so many images; None for all.
+        method: "tdlrt" trains in Tucker format and finds the ranks, "dense" the network as it is,
+            "tucker" the cores and bases as free parameters at fixed ranks, by the plain optimiser.
+        tau: Relative truncation tolerance, in [0, 1); None is 0.1, or no tolerance with a budget.
+        budget: Share in (0, 1] of the dense parameters of the factorised layers that the ranks
+            may cost together, in place of a tolerance.
+        ramp: How tau rises from 0, or the budget falls from at least 0.5, over the first three
+            quarters of the steps before the ranks stay: "constant" (not at all), "linear" or
+            "cubic".
+        spare: Share of a rank, or of the budget, that is kept beyond it until the ranks stay.
+        rank: Ranks at the start: a share of each mode in (0, 1], an integer, or "full"; or a dict
+            from layer-name pattern to one of these or to a list with one integer per mode (the
+            first that matches; a layer that none matches stays dense).
         init_scale: Norm of the initial weights relative to the network's own; "auto" leaves it
-            to `tdlrt.factorize_`.
+            to `tdlrt.factorize_`, and is 1 for "tucker".
         integrator: "parallel" (one gradient per step) or "bug" (two).
         adapt_every: Steps between two adaptations of the ranks.
         core_steps: Core steps per basis step of "bug".
-        freeze_at: Share of the training after which the ranks stay, in [0, 1].
+        freeze_at: Share of the training after which the ranks stay, in [0, 1]; with 0 they stay
+            what `rank` says.
         epochs: Passes over the training set; None is the default of the data set.
         batch_size: Images per step; None is the default of the data set.
-        lr: Learning rate of the first step; None is the default of the method.
-        momentum: Momentum of SGD, in [0, 1).
-        weight_decay: As in torch's SGD; on a Tucker layer it acts on the core; not negative.
+        optimizer: "sgd", "adam" or "adamw", of all parameters and for every method.
+        lr: Largest learning rate; None is the default of the method and the optimiser.
+        warmup: Share of the training, in [0, 1), in which the learning rate rises along a line;
+            the cosine takes the rest.
+        momentum: Momentum of SGD, in [0, 1); the other optimisers have none.
+        weight_decay: As in torch; with "tdlrt" it acts on the core of a Tucker layer; not negative.
         seed: Seed of the initial weights and of the order of the images.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
@@ -59,9 +108,13 @@ class RunConfig:
     model: str
     data: str
     data_dir: str | None = None
+    train_images: int | None = None
     method: str = "tdlrt"
-    tau: float = 0.1
-    rank: float | int | Literal["full"] = 0.5
+    tau: float | None = DEPENDS
+    budget: float | None = None
+    ramp: str = "constant"
+    spare: float = 0.0
+    rank: RankOption = 0.5
     init_scale: float | Literal["auto"] = "auto"
     integrator: str = "parallel"
     adapt_every: int = 1
@@ -69,7 +122,9 @@ class RunConfig:
     freeze_at: float = 0.5
     epochs: int = DEPENDS
     batch_size: int = DEPENDS
+    optimizer: str = "sgd"
     lr: float = DEPENDS
+    warmup: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 0.0
     seed: int = 0
@@ -80,15 +135,27 @@ class RunConfig:
         pick("model", self.model, MODELS)
         info = pick("data set", self.data, DATA_SETS)
         lr = pick("method", self.method, LEARNING_RATES)
-        pick("integrator", self.integrator, INTEGRATORS)
-        dependent = {"epochs": info.epochs, "batch_size": info.batch_size, "lr": lr}
+        for name, table in NAMED.items():
+            pick(name, getattr(self, name), table)
+        if self.tau is not None and self.budget is not None:
+            raise ConfigError(
+                f"tau {self.tau!r} and budget {self.budget!r}: expected one of them; both say how "
+                "the ranks are chosen"
+            )
+        dependent = {
+            "epochs": info.epochs,
+            "batch_size": info.batch_size,
+            "lr": lr if self.optimizer == "sgd" else ADAM_RATE,
+            "tau": DEFAULT_TAU if self.budget is None else None,
+        }
         for name, default in dependent.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
+        object.__setattr__(self, "rank", check_rank(self.rank))
         for name, (holds, expected) in RULES.items():
             value = getattr(self, name)
             if not holds(value):
-                error = RankError if name in ("tau", "rank") else ConfigError
+                error = RankError if name in RANK_OPTIONS else ConfigError
                 raise error(f"{name} {value!r}: expected {expected}")
         self.torch_device()
 
@@ -121,12 +188,6 @@ class RunConfig:
         return [name for name in names if mine[name] != other.get(name)]
 
 
-def _is_rank(value: float | int | str) -> bool:
-    if isinstance(value, str):
-        return value == "full"
-    return value >= 1 if isinstance(value, int) else 0 < value <= 1
-
-
 def _is_share(value: float) -> bool:
     return 0 <= value <= 1
 
@@ -137,6 +198,10 @@ def _is_share_below_one(value: float) -> bool:
 
 def _is_count(value: int) -> bool:
     return value >= 1
+
+
+def _or_none(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or holds(value)
 
 
 def _is_scale(value: float | str) -> bool:
@@ -152,8 +217,10 @@ def _is_not_negative(value: float) -> bool:
 
 
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "tau": (_is_share_below_one, "a tolerance in [0, 1)"),
-    "rank": (_is_rank, "a share in (0, 1], an integer from 1, or 'full'"),
+    "train_images": (_or_none(_is_count), "at least 1 image, or None for all"),
+    "tau": (_or_none(_is_share_below_one), "a tolerance in [0, 1)"),
+    "budget": (_or_none(lambda value: 0 < value <= 1), "a share in (0, 1]"),
+    "spare": (_is_not_negative, "a share from 0"),
     "init_scale": (_is_scale, "a positive number or 'auto'"),
     "adapt_every": (_is_count, "at least 1 step"),
     "core_steps": (_is_count, "at least 1 step"),
@@ -161,6 +228,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": (_is_count, "at least 1 epoch"),
     "batch_size": (_is_count, "at least 1 image"),
     "lr": (_is_positive, "a positive number"),
+    "warmup": (_is_share_below_one, "a share of the training in [0, 1)"),
     "momentum": (_is_share_below_one, "a number in [0, 1)"),
     "weight_decay": (_is_not_negative, "a number from 0"),
     "seed": (lambda value: 0 <= value < 2**32, "an integer from 0 to 2**32 - 1"),

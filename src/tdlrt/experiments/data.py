@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -85,7 +85,10 @@ DATA_SETS = {
 
 
 def load_data(
-    name: str, data_dir: str | Path | None = None, progress: DataProgress | None = None
+    name: str,
+    data_dir: str | Path | None = None,
+    progress: DataProgress | None = None,
+    train_images: int | None = None,
 ) -> ImageData:
     """Load a data set into memory.
 
@@ -96,16 +99,19 @@ def load_data(
             data from the Hugging Face hub. `digits` needs neither.
         progress: Called while images are decoded with the part ("train" or "test"), the images
             done and the images in all.
+        train_images: Take only the first so many training images; None takes all.
 
     Raises:
         UnknownNameError: `name` is not in `DATA_SETS`.
-        DataError: A file is missing, broken or of another layout, or a package is missing.
+        DataError: A file is missing, broken or of another layout, a package is missing, or there
+            are fewer training images than `train_images`.
     """
     info = pick("data set", name, DATA_SETS)
     if not info.hub:
-        return _digits(name)
+        return _digits(name, train_images)
     (train_source, train), (test_source, test) = (
-        _read(name, info, part, data_dir, progress) for part in ("train", "test")
+        _read(name, info, part, data_dir, progress, limit)
+        for part, limit in (("train", train_images), ("test", None))
     )
     names = train.names or tuple(map(str, range(int(train.labels.max()) + 1)))
     _check_classes(train_source, train.labels, len(names))
@@ -124,6 +130,7 @@ def _read(
     part: str,
     data_dir: str | Path | None,
     progress: DataProgress | None,
+    limit: int | None,
 ) -> tuple[str, "Split"]:
     """One part of a data set, and where it came from."""
     parquet = _require("tdlrt.experiments.parquet", extra="data")
@@ -132,6 +139,9 @@ def _read(
     else:
         path = Path(data_dir) / name / f"{part}.parquet"
         table, source = parquet.read_table(path), str(path)
+    if limit is not None:
+        _check_limit(source, limit, len(table))
+        table = table.slice(0, limit)
     columns = parquet.Columns(
         image=list(dict.fromkeys(["image", info.image])),
         label=list(dict.fromkeys(["label", info.label])),
@@ -145,7 +155,15 @@ def _reporter(part: str, progress: DataProgress | None) -> Callable[[int, int], 
     return lambda done, total: progress(part, done, total) if progress else None
 
 
-def _digits(name: str) -> ImageData:
+def _check_limit(source: str, limit: int, images: int) -> None:
+    if limit > images:
+        raise DataError(
+            f"train_images {limit}: {source} holds {images} images; expected at most that many; "
+            "lower it, or leave it out to take all"
+        )
+
+
+def _digits(name: str, train_images: int | None) -> ImageData:
     """scikit-learn's 8x8 digits, a fifth of every class held out for the test."""
     datasets = _require("sklearn.datasets", extra="cli")
     selection = _require("sklearn.model_selection", extra="cli")
@@ -156,11 +174,14 @@ def _digits(name: str) -> ImageData:
     train, test = selection.train_test_split(
         range(len(labels)), test_size=0.2, random_state=0, stratify=bunch.target
     )
+    if train_images is not None:
+        _check_limit(name, train_images, len(train))
+        train = train[:train_images]
     names = tuple(map(str, range(10)))
     return _assemble(name, (images[train], labels[train]), (images[test], labels[test]), names)
 
 
-def _from_hub(repository: str, part: str) -> object:
+def _from_hub(repository: str, part: str) -> Any:
     datasets = _require("datasets", extra="data")
     try:
         return datasets.load_dataset(repository, split=part).with_format("arrow")[:]

@@ -1,6 +1,7 @@
 """Pictures of a run over its epochs: accuracy, loss, compression and ranks."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -11,7 +12,8 @@ from tdlrt.experiments.results import EpochMetrics, RunDirectory
 
 __all__ = ["draw_plots"]
 
-COLOURS = {"TDLRT": "#1f5fa8", "dense": "#7a7a7a"}
+NAMES = {"tdlrt": "TDLRT", "tucker": "Tucker", "dense": "dense"}
+COLOURS = {"tdlrt": "#1f5fa8", "tucker": "#1f5fa8", "dense": "#7a7a7a"}
 MODE_COLOURS = ("#1f5fa8", "#d1651a", "#2c8a57", "#8a4fa3", "#7a7a7a")
 MODE_WIDTHS = (4.4, 3.2, 2.2, 1.4, 0.8)  # equal ranks stay visible: thin lines on thick ones
 MODE_NAMES = {
@@ -24,47 +26,55 @@ MODE_NAMES = {
 History = list[EpochMetrics]
 
 
-def draw_plots(directory: RunDirectory) -> None:
-    """Draw the metrics of a run, and of its dense baseline if there is one, as PNG files."""
+def draw_plots(directory: RunDirectory, method: str) -> None:
+    """Draw the metrics of a run, and of its dense baseline if there is one, as PNG files.
+
+    Args:
+        directory: The run.
+        method: The method of the run, for the legend.
+    """
     history = directory.read_metrics()
     dense = directory.baseline.read_metrics() if directory.baseline.metrics.exists() else []
     directory.plots.mkdir(parents=True, exist_ok=True)
-    _draw_accuracy(history, dense, directory.plots / "accuracy.png")
-    _draw_loss(history, dense, directory.plots / "loss.png")
+    curves = {"dense": dense, method: history} if dense else {method: history}
+    _draw_accuracy(curves, directory.plots / "accuracy.png")
+    _draw_loss(curves, directory.plots / "loss.png")
     if history[-1].ranks:
-        _draw_compression(history, directory.plots / "compression.png")
+        _draw_compression(history, COLOURS[method], directory.plots / "compression.png")
         _draw_ranks(history, directory.plots / "ranks.png")
 
 
-def _draw_accuracy(history: History, dense: History, path: Path) -> None:
+def _draw_accuracy(curves: Mapping[str, History], path: Path) -> None:
+    """The baseline beneath the run, each under its method's name."""
     figure, axes = _chart("accuracy (%)")
-    for name, epochs in _curves(history, dense):
+    for method, epochs in curves.items():
+        name, colour = NAMES[method], COLOURS[method]
         test = [metrics.test_accuracy for metrics in epochs]
         train = [metrics.train_accuracy for metrics in epochs]
-        _line(axes, epochs, test, f"{name}, test: {test[-1]:.2f}", COLOURS[name])
-        _line(axes, epochs, train, f"{name}, training", COLOURS[name], dashed=True)
+        _line(axes, epochs, test, f"{name}, test: {test[-1]:.2f}", colour)
+        _line(axes, epochs, train, f"{name}, training", colour, dashed=True)
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path)
 
 
-def _draw_loss(history: History, dense: History, path: Path) -> None:
+def _draw_loss(curves: Mapping[str, History], path: Path) -> None:
     figure, axes = _chart("training loss")
-    for name, epochs in _curves(history, dense):
+    for method, epochs in curves.items():
         loss = [metrics.loss for metrics in epochs]
-        _line(axes, epochs, loss, f"{name}: {loss[-1]:.2g}", COLOURS[name])
+        _line(axes, epochs, loss, f"{NAMES[method]}: {loss[-1]:.2g}", COLOURS[method])
     axes.set_yscale("log")
     axes.legend(frameon=False)
     figure.savefig(path)
 
 
-def _draw_compression(history: History, path: Path) -> None:
+def _draw_compression(history: History, colour: str, path: Path) -> None:
     figure, axes = _chart("parameters saved (%)")
     weights = [100 * metrics.compression for metrics in history]
     network = [100 * metrics.network_compression for metrics in history]
     label = f"factorised weights: {weights[-1]:.1f}"
-    _line(axes, history, weights, label, COLOURS["TDLRT"])
+    _line(axes, history, weights, label, colour)
     label = f"whole network: {network[-1]:.1f}"
-    _line(axes, history, network, label, COLOURS["TDLRT"], dashed=True)
+    _line(axes, history, network, label, colour, dashed=True)
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path)
 
@@ -104,12 +114,6 @@ def _draw_ranks(history: History, path: Path) -> None:
     figure.supxlabel("epoch", fontsize=10)
     figure.supylabel("rank", fontsize=10)
     figure.savefig(path)
-
-
-def _curves(history: History, dense: History) -> list[tuple[str, History]]:
-    """What to draw under which name, the baseline beneath the run."""
-    own = "TDLRT" if history[-1].ranks else "dense"
-    return [("dense", dense), (own, history)] if dense else [(own, history)]
 
 
 def _chart(label: str) -> tuple[Figure, Axes]:

@@ -89,14 +89,14 @@ def run(
             directory.baseline.open_for_resume(dense_config)
     else:
         directory.claim(overwrite=overwrite)
-    data = load_data(config.data, config.data_dir, observer.loading)
+    data = load_data(config.data, config.data_dir, observer.loading, config.train_images)
     with stop_requests() as stop:
         job = _Job(data, resume, stop.is_set, observer, command)
         summary = job.run(config, directory)
         if baseline:
             dense = job.run(dense_config, directory.baseline)
             summary |= {"dense_accuracy": dense["accuracy"], "dense_seconds": dense["seconds"]}
-            draw_plots(directory)
+            draw_plots(directory, config.method)
             directory.write_summary(summary)
     observer.finished(summary)
     return summary
@@ -131,7 +131,7 @@ class _Job:
             self._open(training, directory)
             self._train(training, directory)
         save_model(training, directory.model)
-        draw_plots(directory)
+        draw_plots(directory, config.method)
         summary = self._summary(training)
         directory.write_summary(summary)
         return summary
@@ -159,13 +159,14 @@ class _Job:
 
     def _summary(self, training: Training) -> dict[str, Any]:
         config, size, last = training.config, training.summary(), training.history[-1]
-        dense = config.method == "dense"
+        dense, adapts = config.method == "dense", config.method == "tdlrt"
         return {
             "command": self.command,
             "model": config.model,
             "data": config.data,
             "method": config.method,
-            "tau": None if dense else config.tau,
+            "tau": config.tau if adapts else None,
+            "budget": config.budget if adapts else None,
             "seed": config.seed,
             "epochs": config.epochs,
             "accuracy": last.test_accuracy,

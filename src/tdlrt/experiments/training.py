@@ -1,5 +1,6 @@
 """The training loop: a run that can stop after any batch, be stored, and go on exactly."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -8,20 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from tdlrt.errors import RunError
-from tdlrt.experiments.config import RunConfig
+from tdlrt.experiments.config import DEFAULT_TAU, OPTIMIZERS, RAMPS, RunConfig
 from tdlrt.experiments.data import ImageData
 from tdlrt.experiments.models import build_model
 from tdlrt.experiments.results import EpochMetrics
 from tdlrt.nn import TuckerLayer
 from tdlrt.optim import TDLRT
+from tdlrt.ranks import FixedRank, ParameterBudget, RankPolicy, RelativeTolerance
 from tdlrt.report import ModelSummary, summary
 from tdlrt.surgery import factorize_
 
 __all__ = ["Training"]
 
 TEST_BATCH = 500
+
+# A ramp ends at this share of the steps before the ranks stay; a budget starts at RAMP_BUDGET.
+RAMP_SHARE = 0.75
+RAMP_BUDGET = 0.5
 
 
 class Training:
@@ -42,10 +49,9 @@ class Training:
         self.config = config
         self.device = config.torch_device()
         self.model = build_model(config.model, data.image_shape, len(data.classes))
-        if config.method == "tdlrt":
-            factorize_(self.model, rank=config.rank, init_scale=config.init_scale)
+        if config.method != "dense":
+            _factorize(config, self.model)
         self.model.to(self.device)
-        self.optimizer = _optimizer(config, self.model)
         self.input_size = (1, *data.image_shape)
         self._train = data.train_images.to(self.device), data.train_labels.to(self.device)
         self._test = data.test_images.to(self.device), data.test_labels.to(self.device)
@@ -53,8 +59,9 @@ class Training:
         self._std = 255 * torch.tensor(data.std, device=self.device).view(1, -1, 1, 1)
         self.steps_per_epoch = -(-len(data.train_labels) // config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
-        self._freeze_at = round(config.freeze_at * self.steps)
-        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps)
+        self.optimizer = _optimizer(config, self.model, self.steps)
+        warmup = min(round(config.warmup * self.steps), self.steps - 1)
+        self._schedule = _schedule(self.optimizer, warmup, self.steps)
         self.epoch: int = 0
         self._batch: int = 0
         self.history: list[EpochMetrics] = []
@@ -157,8 +164,6 @@ class Training:
         return torch.randperm(len(self._train[1]), generator=generator).to(self.device)
 
     def _step(self, index: Tensor) -> None:
-        if self.step == self._freeze_at and isinstance(self.optimizer, TDLRT):
-            self.optimizer.freeze_ranks()
         images, labels = self._normalise(self._train[0][index]), self._train[1][index]
         evaluations: list[tuple[Tensor, Tensor]] = []
 
@@ -217,20 +222,59 @@ class Training:
         return images.float().sub_(self._mean).div_(self._std)
 
 
-def _optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    options: dict[str, Any] = {
-        "lr": config.lr,
-        "momentum": config.momentum,
-        "weight_decay": config.weight_decay,
-    }
-    if config.method == "dense":
-        return torch.optim.SGD(model.parameters(), **options)
+def _factorize(config: RunConfig, model: nn.Module) -> None:
+    """Put the network in Tucker format.
+
+    Free factors start at the norm of the layer: a flat spectrum loses most of it by truncation,
+    and there is no tolerance for which learned directions would have to stand out.
+    """
+    scale = config.init_scale
+    if scale == "auto" and config.method == "tucker":
+        scale = 1.0
+    rank: Any = config.rank  # checked by RunConfig, down to the spelling of "full"
+    factorize_(model, rank=rank, init_scale=scale)
+
+
+def _optimizer(config: RunConfig, model: nn.Module, steps: int) -> torch.optim.Optimizer:
+    plain = OPTIMIZERS[config.optimizer]
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        options["momentum"] = config.momentum
+    if config.method != "tdlrt":
+        return plain(model.parameters(), **options)
+    freeze_after = round(config.freeze_at * steps)
     return TDLRT(
         model,
-        torch.optim.SGD,
-        tau=config.tau,
+        plain,
+        rank_policy=_rank_policy(config, freeze_after),
         integrator=config.integrator,
         adapt_every=config.adapt_every,
         core_steps=config.core_steps,
+        freeze_after=freeze_after or None,
         **options,
     )
+
+
+def _rank_policy(config: RunConfig, freeze_after: int) -> RankPolicy:
+    if freeze_after == 0:
+        return FixedRank()
+    ramp, steps = RAMPS[config.ramp], max(1, round(RAMP_SHARE * freeze_after))
+    if config.budget is not None:
+        start = max(config.budget, RAMP_BUDGET)
+        fraction = ramp(start, config.budget, steps) if ramp else config.budget
+        return ParameterBudget(fraction, spare=config.spare)
+    end = DEFAULT_TAU if config.tau is None else config.tau
+    return RelativeTolerance(ramp(0.0, end, steps) if ramp else end, spare=config.spare)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> LRScheduler:
+    """Learning rates: up along a line for `warmup` steps, then down to 0 along a cosine."""
+    if warmup == 0:
+        return CosineAnnealingLR(optimizer, steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+
+    return LambdaLR(optimizer, factor)

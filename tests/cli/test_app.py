@@ -81,6 +81,19 @@ def test_options_reach_the_run(tdlrt, tmp_path):
     assert (config["epochs"], config["batch_size"]) == (2, 256)
 
 
+def test_options_of_the_comparison_reach_the_run(tdlrt, tmp_path):
+    options = {"budget": 0.3, "ramp": "linear", "spare": 0.5, "optimizer": "adamw", "warmup": 0.25}
+    options |= {"train_images": 600}
+    words = [w for name, value in options.items() for w in (f"--{name.replace('_', '-')}", value)]
+    words += ["--rank", "conv2=10x4x3x3,*=0.25"]
+    assert tdlrt(*RUN, *words, "--quiet", "--out", tmp_path / "run")[0] == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    options |= {"tau": None, "rank": {"conv2": [10, 4, 3, 3], "*": 0.25}, "lr": 0.001}
+    assert {name: summary["config"][name] for name in options} == options
+    assert (summary["tau"], summary["budget"]) == (None, 0.3)
+    assert tdlrt(*RUN, *words, "--quiet", "--out", tmp_path / "run", "--resume")[0] == 0
+
+
 def test_default_directory(tdlrt, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert tdlrt(*RUN, "--quiet", "--method", "dense", "--seed", 3)[0] == 0
@@ -90,6 +103,16 @@ def test_default_directory(tdlrt, tmp_path, monkeypatch):
 BAD_ARGUMENTS = {
     "tau": (["--tau", "1.0"], r"tau 1.0: expected a tolerance in [0, 1)"),
     "rank": (["--rank", "0"], r"rank 0: expected a share in (0, 1]"),
+    "tau and budget": (
+        ["--tau", "0.1", "--budget", "0.1"],
+        r"tau 0.1 and budget 0.1: expected one of them",
+    ),
+    "budget": (["--budget", "0.001"], r"the smallest possible budget is 814 parameters"),
+    "rank of a layer": (["--rank", "conv1=0"], r"rank of conv1 0: expected a share"),
+    "ranks of a layer": (["--rank", "conv1=3,3"], r"'3' is no pair; expected LAYER=RANK"),
+    "layer of a rank": (["--rank", "conv9=3"], r"the pattern 'conv9' matches no layer"),
+    "train-images": (["--train-images", "2000"], r"digits holds 1437 images"),
+    "ramp": (["--ramp", "cube"], r"unknown ramp 'cube'; did you mean cubic?"),
     "rank word": (["--rank", "half"], r"rank 'half': expected a share"),
     "init-scale word": (["--init-scale", "big"], r"init_scale 'big': expected a positive number"),
     "epochs": (["--epochs", "0"], r"epochs 0: expected at least 1 epoch"),

@@ -16,6 +16,16 @@ def test_defaults_depend_on_data_and_method():
     dense = config(data="mnist", method="dense")
     assert (dense.epochs, dense.batch_size, dense.lr) == (5, 128, 0.02)
     assert (config(epochs=3, lr=1.0).epochs, config(lr=1.0).lr) == (3, 1.0)
+    assert config(method="tucker").lr == 0.02
+    for method in ("tdlrt", "dense", "tucker"):
+        assert config(method=method, optimizer="adamw").lr == 1e-3
+
+
+def test_tolerance_gives_way_to_a_budget():
+    assert (config().tau, config().budget) == (0.1, None)
+    assert (config(budget=0.05).tau, config(budget=0.05).budget) == (None, 0.05)
+    with pytest.raises(ConfigError, match=r"tau 0\.1 and budget 0\.05: expected one of them"):
+        config(tau=0.1, budget=0.05)
 
 
 @pytest.mark.parametrize(
@@ -26,9 +36,13 @@ def test_unknown_names(option, near):
         config(**{option: near[:-1]})
 
 
-def test_unknown_integrator():
-    with pytest.raises(UnknownNameError, match=r"integrator 'bugs'; did you mean bug\?"):
-        config(integrator="bugs")
+@pytest.mark.parametrize(
+    ("option", "word", "near"),
+    [("integrator", "bugs", "bug"), ("ramp", "cube", "cubic"), ("optimizer", "Adam", "adam")],
+)
+def test_unknown_words(option, word, near):
+    with pytest.raises(UnknownNameError, match=rf"unknown {option} '{word}'; did you mean {near}"):
+        config(**{option: word})
 
 
 @pytest.mark.parametrize(
@@ -41,6 +55,11 @@ def test_unknown_integrator():
         ("rank", 0.0, RankError),
         ("rank", 1.5, RankError),
         ("rank", "half", RankError),
+        ("budget", 0.0, RankError),
+        ("budget", 1.1, RankError),
+        ("spare", -0.1, RankError),
+        ("train_images", 0, ConfigError),
+        ("warmup", 1.0, ConfigError),
         ("init_scale", 0.0, ConfigError),
         ("adapt_every", 0, ConfigError),
         ("core_steps", 0, ConfigError),
@@ -60,7 +79,18 @@ def test_values_out_of_range(option, value, error):
 
 
 @pytest.mark.parametrize(
-    "options", [{"rank": 1}, {"rank": 1.0}, {"rank": "full"}, {"tau": 0.0}, {"freeze_at": 1.0}]
+    "options",
+    [
+        {"rank": 1},
+        {"rank": 1.0},
+        {"rank": "full"},
+        {"rank": {"conv*": (1, 1, 1, 1)}},
+        {"tau": 0.0},
+        {"budget": 1.0},
+        {"freeze_at": 1.0},
+        {"warmup": 0.0},
+        {"train_images": 1},
+    ],
 )
 def test_values_at_the_edge_of_their_range(options):
     config(**options)

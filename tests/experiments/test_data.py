@@ -52,6 +52,24 @@ def test_statistics_are_those_of_the_training_images(write_parquet, tmp_path):
     assert torch.equal(data.train_images[0].permute(1, 2, 0), torch.from_numpy(COLOUR[0]))
 
 
+def test_first_training_images_alone(mnist):
+    data = load_data("mnist", mnist, train_images=4)
+    assert np.array_equal(data.train_images[:, 0].numpy(), np.stack(GREY[:4]))
+    assert (data.train_labels.tolist(), len(data.test_labels)) == (LABELS[:4], 3)
+    assert data.mean == pytest.approx([np.stack(GREY[:4]).mean() / 255])
+    with pytest.raises(DataError, match=r"train_images 9: .*train\.parquet holds 8 images"):
+        load_data("mnist", mnist, train_images=9)
+
+
+def test_first_training_images_of_the_digits():
+    data, whole = load_data("digits", train_images=100), load_data("digits")
+    assert torch.equal(data.train_images, whole.train_images[:100])
+    assert torch.equal(data.train_labels, whole.train_labels[:100])
+    assert torch.equal(data.test_images, whole.test_images)
+    with pytest.raises(DataError, match=r"train_images 2000: digits holds 1437 images"):
+        load_data("digits", train_images=2000)
+
+
 def test_constant_images_have_a_usable_deviation(write_parquet, tmp_path):
     for part in ("train", "test"):
         write_parquet("mnist", part, [np.zeros((4, 4), np.uint8)], [0])

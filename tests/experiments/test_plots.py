@@ -27,12 +27,12 @@ DENSE = [replace(metrics, ranks={}, compression=0.0) for metrics in TUCKER]
 def draw(tmp_path):
     """Draw the plots of a run; gives the pixels of each picture by name."""
 
-    def pictures(history, dense=()):
+    def pictures(history, dense=(), method="tdlrt"):
         directory = RunDirectory(tmp_path)
         directory.write_metrics(history)
         if dense:
             directory.baseline.write_metrics(dense)
-        draw_plots(directory, "tdlrt" if history[-1].ranks else "dense")
+        draw_plots(directory, method)
         return {p.stem: np.asarray(Image.open(p).convert("RGB")) for p in directory.plots.iterdir()}
 
     return pictures
@@ -48,7 +48,13 @@ def test_every_picture_shows_something(draw, history):
 
 
 def test_a_dense_run_has_no_ranks_to_show(draw):
-    assert set(draw(DENSE)) == {"accuracy", "loss"}
+    assert set(draw(DENSE, method="dense")) == {"accuracy", "loss"}
+
+
+def test_free_factors_are_drawn_under_their_own_name(draw):
+    tdlrt, tucker = draw(TUCKER), draw(TUCKER, method="tucker")
+    same = {name: np.array_equal(tdlrt[name], tucker[name]) for name in tdlrt}
+    assert same == {"accuracy": False, "loss": False, "compression": True, "ranks": True}
 
 
 def test_the_baseline_is_drawn_beside_the_run(draw):

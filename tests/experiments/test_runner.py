@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 import signal
 from dataclasses import replace
@@ -15,6 +16,13 @@ from tdlrt.experiments.results import RunDirectory
 from tdlrt.experiments.runner import Interrupted, Observer, run
 from tdlrt.experiments.signals import stop_requests
 from tdlrt.experiments.training import Training
+from tdlrt.ranks import (
+    CubicSchedule,
+    FixedRank,
+    LinearSchedule,
+    ParameterBudget,
+    RelativeTolerance,
+)
 
 # Three epochs of six steps; a start and a tolerance with which ranks move at once.
 CONFIG = RunConfig(
@@ -130,6 +138,113 @@ def test_ranks_stay_from_the_given_share_of_the_training(digits, freeze_at, move
     first, second = (metrics.ranks for metrics in _epochs(training))
     assert (first != start) == moves
     assert second == first
+
+
+@pytest.mark.parametrize("spare", [0.0, 0.5])
+def test_ranks_given_by_hand_stay_without_adaptation(digits, spare):
+    """Neither a budget nor spare directions touch ranks that stay from the first step."""
+    config = replace(CONFIG, tau=None, budget=0.02, spare=spare, freeze_at=0.0, epochs=1)
+    training = Training(config, digits)
+    start = training.ranks
+    assert next(_epochs(training)).ranks == start
+
+
+@pytest.mark.parametrize("freeze_at", [0.7, 1.0])
+@pytest.mark.parametrize("integrator", ["parallel", "bug"])
+def test_spare_directions_are_given_up_when_the_ranks_stay(digits, freeze_at, integrator):
+    config = replace(
+        CONFIG, tau=None, budget=0.1, spare=1.0, freeze_at=freeze_at, integrator=integrator
+    )
+    first, _, last = _epochs(Training(config, digits))
+    assert 0.8 <= first.compression < 0.9 <= last.compression
+
+
+@pytest.mark.parametrize(
+    ("options", "policy"),
+    [
+        ({"tau": 0.2, "spare": 0.5}, RelativeTolerance(0.2, spare=0.5)),
+        ({"tau": 0.2, "ramp": "cubic"}, RelativeTolerance(CubicSchedule(0.0, 0.2, 75))),
+        ({"budget": 0.05}, ParameterBudget(0.05)),
+        (
+            {"budget": 0.05, "ramp": "linear", "spare": 0.25},
+            ParameterBudget(LinearSchedule(0.5, 0.05, 75), spare=0.25),
+        ),
+        ({"budget": 0.6, "ramp": "linear"}, ParameterBudget(LinearSchedule(0.6, 0.6, 75))),
+        ({"tau": 0.2, "freeze_at": 0.0}, FixedRank()),
+    ],
+)
+def test_rank_policy(digits, options, policy):
+    """A hundred steps until the ranks stay."""
+    config = RunConfig(
+        model="lenet5", data="digits", epochs=20, batch_size=150, **{"freeze_at": 0.5, **options}
+    )
+    optimizer = Training(config, digits).optimizer
+    assert optimizer.rank_policy == policy
+    assert optimizer.freeze_after == (None if policy == FixedRank() else 100)
+
+
+TUCKER = replace(
+    CONFIG,
+    method="tucker",
+    rank={"conv2": [10, 4, 3, 3], "fc1": 6},
+    init_scale="auto",
+    optimizer="adam",
+    lr=1e-3,
+    warmup=0.3,
+)
+BUDGET = replace(
+    CONFIG, tau=None, budget=0.2, ramp="cubic", spare=0.5, optimizer="adamw", lr=1e-3, warmup=0.3
+)
+
+
+@pytest.mark.parametrize("config", [TUCKER, BUDGET], ids=["tucker", "budget"])
+def test_every_method_and_optimiser_is_resumed_exactly(tmp_path, config):
+    whole, parts = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "parts")
+    summary = run(config, whole.path)
+    with pytest.raises(Interrupted):
+        run(config, parts.path, observer=StopAfter(4))
+    with pytest.raises(Interrupted):
+        run(config, parts.path, resume=True, observer=StopAfter(14))
+    run(config, parts.path, resume=True)
+    assert without_times(parts) == without_times(whole)
+    assert contents(parts.path)[parts.model] == contents(whole.path)[whole.model]
+    assert summary["config"] == config.to_dict()
+    assert (summary["tau"], summary["budget"]) == (None, config.budget)
+
+
+def test_free_factors_are_trained_by_the_plain_optimiser_at_their_ranks(digits):
+    torch.manual_seed(0)
+    training = Training(TUCKER, digits)
+    torch.manual_seed(0)
+    dense = Training(replace(TUCKER, method="dense"), digits).model
+    assert training.ranks == {"conv2": [10, 4, 3, 3], "fc1": [6, 6]}
+    assert isinstance(training.model.conv1, torch.nn.Conv2d)
+    assert type(training.optimizer) is torch.optim.Adam
+    trained = {p for group in training.optimizer.param_groups for p in group["params"]}
+    assert trained == set(training.model.parameters())
+    for name in training.ranks:
+        norm = training.model.get_submodule(name).dense_weight().norm()
+        torch.testing.assert_close(norm, dense.get_submodule(name).weight.norm())
+    before = [factor.clone() for factor in training.model.conv2.factors]
+    metrics = list(_epochs(training))
+    assert all(epoch.ranks == training.ranks for epoch in metrics)
+    after = training.model.conv2.factors
+    assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_learning_rate_rises_and_falls(digits):
+    config = replace(CONFIG, method="dense", lr=0.3, warmup=0.1, epochs=5)  # 3 of 30 steps
+    rates = []
+    for _ in Training(config, digits).epochs(lambda: False, lambda t: rates.append(t._lr)):
+        pass
+    assert rates[:4] == pytest.approx([0.075, 0.15, 0.225, 0.3])
+    cosine = [0.15 * (1 + math.cos(math.pi * step / 27)) for step in range(27)]
+    assert rates[3:] == pytest.approx(cosine)
+
+
+def test_warmup_leaves_a_step_for_the_cosine(digits):
+    training = Training(replace(CONFIG, epochs=1, warmup=0.99), digits)
+    assert next(_epochs(training)).lr == pytest.approx(CONFIG.lr)
 
 
 def _epochs(training):

@@ -37,7 +37,7 @@ def _layer_rank(pattern: object, value: Any) -> LayerRank:
         raise RankError(f"rank: got {pattern!r} for a layer, expected a name such as 'conv2'")
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = list(value)
-        fits = bool(value) and all(isinstance(one, int) and one >= 1 for one in value)
+        fits = bool(value) and all(isinstance(one, int) and _is_rank(one) for one in value)
     else:
         fits = _is_rank(value)
     if not fits:

@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draw", action="store_true", help="only draw, from the result file")
     if not parser.parse_args().draw:
-        RESULT.write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")
+        RESULT.write_text(to_json(measure()), encoding="utf-8")
     result = json.loads(RESULT.read_text(encoding="utf-8"))
     draw(result)
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), result), encoding="utf-8")
@@ -121,6 +121,17 @@ def measure() -> dict[str, Any]:
         for sigma in SIGMAS
     ]
     return result
+
+
+def to_json(result: dict[str, Any]) -> str:
+    """One line for each row."""
+    entries = []
+    for key, value in result.items():
+        text = json.dumps(value)
+        if isinstance(value, list):
+            text = "[\n  " + ",\n  ".join(json.dumps(row) for row in value) + "\n ]"
+        entries.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
 def descent_row(measured: list[float], guaranteed: list[float]) -> Row:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import tdlrt
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "theory.py"
 EPS = torch.finfo(torch.float64).eps
 
@@ -65,6 +67,23 @@ def test_only_gradient_descent_on_the_factors_waits_for_a_small_direction_to_gro
     # The growing mode of c' = a - c, a' = c under Euler's method.
     rate = torch.tensor(1 + theory.STALL_LR * 0.618034).log() / torch.tensor(1e4).log()
     assert late - early == pytest.approx(1 / float(rate), rel=0.05)
+
+
+@every_layer
+def test_fixed_rank_differs_from_the_truncated_hosvd_by_the_step_size_above_sigma(kind):
+    def difference(sigma, lr):
+        curve = theory.Curve(kind, sigma)
+        loss = theory.squared_distance(theory.decaying_tensor(theory.SHAPES[kind], 1))
+        weights = []
+        for policy in (tdlrt.FixedRank(), tdlrt.RelativeTolerance(0.0, max_rank=theory.RANK)):
+            layer = curve.layer()
+            optimizer = tdlrt.TDLRT(layer, torch.optim.SGD, lr=lr, rank_policy=policy)
+            optimizer.step(theory.closure_of(layer, loss))
+            weights.append(theory.weight_of(layer))
+        return float((weights[0] - weights[1]).norm())
+
+    assert difference(1e-8, 1e-2) / difference(1e-8, 1e-3) == pytest.approx(10, rel=0.2)
+    assert difference(1e-1, 1e-2) / difference(1e-1, 1e-3) > 90
 
 
 @every_layer

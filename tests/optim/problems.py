@@ -1,8 +1,10 @@
-"""Small training problems with a known dense gradient."""
+"""Small training problems: one layer with a known dense gradient, and a little network."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+import tdlrt
 from reference.cases import gaussian
 from tdlrt import nn as tnn
 
@@ -55,3 +57,132 @@ def dense_momentum(optimizer: torch.optim.Optimizer, layer: tnn.TuckerLayer) -> 
     iterate = slot.iterate(optimizer.state, optimizer._rule(slot.name))
     momentum = iterate.moments.get("momentum_buffer")
     return None if momentum is None else iterate.space.to_tensor(momentum)
+
+
+INTEGRATORS = pytest.mark.parametrize("integrator", ["parallel", "bug"])
+
+OPTIMIZERS = {
+    "sgd": (torch.optim.SGD, {"lr": 0.2}),
+    "momentum": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "dampening": 0.1}),
+    "nesterov": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+    "maximize": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "maximize": True}),
+    "adam": (torch.optim.Adam, {"lr": 1e-2}),
+    "adamw": (torch.optim.AdamW, {"lr": 1e-2}),
+    "amsgrad": (torch.optim.Adam, {"lr": 1e-2, "amsgrad": True}),
+    "maximize adamw": (torch.optim.AdamW, {"lr": 1e-2, "maximize": True}),
+}
+EVERY_OPTIMIZER = pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
+
+
+class Small:
+    """A network of three layers, two of them in Tucker format, and an optimiser by name."""
+
+    def __init__(self, name="momentum", *, seed=0, dtype=torch.float32, rank=0.8, **options):
+        torch.manual_seed(seed)
+        self.model = nn.Sequential(
+            nn.Conv1d(3, 8, 3, padding=1, dtype=dtype),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(48, 12, dtype=dtype),
+            nn.ReLU(),
+            nn.Linear(12, 4, dtype=dtype),
+        )
+        tdlrt.factorize_(self.model, rank=rank)
+        optimizer_cls, defaults = OPTIMIZERS[name]
+        self.optimizer = tdlrt.TDLRT(self.model, optimizer_cls, **(defaults | options))
+        self.sign = -1 if "maximize" in name else 1
+        self.inputs = gaussian((8, 3, 6), 1, dtype)
+        self.labels = torch.arange(8) % 4
+
+    @property
+    def layers(self):
+        return tucker_layers(self.model)
+
+    @property
+    def ranks(self):
+        return [layer.ranks for layer in self.layers]
+
+    def loss(self, rows=slice(None)):
+        """Over some of the inputs; to be maximised if the optimiser does that."""
+        outputs = self.model(self.inputs[rows])
+        return self.sign * nn.functional.cross_entropy(outputs, self.labels[rows])
+
+    def backward(self):
+        self.optimizer.zero_grad()
+        loss = self.loss()
+        loss.backward()
+        return loss
+
+    def call(self, times=1):
+        """Backward and step without a closure; `bug` takes two of them for a whole step."""
+        for _ in range(times):
+            self.backward()
+            self.optimizer.step()
+
+    def step(self, times=1):
+        """Whole steps, on a closure."""
+        for _ in range(times):
+            self.optimizer.step(self.backward)
+
+
+def network(seed=0, dtype=torch.float32):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1, dtype=dtype),
+        nn.BatchNorm2d(12, dtype=dtype),
+        nn.ReLU(),
+        nn.Conv2d(12, 16, 3, stride=2, dtype=dtype),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(144, 20, dtype=dtype),
+        nn.ReLU(),
+        nn.Linear(20, 5, dtype=dtype),
+    )
+    tdlrt.factorize_(model, rank=0.5)
+    return model
+
+
+def batch(seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(16, 3, 8, 8, generator=generator, dtype=dtype)
+    return images, torch.randint(0, 5, (16,), generator=generator)
+
+
+def closure_for(model, images, labels):
+    def closure():
+        model.zero_grad()
+        loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def train(model, optimizer, steps, start=0):
+    for step in range(start, start + steps):
+        optimizer.step(closure_for(model, *batch(step % 7)))
+
+
+def optimizer_for(model, **options):
+    options = {"lr": 0.05, "momentum": 0.9, "tau": 0.1} | options
+    return tdlrt.TDLRT(model, torch.optim.SGD, **options)
+
+
+def tucker_layers(model):
+    return [module for module in model.modules() if isinstance(module, tdlrt.nn.TuckerLayer)]
+
+
+def assert_same(expected, actual):
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(expected, actual) or (expected != expected).any()
+        assert expected.shape == actual.shape
+    elif isinstance(expected, dict):
+        assert expected.keys() == actual.keys()
+        for key in expected:
+            assert_same(expected[key], actual[key])
+    elif isinstance(expected, list | tuple):
+        assert len(expected) == len(actual)
+        for one, other in zip(expected, actual, strict=True):
+            assert_same(one, other)
+    else:
+        assert expected == actual

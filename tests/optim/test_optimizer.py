@@ -1,7 +1,6 @@
 """TDLRT as a torch optimiser: identity, state, schedules, errors, memory."""
 
 import copy
-import io
 
 import pytest
 import torch
@@ -9,83 +8,19 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tdlrt
-from optim.problems import LAYERS, Regression
+from optim.problems import (
+    INTEGRATORS,
+    LAYERS,
+    Regression,
+    assert_same,
+    batch,
+    closure_for,
+    network,
+    optimizer_for,
+    train,
+    tucker_layers,
+)
 from reference.cases import on_every_device
-from tdlrt.linalg import orthonormality_error
-
-
-def network(seed=0, dtype=torch.float32):
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Conv2d(3, 12, 3, padding=1, dtype=dtype),
-        nn.BatchNorm2d(12, dtype=dtype),
-        nn.ReLU(),
-        nn.Conv2d(12, 16, 3, stride=2, dtype=dtype),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(144, 20, dtype=dtype),
-        nn.ReLU(),
-        nn.Linear(20, 5, dtype=dtype),
-    )
-    tdlrt.factorize_(model, rank=0.5)
-    return model
-
-
-def batch(seed=0, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(16, 3, 8, 8, generator=generator, dtype=dtype)
-    return images, torch.randint(0, 5, (16,), generator=generator)
-
-
-def closure_for(model, images, labels):
-    def closure():
-        model.zero_grad()
-        loss = nn.functional.cross_entropy(model(images), labels)
-        loss.backward()
-        return loss
-
-    return closure
-
-
-def train(model, optimizer, steps, start=0):
-    for step in range(start, start + steps):
-        optimizer.step(closure_for(model, *batch(step % 7)))
-
-
-def optimizer_for(model, **options):
-    options = {"lr": 0.05, "momentum": 0.9, "tau": 0.1} | options
-    return tdlrt.TDLRT(model, torch.optim.SGD, **options)
-
-
-def tucker_layers(model):
-    return [module for module in model.modules() if isinstance(module, tdlrt.nn.TuckerLayer)]
-
-
-INTEGRATORS = pytest.mark.parametrize("integrator", ["parallel", "bug"])
-
-
-@INTEGRATORS
-@pytest.mark.parametrize("decay", [0.0, 5e-3])
-def test_bases_stay_orthonormal_and_every_parameter_moves(integrator, decay):
-    model = network()
-    optimizer = optimizer_for(model, integrator=integrator, weight_decay=decay)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    identities = [id(p) for p in model.parameters()]
-    ranks = [layer.ranks for layer in tucker_layers(model)]
-
-    train(model, optimizer, 200)
-
-    assert [id(p) for p in model.parameters()] == identities
-    assert [layer.ranks for layer in tucker_layers(model)] != ranks
-    for layer in tucker_layers(model):
-        layer.check_invariants()
-        for basis in layer.factors:
-            assert orthonormality_error(basis.detach()) <= 1e-5
-    for name, parameter in model.named_parameters():
-        full_basis = parameter.ndim == 2 and parameter.shape[0] == parameter.shape[1]
-        if not full_basis:
-            moved = parameter.shape != before[name].shape
-            assert moved or not torch.equal(parameter, before[name]), name
 
 
 @INTEGRATORS
@@ -145,22 +80,6 @@ def test_frozen_ranks_stay(integrator):
     assert [layer.ranks for layer in tucker_layers(model)] == ranks
 
 
-def test_other_parameters_get_the_plain_optimizer():
-    model, plain = network(), None
-    reference = network()
-    optimizer = optimizer_for(model, weight_decay=0.01)
-    head, reference_head = model[-1], reference[-1]
-    plain = torch.optim.SGD(reference_head.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
-    for step in range(3):
-        closure_for(model, *batch(step))()
-        for own, other in zip(head.parameters(), reference_head.parameters(), strict=True):
-            other.grad = own.grad.clone()
-        optimizer.step()
-        plain.step()
-        for own, other in zip(head.parameters(), reference_head.parameters(), strict=True):
-            assert torch.equal(own, other)
-
-
 def test_a_scheduler_drives_both_groups():
     model = network()
     optimizer = optimizer_for(model)
@@ -176,40 +95,6 @@ def test_a_scheduler_drives_both_groups():
     for layer, weight in zip(tucker_layers(model), weights, strict=True):
         assert torch.allclose(layer.dense_weight(), weight, atol=1e-6)
     assert torch.equal(model[-1].weight, before["8.weight"])
-
-
-@INTEGRATORS
-@pytest.mark.parametrize("closures", [True, False])
-def test_save_load_continue_equals_continue(integrator, closures):
-    def run(model, optimizer, calls, start):
-        for call in range(start, start + calls):
-            closure = closure_for(model, *batch(call % 7))
-            if closures:
-                optimizer.step(closure)
-            else:
-                closure()
-                optimizer.step()
-
-    def build(seed):
-        model = network(seed)
-        options = {"integrator": integrator, "core_steps": 2 if integrator == "bug" else 1}
-        return model, optimizer_for(model, tau=0.2, **options)
-
-    model, optimizer = build(0)
-    run(model, optimizer, 5, 0)  # without closures `bug` is now between two core steps
-    file = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    other, other_optimizer = build(1)
-    other.load_state_dict(saved["model"])
-    other_optimizer.load_state_dict(saved["optimizer"])
-
-    run(model, optimizer, 5, 5)
-    run(other, other_optimizer, 5, 5)
-
-    for own, loaded in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(own, loaded)
 
 
 @pytest.mark.parametrize("where", ["gradient", "weight"])
@@ -269,22 +154,6 @@ def test_a_closure_that_fails_in_the_core_phase(failing_call):
     for layer in tucker_layers(model):
         layer.check_invariants()
     optimizer.step(good)
-
-
-def assert_same(expected, actual):
-    if isinstance(expected, torch.Tensor):
-        assert torch.equal(expected, actual) or (expected != expected).any()
-        assert expected.shape == actual.shape
-    elif isinstance(expected, dict):
-        assert expected.keys() == actual.keys()
-        for key in expected:
-            assert_same(expected[key], actual[key])
-    elif isinstance(expected, list | tuple):
-        assert len(expected) == len(actual)
-        for one, other in zip(expected, actual, strict=True):
-            assert_same(one, other)
-    else:
-        assert expected == actual
 
 
 def test_a_layer_without_gradient_rests():

@@ -152,6 +152,24 @@ class TDLRT(torch.optim.Optimizer):
         for group in self.param_groups:
             self._rule_type.from_group(group)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Called by torch for every group at construction; afterwards the groups stay as they are.
+
+        Every parameter of the model is in a group from the start, and no other can be added: of
+        those it would not be known whether they are bases of a Tucker layer.
+
+        Raises:
+            ValueError: A parameter is in a group already, or is none of the model's.
+        """
+        parameters = _as_list(param_group["params"])
+        for parameter in parameters:
+            if not isinstance(parameter, Tensor) or parameter not in self._names:
+                raise ValueError(
+                    "param_groups: got a parameter that is not the model's; pass TDLRT a module "
+                    "that holds it too, such as nn.ModuleList([model, criterion])"
+                )
+        super().add_param_group({**param_group, "params": parameters})
+
     def _find_groups(self) -> dict[str, int]:
         """Index of the param_group of each layer."""
         index = {
@@ -244,11 +262,12 @@ class TDLRT(torch.optim.Optimizer):
             if parameter.grad is not None and id(parameter) not in self._tucker:
                 norms.append(torch.linalg.vector_norm(parameter.grad.double()))
         with self._plain_arithmetic():
-            for slot in self._slots.values():
-                if self._core_steps_left and slot.layer.core.grad is not None:
-                    norms.append(torch.linalg.vector_norm(slot.core_gradient()))
-                elif not self._core_steps_left and slot.has_gradient():
-                    norms.append(slot.gradient().norm())
+            if self._core_steps_left:
+                for slot in (self._slots[name] for name in self._resting_ranks):
+                    if slot.layer.core.grad is not None:
+                        norms.append(torch.linalg.vector_norm(slot.core_gradient()))
+            else:
+                norms += [slot.gradient().norm() for slot in self._active_slots().values()]
         total: Tensor = torch.linalg.vector_norm(
             torch.stack([norm.to(self._device(), torch.float64) for norm in norms])
         )
@@ -487,6 +506,7 @@ class TDLRT(torch.optim.Optimizer):
         state: dict[str, Any] = super().state_dict()
         state[_EXTRA] = {
             "integrator": self.integrator,
+            "optimizer": type(self._plain).__name__,
             "steps": self._steps,
             "frozen": self._frozen,
             "settling": self._settling,
@@ -518,6 +538,12 @@ class TDLRT(torch.optim.Optimizer):
             raise IntegratorStateError(
                 f"state_dict: got one of integrator={extra['integrator']!r}, expected "
                 f"{self.integrator!r}; construct TDLRT with the same integrator"
+            )
+        own = type(self._plain).__name__
+        if extra.get("optimizer", own) != own:
+            raise IntegratorStateError(
+                f"state_dict: got one of {extra['optimizer']}, expected one of {own}; construct "
+                "TDLRT with the same optimizer_cls"
             )
         self._check_shapes(state_dict)
         super().load_state_dict(state_dict)

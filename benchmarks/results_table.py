@@ -6,12 +6,15 @@ python benchmarks/results_table.py
 import json
 import statistics
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from comparisons import EXPERIMENTS, RESULTS, Experiment, stored_options
 from tdlrt.errors import TdlrtError
-from tdlrt.experiments.config import RunConfig
+from tdlrt.experiments.config import LEARNING_RATES, RunConfig
+from tdlrt.experiments.rank_option import format_rank
 from tdlrt.experiments.results import read_results
 
 ROOT = Path(__file__).parent.parent
@@ -28,42 +31,42 @@ Written by `python benchmarks/results_table.py` from the result files in `benchm
 not edit. Numbers are means over the seeds, ± one standard deviation between them. Accuracy is
 that of the test set after the last epoch. *Compression* is the share of parameters saved, over the
 weights of the factorised layers and over the whole network; *MACs* are multiply-adds for one image.
-Learning rates are the defaults of the command line. The tolerances were chosen after a look at the
-test accuracy of seed 0, so the figures say what is reachable, not what a blind choice would give.
+The method *dense* trains the network as it is, *tdlrt* finds the ranks for a tolerance or a budget,
+*tucker* trains cores and bases as free parameters at ranks set by hand. Options that are not named
+are the defaults of the command line.
 """
 
 
 def main() -> None:
-    folders = sorted(path for path in (ROOT / "benchmarks/results").iterdir() if path.is_dir())
+    names = [name for name in EXPERIMENTS if (RESULTS / name).is_dir()]
     try:
-        results = {folder.name: read_results(folder) for folder in folders}
+        results = {name: read_results(RESULTS / name) for name in names}
     except TdlrtError as error:
         sys.exit(f"error: {error}")
     target = ROOT / "docs" / "results.md"
-    sections = [section(name, group) for name, group in results.items()]
+    sections = [section(name, EXPERIMENTS[name], group) for name, group in results.items()]
     target.write_text("\n".join([INTRODUCTION, *sections]), encoding="utf-8")
     print(f"wrote {target.relative_to(ROOT)}")
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    tables = "\n\n".join(short_table(group) for group in results.values())
+    tables = "\n\n".join(short_table(EXPERIMENTS[name], group) for name, group in results.items())
     readme.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
 
 
-def section(script: str, results: list[Result]) -> str:
-    """The table of one benchmark, with how its numbers came about."""
-    first = results[0]
-    title = f"{first['model']} on {first['data']}"
-    epochs, batch = first["epochs"], first["config"]["batch_size"]
+def section(name: str, experiment: Experiment, results: list[Result]) -> str:
+    """The table of one experiment, with how its numbers came about."""
     lines = [
-        f"## {title}",
+        f"## {title(experiment)}",
         "",
-        f"{epochs} epochs, batch {batch}, `benchmarks/{script}.py`.",
+        f"{setting(experiment)}. `python benchmarks/accuracy.py --only {name}`",
+        "",
+        *textwrap.wrap(experiment.note, 100),
         "",
         "| method | seeds | accuracy (%) | compression (%) | network (%) | parameters | MACs |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    groups = grouped(results)
+    groups = grouped(experiment, results)
     lines += [row(label, group) for label, group in groups]
     lines += ["", "Commands, for the first seed of each row:", "", "```sh"]
     lines += [group[0]["command"] for _, group in groups]
@@ -71,42 +74,78 @@ def section(script: str, results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def short_table(results: list[Result]) -> str:
+def short_table(experiment: Experiment, results: list[Result]) -> str:
     """Accuracy and compression alone, for the README."""
-    first = results[0]
     lines = [
-        f"{first['model']} on {first['data']}, {first['epochs']} epochs, mean of "
-        f"{max(len(group) for _, group in grouped(results))} seeds ± standard deviation:",
+        f"{title(experiment)}, {setting(experiment)}, mean over the seeds ± standard deviation:",
         "",
-        "| method | accuracy (%) | compression of the factorised layers (%) |",
-        "| --- | --- | --- |",
+        "| method | seeds | accuracy (%) | compression of the factorised layers (%) |",
+        "| --- | --- | --- | --- |",
     ]
-    lines += [
-        f"| {' | '.join(cells(label, group)[:1] + cells(label, group)[2:4])} |"
-        for label, group in grouped(results)
-    ]
+    for label, group in grouped(experiment, results):
+        name, _, *numbers = cells(label, group)
+        lines.append(f"| {' | '.join([name, str(len(group)), *numbers[:2]])} |")
     return "\n".join(lines)
 
 
-def grouped(results: list[Result]) -> list[tuple[str, list[Result]]]:
-    """Runs that differ in their seed alone, under what they have in common: dense first."""
-    groups: dict[str, list[Result]] = {}
-    order = sorted(results, key=lambda r: (r["method"] != "dense", r["tau"] or 0.0, r["seed"]))
-    for result in order:
-        groups.setdefault(label(result["config"]), []).append(result)
-    return list(groups.items())
+def title(experiment: Experiment) -> str:
+    """Network and data."""
+    return f"{experiment.options['model']} on {experiment.options['data']}"
 
 
-def label(config: dict[str, Any]) -> str:
-    """Method, tolerance, and every option that is not at its default."""
-    default = RunConfig(model=config["model"], data=config["data"], method=config["method"])
-    words = [config["method"]]
-    if config["method"] == "tdlrt":
-        words.append(f"tau {config['tau']:g}")
-    for name, value in default.to_dict().items():
-        if name not in (*PLACE, "tau") and config[name] != value:
-            words.append(f"{name} {config[name]}")
+def setting(experiment: Experiment) -> str:
+    """What all rows share."""
+    config = RunConfig(**experiment.options)
+    words = [f"{config.epochs} epochs", f"batch {config.batch_size}"]
+    if config.train_images is not None:
+        words.append(f"the first {config.train_images:,} training images")
+    shown = ("model", "data", "epochs", "batch_size", "train_images")
+    words += [f"{name} {value}" for name, value in experiment.options.items() if name not in shown]
     return ", ".join(words)
+
+
+def grouped(experiment: Experiment, results: list[Result]) -> list[tuple[str, list[Result]]]:
+    """Runs that differ in their seed alone, under what they have in common.
+
+    Methods in the order of the command line with dense first, each by compression.
+    """
+    groups: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: result["seed"]):
+        groups.setdefault(label(experiment, stored_options(result)), []).append(result)
+
+    def place(item: tuple[str, list[Result]]) -> tuple[bool, int, float, str]:
+        label, group = item
+        method = group[0]["method"]
+        size = statistics.mean(result["compression"] for result in group)
+        return method != "dense", list(LEARNING_RATES).index(method), size, label
+
+    return sorted(groups.items(), key=place)
+
+
+def label(experiment: Experiment, config: dict[str, Any]) -> str:
+    """Method, tolerance or budget, and every option that the experiment does not share."""
+    method, budget = config["method"], config["budget"]
+    chosen = {"method": method, "optimizer": config["optimizer"], "tau": None, "budget": budget}
+    default = RunConfig(**{**experiment.options, **chosen}).to_dict()
+    words = [method]
+    if method == "tdlrt":
+        words.append(f"tau {config['tau']:g}" if budget is None else f"budget {budget:g}")
+    default["optimizer"] = RunConfig(**experiment.options).optimizer
+    for name, value in default.items():
+        if name not in (*PLACE, "tau", "budget", "method") and config[name] != value:
+            words.append(f"{name} {_text(config[name])}")
+    return ", ".join(words)
+
+
+def _text(value: Any) -> str:
+    return f"`{format_rank(value)}`" if isinstance(value, dict) else str(value)
+
+
+def seed_list(seeds: Sequence[int]) -> str:
+    """Seeds as a list, or as a range where there are many in a row."""
+    if len(seeds) > 3 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))
 
 
 def row(label: str, group: list[Result]) -> str:
@@ -116,7 +155,7 @@ def row(label: str, group: list[Result]) -> str:
 
 def cells(label: str, group: list[Result]) -> list[str]:
     """Method, seeds, accuracy, compressions, parameters, multiply-adds."""
-    seeds = ", ".join(str(result["seed"]) for result in group)
+    seeds = seed_list([result["seed"] for result in group])
     texts = [label, seeds, spread([result["accuracy"] for result in group], 2)]
     for name in ("compression", "network_compression"):
         texts.append(spread([100 * result[name] for result in group], 1))

@@ -1,16 +1,16 @@
-import importlib.util
-from pathlib import Path
+import pytest
 
 from tdlrt.experiments.config import RunConfig
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "results_table.py"
+
+@pytest.fixture
+def table(script):
+    return script("results_table")
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("results_table", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def mnist(script):
+    return script("comparisons").EXPERIMENTS["mnist_lenet5"]
 
 
 def result(method, seed, accuracy, **options):
@@ -35,15 +35,66 @@ def result(method, seed, accuracy, **options):
     }
 
 
-def test_rows_hold_mean_and_deviation_over_the_seeds():
+def rows(text):
+    return [line for line in text.splitlines() if line.startswith("| ")][2:]
+
+
+def test_rows_hold_mean_and_deviation_over_the_seeds(table, mnist):
     results = [result("tdlrt", seed, accuracy) for seed, accuracy in enumerate((98.0, 99.0, 97.0))]
     results += [result("tdlrt", 0, 96.0, rank=0.25), result("dense", 0, 99.5)]
-    lines = load().section("mnist_lenet5", results).splitlines()
-    rows = [line for line in lines if line.startswith("| ")][2:]
-    assert rows == [
+    text = table.section("mnist_lenet5", mnist, results)
+    assert rows(text) == [
         "| dense | 0 | 99.50 | 50.0 | 25.0 | 1,000 | 2,000 |",
         "| tdlrt, tau 0.1 | 0, 1, 2 | 98.00 ± 1.00 | 50.0 | 25.0 | 1,000 | 2,000 |",
         "| tdlrt, tau 0.1, rank 0.25 | 0 | 96.00 | 50.0 | 25.0 | 1,000 | 2,000 |",
     ]
+    lines = text.splitlines()
     assert "- versions: torch 2.13.0" in lines
     assert lines.count("tdlrt train lenet5 --data mnist --seed 0") == 3
+
+
+def test_labels_name_what_a_row_does_not_share_with_the_experiment(table, mnist, script):
+    rank = {"conv2": [16, 8, 5, 5], "fc*": 0.5}
+    results = [
+        result("tucker", 0, 97.0, rank=rank),
+        result("tdlrt", 0, 98.0, budget=0.05, ramp="cubic", spare=0.25, optimizer="adamw"),
+        result("tdlrt", 0, 98.5, tau=0.2, integrator="bug", optimizer="adam", lr=0.01),
+        result("dense", 0, 99.0, warmup=0.1),
+    ]
+    labels = [line.split(" | ")[0][2:] for line in rows(table.section("name", mnist, results))]
+    assert labels == [
+        "dense, warmup 0.1",
+        "tdlrt, budget 0.05, ramp cubic, spare 0.25, optimizer adamw",
+        "tdlrt, tau 0.2, integrator bug, optimizer adam, lr 0.01",
+        "tucker, rank `conv2=16x8x5x5,fc*=0.5`",
+    ]
+    shares = {**mnist.options, "optimizer": "adamw", "warmup": 0.1}
+    other = script("comparisons").Experiment(note="", options=shares, rows={})
+    row = result("tdlrt", 0, 98.0, optimizer="adamw", warmup=0.1, lr=1e-3)
+    assert table.label(other, row["config"]) == "tdlrt, tau 0.1"
+    assert "optimizer adamw, warmup 0.1" in table.setting(other)
+
+
+def test_results_from_before_an_option_are_read(table, mnist):
+    old, new = result("tdlrt", 0, 98.0), result("tdlrt", 1, 99.0)
+    for name in ("train_images", "budget", "ramp", "spare", "optimizer", "warmup"):
+        del old["config"][name]
+    assert len(rows(table.section("mnist_lenet5", mnist, [old, new]))) == 1
+
+
+def test_many_seeds_are_written_as_a_range(table):
+    assert table.seed_list([0, 1, 2]) == "0, 1, 2"
+    assert table.seed_list([0, 1, 2, 3, 4]) == "0 to 4"
+    assert table.seed_list([0, 1, 2, 4]) == "0, 1, 2, 4"
+
+
+def test_experiments_have_a_table_each(table, script):
+    cifar = script("comparisons").EXPERIMENTS["cifar10_rescnn"]
+    results = [result("tdlrt", seed, accuracy) for seed, accuracy in enumerate((70.0, 72.0))]
+    text = table.section("cifar10_rescnn", cifar, results)
+    assert text.startswith("## rescnn on cifar10\n")
+    assert "the first 10,000 training images" in text
+    assert "`python benchmarks/accuracy.py --only cifar10_rescnn`" in text
+    assert cifar.note in " ".join(text.split())
+    short = table.short_table(cifar, results)
+    assert "| 2 | 71.00 ± 1.41 | 50.0 |" in short.splitlines()[-1]

@@ -10,10 +10,15 @@ from reference.algebra import (
     tucker_to_dense,
     unfold,
 )
-from reference.integrators import augmented_basis, basis_direction, bug_step, parallel_step
+from reference.integrators import State, augmented_basis, basis_direction, bug_step, parallel_step
+from reference.rules import SGD, Adam, AdamW
 from reference.truncation import smallest_rank, truncate
 
 __all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "State",
     "as_double",
     "augmented_basis",
     "basis_direction",

@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,21 +22,25 @@ def as_double(tensor: Tensor) -> Tensor:
 
 def unfold(tensor: Tensor, mode: int) -> Tensor:
     """Mat_i(T): the mode-i fibres of ``tensor`` side by side."""
-    return torch.stack([tensor[fibre] for fibre in _fibres(tensor.shape, mode)], dim=1)
+    return tensor.reshape(-1)[_fibres(tuple(tensor.shape), mode)]
 
 
 def fold(matrix: Tensor, mode: int, shape: Sequence[int]) -> Tensor:
     """The tensor of ``shape`` whose mode-i fibres are the columns of ``matrix``."""
-    tensor = matrix.new_full(tuple(shape), math.nan)
-    for column, fibre in enumerate(_fibres(shape, mode)):
-        tensor[fibre] = matrix[:, column]
-    return tensor
+    tensor = matrix.new_full((math.prod(shape),), math.nan)
+    tensor[_fibres(tuple(shape), mode)] = matrix
+    return tensor.reshape(tuple(shape))
 
 
-def _fibres(shape: Sequence[int], mode: int) -> Iterator[tuple[int | slice, ...]]:
+@functools.cache
+def _fibres(shape: tuple[int, ...], mode: int) -> Tensor:
+    """The mode-i fibres side by side, each entry by its place in the flat tensor."""
+    places = torch.arange(math.prod(shape)).reshape(shape)
     others = (range(n) for i, n in enumerate(shape) if i != mode)
-    for index in itertools.product(*others):
-        yield (*index[:mode], slice(None), *index[mode:])
+    fibres = [
+        places[(*index[:mode], slice(None), *index[mode:])] for index in itertools.product(*others)
+    ]
+    return torch.stack(fibres, dim=1)
 
 
 def mode_product(tensor: Tensor, matrix: Tensor, mode: int) -> Tensor:
@@ -61,6 +65,13 @@ def kronecker(matrices: Sequence[Tensor]) -> Tensor:
 def _kronecker(a: Tensor, b: Tensor) -> Tensor:
     # Not torch.kron, which refuses some strided matrices (torch 2.13).
     return torch.einsum("ij,kl->ikjl", a, b).reshape(len(a) * len(b), -1)
+
+
+def positive_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """M = Q R, where R has a non-negative diagonal."""
+    q, r = torch.linalg.qr(matrix)
+    signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(r.dtype)
+    return q * signs, r * signs[:, None]
 
 
 def tucker_to_dense(core: Tensor, factors: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,7 @@
-"""The twins against numbers worked out by hand and against laws that need no library."""
+"""The twins against numbers worked out by hand and against laws that need no library.
+
+Rules and moments are in test_rules.py.
+"""
 
 import itertools
 
@@ -8,6 +11,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from reference import (
+    SGD,
+    Adam,
+    State,
     bug_step,
     fold,
     kronecker,
@@ -173,34 +179,42 @@ GRADIENT = matrix([1, 3, 0], [5, 7, 2], [0, 8, 9])
 
 
 def test_parallel_step_by_hand() -> None:
-    core, factors, momentum = parallel_step(TWO, [E1, E1], GRADIENT, lr=0.1, tau=0)
+    core, factors, state = parallel_step(
+        TWO, [E1, E1], GRADIENT, rule=SGD(momentum=0.9), lr=0.1, tau=0
+    )
     expected = matrix([1.9, -0.3, 0], [-0.5, 0, 0], [0, 0, 0])
     assert_close(tucker_to_dense(core, factors), expected, rtol=0, atol=1e-14)
     # At the new weight e_1 and e_2 span both spaces, so all of the old direction is tangent.
-    assert_close(momentum, matrix([1, 3, 0], [5, 0, 0], [0, 0, 0]), rtol=0, atol=1e-13)
+    expected = matrix([1, 3, 0], [5, 0, 0], [0, 0, 0])
+    assert_close(state.first["momentum_buffer"], expected, rtol=0, atol=1e-13)
 
 
 def test_parallel_step_with_fixed_rank_by_hand() -> None:
     gradient = matrix([0, 0, 0], [10, 0, 0], [0, 0, 0])
-    core, factors, momentum = parallel_step(TWO, [E1, E1], gradient, lr=0.1, ranks=(1, 1))
+    core, factors, state = parallel_step(
+        TWO, [E1, E1], gradient, rule=SGD(momentum=0.9), lr=0.1, ranks=(1, 1)
+    )
     # W_1 = (2, -1, 0)^T e_1^T has rank one already; the momentum 10 e_2 e_1^T stays tangent.
     assert core.shape == (1, 1)
     assert_close(tucker_to_dense(core, factors), matrix([2, 0, 0], [-1, 0, 0], [0, 0, 0]))
-    assert_close(momentum, gradient, rtol=0, atol=1e-13)
+    assert_close(state.first["momentum_buffer"], gradient, rtol=0, atol=1e-13)
 
 
 def test_momentum_is_projected_where_the_weight_has_moved_to() -> None:
     gradient = matrix([0, 10, 0], [10, 0, 0], [0, 0, 0])
-    core, factors, momentum = parallel_step(TWO, [E1, E1], gradient, lr=0.1, ranks=(1, 1))
+    core, factors, state = parallel_step(
+        TWO, [E1, E1], gradient, rule=SGD(momentum=0.9), lr=0.1, ranks=(1, 1)
+    )
     # W~ = [[2, -1], [-1, 0]] has eigenvalues 1 +- sqrt(2); v is the first eigenvector, n normal.
     v = matrix([1, 1 - 2**0.5, 0]).T / (1 + (1 - 2**0.5) ** 2) ** 0.5
     n = matrix([v[1].item(), -v[0].item(), 0]).T
     assert_close(tucker_to_dense(core, factors), (1 + 2**0.5) * v @ v.T)
-    assert_close(momentum, gradient - (n.T @ gradient @ n) * n @ n.T, rtol=0, atol=1e-13)
+    expected = gradient - (n.T @ gradient @ n) * n @ n.T
+    assert_close(state.first["momentum_buffer"], expected, rtol=0, atol=1e-13)
 
 
 def test_bug_step_by_hand() -> None:
-    core, factors, _ = bug_step(TWO, [E1, E1], lambda w: GRADIENT, lr=0.1, tau=0)
+    core, factors, _ = bug_step(TWO, [E1, E1], lambda w: GRADIENT, rule=SGD(), lr=0.1, tau=0)
     # D_1 = 5 e_2 and D_2 = 3 e_2: the step is the Euclidean one inside span(e_1, e_2).
     expected = matrix([1.9, -0.3, 0], [-0.5, -0.7, 0], [0, 0, 0])
     assert_close(tucker_to_dense(core, factors), expected, rtol=0, atol=1e-14)
@@ -208,71 +222,66 @@ def test_bug_step_by_hand() -> None:
 
 def test_bug_step_with_momentum_by_hand() -> None:
     old = matrix([0, 0, 4], [0, 0, 0], [6, 0, 0])
-    core, factors, momentum = bug_step(
-        TWO, [E1, E1], lambda w: GRADIENT, old, lr=0.1, mu=0.5, tau=0
+    state = State(1, {"momentum_buffer": old}, {})
+    core, factors, state = bug_step(
+        TWO, [E1, E1], lambda w: GRADIENT, state, rule=SGD(momentum=0.5), lr=0.1, tau=0
     )
     # D_1 = (5, 3) and D_2 = (3, 2) on (e_2, e_3); all that happens stays in span(e_1, D_i).
     left = matrix([1, 0, 0], [0, 25 / 34, 15 / 34], [0, 15 / 34, 9 / 34])
     right = matrix([1, 0, 0], [0, 9 / 13, 6 / 13], [0, 6 / 13, 4 / 13])
     direction = left @ matrix([1, 3, 2], [5, 7, 2], [3, 8, 9]) @ right
     assert_close(tucker_to_dense(core, factors), 2 * E1 @ E1.T - 0.1 * direction)
-    assert_close(momentum, direction, rtol=0, atol=1e-12)
+    assert_close(state.first["momentum_buffer"], direction, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("core_steps", [1, 3])
-def test_both_integrators_are_sgd_when_every_rank_is_full(core_steps: int) -> None:
-    shape = (3, 2, 4)
-    scale = random(*shape, seed=3).abs()
-    options = {"lr": 0.1, "weight_decay": 0.2}
-
-    def gradient_at(weight: Tensor) -> Tensor:
-        return scale * weight - 1
-
-    start = random(*shape)
-    weight = torch.nn.Parameter(start.clone())
-    sgd = torch.optim.SGD([weight], momentum=0.9, **options)
-    core, factors = start, [torch.eye(n, dtype=torch.float64) for n in shape]
-    state = core, factors, None
-    state_bug = state
-    for _ in range(4):
-        state_bug = bug_step(
-            *state_bug[:2],
-            gradient_at,
-            state_bug[2],
-            mu=0.9,
-            core_steps=core_steps,
-            tau=0,
-            **options,
-        )
-        for _ in range(core_steps):
-            weight.grad = gradient_at(weight.detach())
-            sgd.step()
-            gradient = gradient_at(tucker_to_dense(*state[:2]))
-            state = parallel_step(*state[:2], gradient, state[2], mu=0.9, tau=0, **options)
-        assert_close(tucker_to_dense(*state[:2]), weight.detach(), rtol=0, atol=1e-12)
-        assert_close(tucker_to_dense(*state_bug[:2]), weight.detach(), rtol=0, atol=1e-12)
+def test_adam_by_hand() -> None:
+    rule = Adam(betas=(0.9, 0.75), eps=1e-13)
+    core, factors, state = parallel_step(TWO, [E1, E1], GRADIENT, rule=rule, lr=0.1, tau=0)
+    # The first direction of Adam is the sign of each coordinate: 1; (0, 1, 0); (0, 1, 0).
+    expected = matrix([1.9, -0.1, 0], [-0.1, 0, 0], [0, 0, 0])
+    assert_close(tucker_to_dense(core, factors), expected, rtol=0, atol=1e-14)
+    expected = matrix([0.1, 0.3, 0], [0.5, 0, 0], [0, 0, 0])
+    assert_close(state.first["exp_avg"], expected, rtol=0, atol=1e-14)
+    # v_C = 1/4, v_1 = (0, 25/4, 0), v_2 = (0, 9/4, 0); a single number has to stand for all.
+    moved = state.second["exp_avg_sq"]
+    assert_close(moved["core"], matrix([1, 1], [1, 1]) / 4)
+    assert_close(moved[0], matrix([0, 0], [25, 25], [0, 0]) / 4)
+    assert_close(moved[1], matrix([0, 0], [9, 9], [0, 0]) / 4)
+    assert state.count == 1
 
 
-def test_dampening_spares_the_first_step() -> None:
-    eye = [torch.eye(2, dtype=torch.float64)] * 2
-    start = matrix([3, 1], [1, 2])
-    weight = torch.nn.Parameter(start.clone())
-    sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9, dampening=0.4)
-    state = start, eye, None
-    for _ in range(3):
-        weight.grad = torch.ones(2, 2).double()
-        sgd.step()
-        state = parallel_step(
-            *state[:2], weight.grad, state[2], lr=0.1, mu=0.9, dampening=0.4, tau=0
-        )
-    assert_close(tucker_to_dense(*state[:2]), weight.detach(), rtol=0, atol=1e-13)
+def test_adam_in_bug_by_hand() -> None:
+    rule = Adam(betas=(0.9, 0.75), eps=1e-13)
+    old = State(
+        1,
+        {"exp_avg": matrix([2, 0, 0], [4, 0, 0], [0, 0, 0])},
+        {"exp_avg_sq": {"core": 4 * TWO, 0: E1, 1: E1}},
+    )
+    # The basis step completes both bases to (e_1, e_2). There v = 8, m = (2, 0; 4, 0).
+    core, factors, state = bug_step(
+        TWO, [E1, E1], lambda w: GRADIENT, old, rule=rule, lr=0.1, ranks=(2, 2)
+    )
+    gradient = GRADIENT[:2, :2]
+    mean = 0.9 * matrix([2, 0], [4, 0]) + 0.1 * gradient
+    square = 0.75 * 8 + 0.25 * gradient.square()
+    direction = mean / (1 - 0.9**2) / (square / (1 - 0.75**2)).sqrt()
+    expected = torch.zeros(3, 3).double()
+    expected[:2, :2] = matrix([2, 0], [0, 0]) - 0.1 * direction
+    assert_close(tucker_to_dense(core, factors), expected, rtol=0, atol=1e-13)
+    first = torch.zeros(3, 3).double()
+    first[:2, :2] = mean
+    assert_close(state.first["exp_avg"], first, rtol=0, atol=1e-13)
+    assert_close(state.second["exp_avg_sq"]["core"], square)
+    assert state.count == 2
 
 
 def test_unfactorised_modes_move_freely_and_stay_whole() -> None:
     core, factors = random_tucker((5, 4, 3), (2, 2, 3))
     factors[2] = torch.eye(3, dtype=torch.float64)
     weight, gradient = tucker_to_dense(core, factors), random(5, 4, 3, seed=7)
-    new_core, new_factors, _ = parallel_step(core, factors, gradient, lr=0.1, tau=0, modes=(0, 1))
+    new_core, new_factors, _ = parallel_step(
+        core, factors, gradient, rule=SGD(), lr=0.1, tau=0, modes=(0, 1)
+    )
     expected = weight - 0.1 * tangent_projection(core, factors, gradient)
     assert new_core.shape == (4, 4, 3)
     assert_close(tucker_to_dense(new_core, new_factors), expected, rtol=0, atol=1e-13)

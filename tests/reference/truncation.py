@@ -17,25 +17,29 @@ def truncate(
 ) -> tuple[Tensor, list[Tensor]]:
     """Sequentially truncated HOSVD: core and one orthonormal basis per mode.
 
-    Either ``tau``, with ||T - result|| <= tau ||T||, or ``ranks``. Modes outside ``modes`` keep
-    the identity as their basis.
+    Either ``tau``, with ||T - result|| <= tau ||T||, or ``ranks``. Modes outside ``modes`` and
+    modes that lose nothing keep the identity as their basis. A mode larger than the product of
+    the others gets the Q of its unfolding, which loses nothing.
     """
     modes = range(tensor.ndim) if modes is None else modes
     factors = [torch.eye(n, dtype=tensor.dtype) for n in tensor.shape]
-    if tensor.ndim == 2 and len(modes) == 2:
-        return _truncate_matrix(tensor, tau, ranks)
-
-    share = float(tensor.square().sum()) / len(modes)
     core = tensor
-    for mode in modes:
-        left, values, _ = torch.linalg.svd(unfold(core, mode), full_matrices=False)
-        rank = smallest_rank(values, tau, share) if ranks is None else ranks[mode]
-        core, factors[mode] = mode_product(core, left[:, :rank].T, mode), left[:, :rank]
+    if tensor.ndim == 2 and len(modes) == 2:
+        left, values, right = torch.linalg.svd(tensor, full_matrices=False)
+        rank = _matrix_rank(values, tau, ranks)
+        if rank < len(values):
+            return values[:rank].diag(), [left[:, :rank], right[:rank].T]
+    else:
+        share = float(tensor.square().sum()) / len(modes)
+        for mode in modes:
+            left, values, _ = torch.linalg.svd(unfold(core, mode))
+            rank = smallest_rank(values, tau, share) if ranks is None else ranks[mode]
+            if rank < core.shape[mode] and tau != 0:
+                core, factors[mode] = mode_product(core, left[:, :rank].T, mode), left[:, :rank]
 
     for mode in modes:
-        others = core.numel() // core.shape[mode]
-        if core.shape[mode] > others:
-            left = torch.linalg.svd(unfold(core, mode))[0][:, :others]
+        if core.shape[mode] > core.numel() // core.shape[mode]:
+            left = torch.linalg.qr(unfold(core, mode))[0]
             core, factors[mode] = mode_product(core, left.T, mode), factors[mode] @ left
     return core, factors
 
@@ -48,10 +52,6 @@ def smallest_rank(values: Tensor, tau: float, share: float) -> int:
     return 1 + next(i for i, tail in enumerate(tails) if tail <= tau**2 * share)
 
 
-def _truncate_matrix(
-    matrix: Tensor, tau: float | None, ranks: Sequence[int] | None
-) -> tuple[Tensor, list[Tensor]]:
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    share = float(matrix.square().sum())
-    rank = smallest_rank(values, tau, share) if ranks is None else min(ranks)
-    return values[:rank].diag(), [left[:, :rank], right[:rank].T]
+def _matrix_rank(values: Tensor, tau: float | None, ranks: Sequence[int] | None) -> int:
+    share = float(values.square().sum())
+    return smallest_rank(values, tau, share) if ranks is None else min(ranks)

@@ -1,12 +1,18 @@
 """Rank policies."""
 
 import dataclasses
+import math
+import re
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tdlrt
-from tdlrt.ranks import Candidate
+from reference.cases import gaussian, laws, seeds
+from tdlrt.linalg import truncate
+from tdlrt.ranks import ByName, Candidate
 
 VALUES = torch.tensor([16.0, 4.0, 1.0, 0.25, 0.01, 0.0])
 NORM = float(VALUES.sum())
@@ -70,3 +76,346 @@ def test_bad_bounds(options, message):
 def test_policies_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         tdlrt.RelativeTolerance(0.1).tau = 0.2
+
+
+# --- schedules ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        (
+            tdlrt.LinearSchedule(0.0, 0.4, steps=4),
+            {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 99: 0.4},
+        ),
+        (tdlrt.LinearSchedule(0.4, 0.0, steps=4), {0: 0.4, 1: 0.3, 4: 0.0, 5: 0.0}),
+        (tdlrt.CubicSchedule(0.0, 0.8, steps=2), {0: 0.0, 1: 0.7, 2: 0.8, 50: 0.8}),
+        (tdlrt.CubicSchedule(0.8, 0.0, steps=4), {0: 0.8, 1: 0.3375, 2: 0.1, 3: 0.0125, 4: 0.0}),
+        (tdlrt.LinearSchedule(3, 1, steps=1), {0: 3, 1: 1, 2: 1}),
+    ],
+)
+def test_values_of_a_schedule(schedule, values):
+    for step, value in values.items():
+        assert schedule.value(step) == pytest.approx(value, abs=1e-15)
+
+
+@pytest.mark.parametrize("tau", [tdlrt.LinearSchedule, tdlrt.CubicSchedule])
+def test_a_tolerance_follows_its_schedule(tau):
+    policy = tdlrt.RelativeTolerance(tau(0.0, 0.4, steps=10))
+    ranks = [keep(policy, step=step) for step in range(1, 13)]
+    assert ranks == sorted(ranks, reverse=True)
+    assert ranks[-3:] == [keep(tdlrt.RelativeTolerance(0.4))] * 3 == [2, 2, 2]
+    assert ranks[0] > 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: tdlrt.LinearSchedule(0, 1, steps=0), "steps: got 0, expected an int of at least"),
+        (
+            lambda: tdlrt.CubicSchedule(float("nan"), 1, steps=3),
+            "start: got nan, expected a finite",
+        ),
+        (lambda: tdlrt.CubicSchedule(0, float("inf"), steps=3), "end: got inf"),
+        (lambda: tdlrt.LinearSchedule(0, "1", steps=3), "end: got '1'"),
+        (
+            lambda: tdlrt.RelativeTolerance(tdlrt.LinearSchedule(0, 1, steps=3)),
+            r"tau: got LinearSchedule.*expected a number in \[0, 1\)",
+        ),
+        (
+            lambda: tdlrt.ParameterBudget(tdlrt.LinearSchedule(1, 0, steps=3)),
+            r"fraction: got LinearSchedule.*expected a number in \(0, 1\]",
+        ),
+        (
+            lambda: tdlrt.ParameterBudget(parameters=tdlrt.LinearSchedule(100, 0, steps=3)),
+            "parameters: got LinearSchedule.*expected a number from 1",
+        ),
+    ],
+)
+def test_bad_schedules(make, message):
+    with pytest.raises(tdlrt.RankError, match=message):
+        make()
+
+
+# --- spare ranks --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "rank"),
+    [
+        ({"spare": 0.0}, 3),
+        ({"spare": 0.01}, 4),  # rounded up
+        ({"spare": 0.5}, 5),
+        ({"spare": 9.0}, 6),  # no more than there are
+        ({"spare": 0.5, "max_rank": 4}, 4),
+        ({"spare": 0.01, "multiple_of": 3}, 6),
+    ],
+)
+def test_spare_ranks_come_on_top(options, rank):
+    policy = tdlrt.RelativeTolerance(0.16, **options)
+    assert keep(policy) == rank
+    assert policy.settled() == dataclasses.replace(policy, spare=0.0)
+
+
+@pytest.mark.parametrize("spare", [-0.1, float("nan"), float("inf"), "0.1", True])
+@pytest.mark.parametrize("make", [tdlrt.RelativeTolerance, tdlrt.ParameterBudget])
+def test_bad_spare(make, spare):
+    with pytest.raises(tdlrt.RankError, match=r"spare: got .* expected a share of at least 0"):
+        make(0.1, spare=spare)
+
+
+# --- budgets ------------------------------------------------------------------------------------
+
+
+def parameters_of(ranks, shape, modes):
+    return math.prod(ranks) + sum(shape[mode] * ranks[mode] for mode in modes)
+
+
+def chosen(policy, candidates, step=1):
+    """Ranks that a policy asks for, mode by mode, of every candidate."""
+    rules = policy.rules(candidates, step)
+    return {
+        name: [
+            rules[name](mode, torch.zeros(size)) if mode in candidate.modes else size
+            for mode, size in enumerate(candidate.core.shape)
+        ]
+        for name, candidate in candidates.items()
+    }
+
+
+def greedy(candidates, limit, multiple_of=1, min_rank=1):
+    """The slow twin: all cuts priced anew before every one of them."""
+    ranks = {name: list(c.core.shape) for name, c in candidates.items()}
+    last = None
+    values = {
+        (name, mode): torch.linalg.svdvals(c.core.double().movedim(mode, 0).flatten(1)).square()
+        / c.core.double().square().sum()
+        for name, c in candidates.items()
+        for mode in c.modes
+    }
+
+    def total():
+        return sum(parameters_of(ranks[n], c.shape, c.modes) for n, c in candidates.items())
+
+    while total() > limit:
+        offers = []
+        for index, (name, candidate) in enumerate(candidates.items()):
+            matrix = candidate.core.ndim == 2
+            for group in [tuple(candidate.modes)] if matrix else [(m,) for m in candidate.modes]:
+                mode = min(group, key=lambda m: candidate.core.shape[m])
+                rank, size = min(ranks[name][m] for m in group), candidate.core.shape[mode]
+                lowest = min(math.ceil(min_rank / multiple_of) * multiple_of, size)
+                if rank > lowest:
+                    smaller = max((rank - 1) // multiple_of * multiple_of, lowest)
+                    cut = [smaller if m in group else r for m, r in enumerate(ranks[name])]
+                    saved = parameters_of(ranks[name], candidate.shape, candidate.modes)
+                    saved -= parameters_of(cut, candidate.shape, candidate.modes)
+                    price = float(values[name, mode][smaller:rank].sum()) / saved
+                    offers.append((price, index, name, cut))
+        _, _, name, cut = min(offers)
+        last = name, ranks[name]
+        ranks[name] = cut
+    return ranks, total(), last
+
+
+@st.composite
+def networks(draw):
+    """One to three layers with augmented cores, as a policy sees them in a step."""
+    candidates = {}
+    for number in range(draw(st.integers(1, 3))):
+        order = draw(st.sampled_from([4, 2, 3]))
+        shape = tuple(draw(st.integers(2, 9 if order == 2 else 6)) for _ in range(order))
+        ranks = [draw(st.integers(1, n)) for n in shape]
+        modes = tuple(range(order))
+        if order > 2 and draw(st.booleans()):
+            modes, ranks[2:] = (0, 1), shape[2:]
+        ranks = [min(ranks)] * 2 if order == 2 else ranks
+        core = gaussian(ranks, draw(seeds)) * draw(st.sampled_from([1.0, 1e-3, 100.0]))
+        candidates[f"layer{number}"] = Candidate(core, ranks, shape, modes)
+    return candidates
+
+
+@laws
+@given(networks(), st.floats(0, 1), st.sampled_from([1, 2, 4]), st.integers(1, 3))
+def test_a_budget_is_spent_greedily_and_never_exceeded(network, share, multiple_of, min_rank):
+    bounds = {"multiple_of": multiple_of, "min_rank": min_rank}
+    with pytest.raises(tdlrt.RankError, match="parameters: got 1, but the smallest") as refused:
+        tdlrt.ParameterBudget(parameters=1, **bounds).check(network)
+    smallest = int(re.search(r"budget is (\d+) parameters", str(refused.value))[1])
+    largest = sum(math.prod(c.shape) for c in network.values()) + smallest
+    limit = round(smallest + share * (largest - smallest))
+    policy = tdlrt.ParameterBudget(parameters=limit, **bounds)
+    policy.check(network)
+    with pytest.raises(tdlrt.RankError):
+        tdlrt.ParameterBudget(parameters=max(1, smallest - 1), **bounds).check(network)
+
+    ranks, total, last = greedy(network, limit, **bounds)
+    assert chosen(policy, network) == ranks
+    assert total <= limit
+    if last is not None:  # with the last cut given back it would be too much
+        name, before = last
+        c = network[name]
+        given_back = parameters_of(before, c.shape, c.modes)
+        assert total - parameters_of(ranks[name], c.shape, c.modes) + given_back > limit
+
+    kept = 0
+    for name, rule in policy.rules(network, 1).items():
+        candidate = network[name]
+        core, _ = truncate(candidate.core, rule, candidate.modes)
+        kept += parameters_of(core.shape, candidate.shape, candidate.modes)
+    assert kept <= limit
+
+
+def diagonal(*values):
+    """A matrix candidate of size 10 x 10 with these singular values."""
+    core = torch.diag(torch.tensor(values, dtype=torch.float64))
+    return Candidate(core, core.shape, (10, 10), (0, 1))
+
+
+def test_the_cheapest_direction_goes_first():
+    """A rank of a matrix costs 20 and what it takes from the core: 3^2 -> 2^2 -> 1."""
+    layers = {"large": diagonal(100.0, 40.0, 30.0), "small": diagonal(1.0, 0.9, 0.2)}
+    assert parameters_of([3, 3], (10, 10), (0, 1)) == 69
+    ranks = []
+    for limit in (138, 137, 113, 112, 89, 65, 64):
+        asked = chosen(tdlrt.ParameterBudget(parameters=limit), layers)
+        ranks.append({name: both[0] for name, both in asked.items()})
+    # Shares of ||C||^2: large 0.80, 0.128, 0.072; small 0.54, 0.44, 0.02.
+    assert ranks == [
+        {"large": 3, "small": 3},
+        {"large": 3, "small": 2},
+        {"large": 3, "small": 2},
+        {"large": 2, "small": 2},
+        {"large": 2, "small": 2},
+        {"large": 1, "small": 2},
+        {"large": 1, "small": 1},
+    ]
+
+
+def test_a_matrix_loses_both_modes_together_and_an_unfactorised_mode_nothing():
+    layers = {
+        "linear": diagonal(3.0, 2.0, 1.0),
+        "conv": Candidate(gaussian((4, 4, 3), 0), (4, 4, 3), (8, 8, 3), (0, 1)),
+    }
+    for limit in range(46, 200, 7):
+        ranks = chosen(tdlrt.ParameterBudget(parameters=limit), layers)
+        assert ranks["linear"][0] == ranks["linear"][1]
+        assert ranks["conv"][2] == 3
+
+
+def test_fraction_is_a_share_of_the_dense_weights():
+    layers = {"a": diagonal(3.0, 2.0, 1.0), "b": diagonal(3.0, 2.0, 1.0)}
+    by_fraction = chosen(tdlrt.ParameterBudget(0.45), layers)
+    assert by_fraction == chosen(tdlrt.ParameterBudget(parameters=90), layers)
+    assert by_fraction == {"a": [2, 2], "b": [2, 2]}  # 2 (20 + 20 + 4) = 88
+
+
+@pytest.mark.parametrize(
+    ("options", "rank"),
+    [
+        ({}, 4),
+        ({"max_rank": 2}, 2),
+        ({"multiple_of": 3}, 3),
+        ({"min_rank": 5}, 5),
+        ({"spare": 0.25}, 5),
+    ],
+)
+def test_bounds_of_a_budget(options, rank):
+    layers = {"a": diagonal(6.0, 5.0, 4.0, 3.0, 2.0, 1.0)}
+    parameters = 125 if "min_rank" in options else 100  # rank 4 needs 96, rank 5 125
+    policy = tdlrt.ParameterBudget(parameters=parameters, **options)
+    policy.check(layers)
+    assert chosen(policy, layers) == {"a": [rank, rank]}
+
+
+def test_a_budget_follows_its_schedule():
+    layers = {"a": diagonal(6.0, 5.0, 4.0, 3.0, 2.0, 1.0)}
+    policy = tdlrt.ParameterBudget(tdlrt.LinearSchedule(1.0, 0.21, steps=5))
+    ranks = [chosen(policy, layers, step)["a"][0] for step in range(1, 8)]
+    # (1 - 0.158 t) 100 parameters, for 21, 44, 69 and 96 at ranks 1 to 4
+    assert ranks == [3, 2, 2, 1, 1, 1, 1]
+
+
+def test_a_budget_too_small_names_the_smallest_possible_one():
+    layers = {"a": diagonal(3.0, 2.0, 1.0), "b": diagonal(3.0, 2.0, 1.0)}
+    tdlrt.ParameterBudget(parameters=42).check(layers)
+    tdlrt.ParameterBudget(0.21).check(layers)
+    for policy, name in (
+        (tdlrt.ParameterBudget(parameters=41), "parameters: got 41"),
+        (tdlrt.ParameterBudget(0.2), "fraction: got 0.2"),
+        (tdlrt.ParameterBudget(tdlrt.LinearSchedule(0.9, 0.2, steps=9)), "fraction: got 0.2"),
+    ):
+        with pytest.raises(tdlrt.RankError, match=f"{name}, but .* is 42 parameters, .* of 0.21 "):
+            policy.check(layers)
+
+
+def test_the_smallest_budget_of_a_flat_matrix_has_one_rank():
+    flat = Candidate(torch.ones(4, 4), (4, 4), (4, 100), (0, 1))
+    tdlrt.ParameterBudget(parameters=4 * 4 + 4 * 104, multiple_of=8).check({"flat": flat})
+
+
+def test_a_zero_core_shares_a_budget():
+    layers = {"zero": diagonal(0.0, 0.0, 0.0), "other": diagonal(3.0, 2.0, 1.0)}
+    assert chosen(tdlrt.ParameterBudget(0.45), layers) == {"zero": [1, 1], "other": [3, 3]}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "got fraction=None and parameters=None; give exactly one"),
+        ({"fraction": 0.1, "parameters": 10}, "got fraction=0.1 and parameters=10; give exactly"),
+        ({"fraction": 0.0}, r"fraction: got 0.0, expected a number in \(0, 1\]"),
+        ({"fraction": 1.1}, "fraction: got 1.1"),
+        ({"fraction": "0.1"}, "fraction: got '0.1'"),
+        ({"parameters": 0}, "parameters: got 0, expected a number from 1"),
+        ({"parameters": float("nan")}, "parameters: got nan"),
+        ({"parameters": True}, "parameters: got True"),
+        ({"fraction": 0.1, "min_rank": 0}, "min_rank: got 0"),
+        ({"fraction": 0.1, "max_rank": 2, "min_rank": 3}, "max_rank: got 2, below min_rank=3"),
+    ],
+)
+def test_bad_budgets(options, message):
+    with pytest.raises(tdlrt.RankError, match=message):
+        tdlrt.ParameterBudget(**options)
+
+
+# --- policies by name ---------------------------------------------------------------------------
+
+
+def test_the_first_pattern_that_matches_wins_and_the_others_keep_their_ranks():
+    layers = {name: diagonal(4.0, 3.0, 2.0, 1.0) for name in ("conv1", "conv2", "fc1", "fc2")}
+    layers = {name: layer._replace(ranks=(3, 3)) for name, layer in layers.items()}
+    policy = ByName(
+        {
+            "conv1": tdlrt.RelativeTolerance(0.0, max_rank=1),
+            "conv*": tdlrt.RelativeTolerance(0.0, max_rank=2),
+            "*2": tdlrt.RelativeTolerance(0.0),
+        }
+    )
+    policy.check(layers)
+    ranks = {name: ranks[0] for name, ranks in chosen(policy, layers).items()}
+    assert ranks == {"conv1": 1, "conv2": 2, "fc1": 3, "fc2": 4}
+
+
+def test_a_budget_by_name_counts_its_own_layers():
+    layers = {name: diagonal(3.0, 2.0, 1.0) for name in ("a1", "a2", "b")}
+    policy = ByName({"a*": tdlrt.ParameterBudget(0.45), "b": tdlrt.ParameterBudget(0.7)})
+    assert chosen(policy, layers) == {"a1": [2, 2], "a2": [2, 2], "b": [3, 3]}
+
+
+def test_a_pattern_without_a_layer_and_a_policy_that_is_none():
+    layers = {"fc1": diagonal(1.0), "fc2": diagonal(1.0)}
+    with pytest.raises(
+        tdlrt.NothingMatchedError, match=r"rank_policy\['conv\*'\]: matches none.* fc1, fc2"
+    ):
+        ByName({"*": tdlrt.FixedRank(), "conv*": tdlrt.FixedRank()}).check(layers)
+    with pytest.raises(tdlrt.RankError, match=r"rank_policy\['fc1'\]: got 0.1, expected a rank"):
+        ByName({"fc1": 0.1})
+    with pytest.raises(tdlrt.RankError, match=r"fraction: got 0\.1, but the smallest"):
+        ByName({"fc2": tdlrt.ParameterBudget(0.1)}).check(layers)
+
+
+def test_settled_policies_by_name():
+    policy = ByName({"a": tdlrt.ParameterBudget(0.5, spare=0.1), "*": tdlrt.FixedRank()})
+    expected = ByName({"a": tdlrt.ParameterBudget(0.5), "*": tdlrt.FixedRank()})
+    assert policy.settled() == expected == expected.settled()

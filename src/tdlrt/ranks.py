@@ -290,10 +290,8 @@ class ParameterBudget(RankPolicy):
             RankError: Even the smallest ranks need more.
         """
         smallest = sum(
-            _parameters(
-                [_bounded(self, 1, n) if m in c.modes else n for m, n in enumerate(c.shape)], c
-            )
-            for c in candidates.values()
+            _parameters(_smallest_ranks(self, candidate), candidate)
+            for candidate in candidates.values()
         )
         dense = _dense_parameters(candidates)
         name, budget, unit = "parameters", self.parameters, 1
@@ -382,9 +380,7 @@ class _Share:
     def __init__(self, candidate: Candidate, bounds: ParameterBudget) -> None:
         core, modes = candidate.core, candidate.modes
         self.candidate, self.bounds = candidate, bounds
-        # A matrix has one rank, which its two modes lose together.
-        together = core.ndim == 2 and len(modes) == 2
-        self.groups = [tuple(modes)] if together else [(mode,) for mode in modes]
+        self.groups = _rank_groups(candidate)
         self.ranks = list(core.shape)
         norm = max(_squared_norm(core), torch.finfo(torch.float64).tiny)
         self.values: dict[tuple[int, ...], list[float]] = {}
@@ -414,6 +410,22 @@ class _Share:
         saved = before - self.parameters
         self.set_rank(group, rank)
         return sum(self.values[group][smaller:rank]) / saved
+
+
+def _rank_groups(candidate: Candidate) -> list[tuple[int, ...]]:
+    """Modes that share a rank: a matrix has one, which its two modes lose together."""
+    modes = candidate.modes
+    together = candidate.core.ndim == 2 and len(modes) == 2
+    return [tuple(modes)] if together else [(mode,) for mode in modes]
+
+
+def _smallest_ranks(bounds: ParameterBudget, candidate: Candidate) -> list[int]:
+    ranks = list(candidate.shape)
+    for group in _rank_groups(candidate):
+        rank = _bounded(bounds, 1, min(candidate.shape[mode] for mode in group))
+        for mode in group:
+            ranks[mode] = rank
+    return ranks
 
 
 def _spend(shares: Sequence[_Share], limit: float) -> None:

@@ -226,12 +226,7 @@ class TDLRT(torch.optim.Optimizer):
         self._settling = True
         if not self._core_steps_left:
             with self._plain_arithmetic():
-                steps = {
-                    name: Augmented(iterate.point, iterate)
-                    for name, slot in self._slots.items()
-                    for iterate in [slot.iterate(self.state, self._rule(name))]
-                }
-                self._assign(self._retracted(steps))
+                self._assign(self._retracted(self._at_rest(self._slots)))
             self._settling = False
 
     @property
@@ -374,7 +369,10 @@ class TDLRT(torch.optim.Optimizer):
             if slot.layer.core.grad is not None:
                 lifted[name] = core_step(lifted[name], slot.core_gradient(), rule)
         examined = lifted if last and self._examines() else {}
-        self._assign(self._retracted(lifted) if last else lifted)
+        steps: dict[str, Augmented | Lifted] = {**lifted}
+        if self._settling:  # it is for the layers, too, that this step left alone
+            steps |= self._at_rest(name for name in self._slots if name not in lifted)
+        self._assign(self._retracted(steps) if last else lifted)
         self._core_steps_left -= 1
         if last:
             self._resting_ranks = {}
@@ -423,9 +421,12 @@ class TDLRT(torch.optim.Optimizer):
             self._core_steps_left, self._resting_ranks = 0, {}
             raise
 
-    def _retracted(
-        self, steps: Mapping[str, Augmented] | Mapping[str, Lifted]
-    ) -> dict[str, Iterate]:
+    def _at_rest(self, names: Iterable[str]) -> dict[str, Augmented]:
+        """Layers as they are, to be truncated without a step."""
+        iterates = {name: self._slots[name].iterate(self.state, self._rule(name)) for name in names}
+        return {name: Augmented(iterate.point, iterate) for name, iterate in iterates.items()}
+
+    def _retracted(self, steps: Mapping[str, Augmented | Lifted]) -> dict[str, Iterate]:
         """Truncate all layers to the ranks that the policy chooses for them together."""
         policy = self._policy()
         rules = policy.rules(

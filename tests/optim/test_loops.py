@@ -433,6 +433,16 @@ def test_a_gradient_scaler_takes_no_closure():
         scaler.step(problem.optimizer, closure=problem.backward)
 
 
+def test_a_closure_by_position_escapes_torchs_check():
+    """The document warns of it: the step is not scaled, and not skipped either."""
+    problem, twin = Small(), Small()
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(problem.loss()).backward()
+    scaler.step(problem.optimizer, problem.backward)
+    twin.step()
+    assert_same(problem.model.state_dict(), twin.model.state_dict())
+
+
 # --- averages of weights ------------------------------------------------------------------------
 
 
@@ -463,6 +473,16 @@ def test_an_average_of_factors_fails_at_a_rank_change():
     problem.step()
     with pytest.raises(RuntimeError, match="size"):
         average.update_parameters(problem.model)
+
+
+def test_an_average_of_factors_broadcasts_a_rank_of_one():
+    """Why the document does not leave it to torch to notice."""
+    model = nn.Sequential(tdlrt.nn.TuckerLinear(8, 6, rank=3))
+    average = torch.optim.swa_utils.AveragedModel(model)
+    average.update_parameters(model)
+    model.load_state_dict(nn.Sequential(tdlrt.nn.TuckerLinear(8, 6, rank=1)).state_dict())
+    average.update_parameters(model)
+    assert average.module[0].ranks == (3, 3)
 
 
 def test_an_average_of_factors_is_not_an_average_of_weights():

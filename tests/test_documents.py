@@ -1,0 +1,20 @@
+"""The python blocks of the documents run, one after the other."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.mark.parametrize("name", ["training-loops.md"])
+def test_python_blocks_run(name, tmp_path):
+    text = (DOCS / name).read_text()
+    blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    assert len(blocks) == text.count("```python")
+    namespace = {"checkpoint": tmp_path / "checkpoint.pt"}
+    for block in blocks:
+        line = text[: block.start(1)].count("\n")
+        code = compile("\n" * line + block[1], str(DOCS / name), "exec")
+        exec(code, namespace)

@@ -189,14 +189,9 @@ def exclusive(path: Path) -> Iterator[bool]:
 def command(config: RunConfig) -> str:
     """The command line that does the run: what is not at its default, and how ranks are chosen."""
     decisive = {"tau", "budget"} if config.method == "tdlrt" else set()
-    default = RunConfig(
-        model=config.model,
-        data=config.data,
-        method=config.method,
-        optimizer=config.optimizer,
-        budget=config.budget,
-    ).to_dict()
-    default |= {"method": RunConfig.method, "optimizer": RunConfig.optimizer}
+    decided = {"model": config.model, "data": config.data, "budget": config.budget}
+    default = RunConfig(method=config.method, optimizer=config.optimizer, **decided).to_dict()
+    default |= {"method": RunConfig.method, "optimizer": RunConfig(**decided).optimizer}
     words = ["tdlrt", "train", config.model, "--data", config.data]
     if config.data_dir is not None:
         words += ["--data-dir", "DATA_DIR"]

@@ -33,16 +33,6 @@ class Experiment:
         return RunConfig(**{**self.options, **self.rows[row]}, seed=seed, data_dir=data_dir)
 
 
-# TDLRT with a budget: what every experiment below uses unchanged.
-BUDGET: Options = {
-    "ramp": "cubic",
-    "spare": 0.25,
-    "adapt_every": 10,
-    "freeze_at": 0.2,
-    "optimizer": "adam",
-    "lr": 0.006,
-}
-
 EXPERIMENTS = {
     "mnist_lenet5": Experiment(
         note=(
@@ -69,8 +59,8 @@ EXPERIMENTS = {
         options={"model": "lenet5", "data": "mnist"},
         rows={
             "dense_adam": {"method": "dense", "optimizer": "adam"},
-            "budget_0.05": {"budget": 0.05, **BUDGET},
-            "budget_0.03": {"budget": 0.03, **BUDGET},
+            "budget_0.05": {"budget": 0.05},
+            "budget_0.03": {"budget": 0.03},
             "tucker_95": {
                 "method": "tucker",
                 "rank": {"conv1": [10, 1, 5, 5], "conv2": [25, 10, 5, 5], "fc1": [10, 10]},
@@ -92,6 +82,50 @@ EXPERIMENTS = {
         },
         seeds=(1, 2, 3, 4, 5),
     ),
+    "mnist_initial_rank": Experiment(
+        note=(
+            "The same budget from other ranks at the start, with the recipe of budget_0.03 above, "
+            "which starts at half of each mode."
+        ),
+        options={"model": "lenet5", "data": "mnist", "budget": 0.03},
+        rows={"rank_0.1": {"rank": 0.1}, "rank_full": {"rank": "full"}},
+        seeds=(1, 2),
+    ),
+    "mnist_robustness": Experiment(
+        note=(
+            "Networks for docs/robustness.md: the recipe of budget_0.05 above with a penalty on "
+            "the spread of the cores' singular values."
+        ),
+        options={"model": "lenet5", "data": "mnist"},
+        rows={
+            "dense": {"method": "dense", "optimizer": "adam"},
+            "no_penalty": {"budget": 0.05},
+            "penalty_0.001": {"budget": 0.05, "spectral_penalty": 0.001},
+            "penalty_0.01": {"budget": 0.05, "spectral_penalty": 0.01},
+        },
+        seeds=(1, 2),
+    ),
+    "cifar10_rescnn": Experiment(
+        note=(
+            "A short schedule on the first 10,000 images. TDLRT and dense have the recipes of the "
+            "MNIST tables, unchanged; tucker starts from the recipe of tucker_95 there."
+        ),
+        options={
+            "model": "rescnn",
+            "data": "cifar10",
+            "train_images": 10_000,
+            "epochs": 6,
+            "batch_size": 128,
+        },
+        rows={
+            "dense_adam": {"method": "dense", "optimizer": "adam"},
+            "budget_0.1": {"budget": 0.1},
+            "budget_0.05": {"budget": 0.05},
+            "tucker_0.2": {"method": "tucker", "rank": 0.2, "optimizer": "adam", "lr": 0.006},
+            "tucker_0.14": {"method": "tucker", "rank": 0.14, "optimizer": "adam", "lr": 0.006},
+        },
+        seeds=(1, 2),
+    ),
 }
 
 # Options that are newer than some result files, and what runs did before there was a choice.
@@ -102,6 +136,7 @@ BEFORE = {
     "spare": 0.0,
     "optimizer": "sgd",
     "warmup": 0.0,
+    "spectral_penalty": 0.0,
 }
 
 

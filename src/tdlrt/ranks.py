@@ -378,7 +378,7 @@ class _Share:
     """What a layer has under a budget: its ranks, and what the next smaller ones would cost."""
 
     def __init__(self, candidate: Candidate, bounds: ParameterBudget) -> None:
-        core, modes = candidate.core, candidate.modes
+        core = candidate.core
         self.candidate, self.bounds = candidate, bounds
         self.groups = _rank_groups(candidate)
         self.ranks = list(core.shape)

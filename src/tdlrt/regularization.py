@@ -48,4 +48,5 @@ def _spread(core: Tensor, mode: int) -> Tensor:
     gram = rows @ rows.mT
     level = gram.diagonal().mean()
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.matrix_norm(gram - level * eye)
+    spread: Tensor = torch.linalg.matrix_norm(gram - level * eye)
+    return spread

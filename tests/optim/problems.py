@@ -51,14 +51,6 @@ class Regression:
         return torch.autograd.grad(loss, weight)[0]
 
 
-def dense_momentum(optimizer: torch.optim.Optimizer, layer: tnn.TuckerLayer) -> Tensor | None:
-    """The momentum of a layer as a tensor of the size of its weight."""
-    (slot,) = [slot for slot in optimizer._slots.values() if slot.layer is layer]
-    iterate = slot.iterate(optimizer.state, optimizer._rule(slot.name))
-    momentum = iterate.moments.get("momentum_buffer")
-    return None if momentum is None else iterate.space.to_tensor(momentum)
-
-
 INTEGRATORS = pytest.mark.parametrize("integrator", ["parallel", "bug"])
 
 OPTIMIZERS = {

@@ -13,11 +13,12 @@ from rich.console import Console
 from tdlrt.cli.display import JsonDisplay, LineDisplay, LiveDisplay, SilentDisplay
 from tdlrt.errors import RunError, TdlrtError
 from tdlrt.experiments.config import (
-    ADAM_RATE,
     DEFAULT_TAU,
     LEARNING_RATES,
     OPTIMIZERS,
     RAMPS,
+    WITH_BUDGET,
+    WITH_TAU,
     RunConfig,
 )
 from tdlrt.experiments.data import DATA_SETS
@@ -119,8 +120,13 @@ def _option(help: str, panel: str, *names: str, **settings: Any) -> Any:
 
 DATA, METHOD, TRAINING, OUTPUT = "Data", "Method", "Training", "Output"
 RATES = "; ".join(
-    f"{rate} for {subject}" for subject, rate in {**LEARNING_RATES, "Adam(W)": ADAM_RATE}.items()
+    f"{rates['sgd']} for {method}, {rates['adam']} with Adam(W)"
+    for method, rates in LEARNING_RATES.items()
 )
+
+
+def _recipe(option: str) -> str:
+    return f"{WITH_TAU[option]}; {WITH_BUDGET[option]} with --budget"
 
 
 @app.command(epilog=EXAMPLES)
@@ -153,11 +159,21 @@ def train(
         _option("Share of the dense parameters that ranks may cost, instead of --tau.", METHOD),
     ] = None,
     ramp: Annotated[
-        str, _option(f"Of tau or budget before the ranks stay: {', '.join(RAMPS)}.", METHOD)
-    ] = RunConfig.ramp,
+        str | None,
+        _option(
+            f"Of tau or budget before the ranks stay: {', '.join(RAMPS)}.",
+            METHOD,
+            show_default=_recipe("ramp"),
+        ),
+    ] = None,
     spare: Annotated[
-        float, _option("Share kept beyond tau or budget until the ranks stay.", METHOD)
-    ] = RunConfig.spare,
+        float | None,
+        _option(
+            "Share kept beyond tau or budget until the ranks stay.",
+            METHOD,
+            show_default=_recipe("spare"),
+        ),
+    ] = None,
     rank: Annotated[
         str,
         _option(
@@ -180,14 +196,22 @@ def train(
         str, _option("parallel (one gradient per step) or bug (two).", METHOD)
     ] = RunConfig.integrator,
     adapt_every: Annotated[
-        int, _option("Steps between two changes of the ranks.", METHOD)
-    ] = RunConfig.adapt_every,
+        int | None,
+        _option(
+            "Steps between two changes of the ranks.", METHOD, show_default=_recipe("adapt_every")
+        ),
+    ] = None,
     core_steps: Annotated[
         int, _option("Core steps per basis step of bug.", METHOD)
     ] = RunConfig.core_steps,
     freeze_at: Annotated[
-        float, _option("Share of the training after which the ranks stay.", METHOD)
-    ] = RunConfig.freeze_at,
+        float | None,
+        _option(
+            "Share of the training after which the ranks stay.",
+            METHOD,
+            show_default=_recipe("freeze_at"),
+        ),
+    ] = None,
     epochs: Annotated[
         int | None,
         _option("Passes over the training set.", TRAINING, show_default=_per_data_set("epochs")),
@@ -200,7 +224,10 @@ def train(
         float | None,
         _option("Learning rate, falling to 0 along a cosine.", TRAINING, show_default=RATES),
     ] = None,
-    optimizer: Annotated[str, _option(f"{', '.join(OPTIMIZERS)}.", TRAINING)] = RunConfig.optimizer,
+    optimizer: Annotated[
+        str | None,
+        _option(f"{', '.join(OPTIMIZERS)}.", TRAINING, show_default=_recipe("optimizer")),
+    ] = None,
     warmup: Annotated[
         float, _option("Share of the training in which the learning rate rises.", TRAINING)
     ] = RunConfig.warmup,
@@ -210,6 +237,9 @@ def train(
     weight_decay: Annotated[
         float, _option("With tdlrt it acts on the cores of Tucker layers alone.", TRAINING)
     ] = RunConfig.weight_decay,
+    spectral_penalty: Annotated[
+        float, _option("Weight of the spread of the cores' singular values (tdlrt).", TRAINING)
+    ] = RunConfig.spectral_penalty,
     seed: Annotated[
         int, _option("Of the initial weights and the order of the images.", TRAINING)
     ] = RunConfig.seed,

@@ -15,21 +15,39 @@ from tdlrt.experiments.rank_option import RankOption, check_rank
 from tdlrt.ranks import CubicSchedule, LinearSchedule
 
 __all__ = [
-    "ADAM_RATE",
     "DEFAULT_TAU",
     "DEPENDS",
     "LEARNING_RATES",
     "OPTIMIZERS",
     "RAMPS",
+    "WITH_BUDGET",
+    "WITH_TAU",
     "ConfigError",
     "RunConfig",
 ]
 
-LEARNING_RATES = {"tdlrt": 0.05, "dense": 0.02, "tucker": 0.02}
-"""Methods and the learning rate of SGD that each uses unless told otherwise."""
+LEARNING_RATES = {
+    "tdlrt": {"sgd": 0.05, "adam": 0.006, "adamw": 0.006},
+    "dense": {"sgd": 0.02, "adam": 0.001, "adamw": 0.001},
+    "tucker": {"sgd": 0.02, "adam": 0.006, "adamw": 0.006},
+}
+"""Methods, and the learning rate that each uses with an optimiser unless told otherwise."""
 
-ADAM_RATE = 1e-3
-"""Learning rate of the other optimisers unless told otherwise, for every method."""
+WITH_TAU = {
+    "optimizer": "sgd",
+    "ramp": "constant",
+    "spare": 0.0,
+    "adapt_every": 1,
+    "freeze_at": 0.5,
+}
+WITH_BUDGET = {
+    "optimizer": "adam",
+    "ramp": "cubic",
+    "spare": 0.25,
+    "adapt_every": 10,
+    "freeze_at": 0.2,
+}
+"""The recipe of a run that is given a budget, and of one that is not (docs/algorithm.md)."""
 
 DEFAULT_TAU = 0.1
 
@@ -78,7 +96,8 @@ class RunConfig:
             may cost together, in place of a tolerance.
         ramp: How tau rises from 0, or the budget falls from at least 0.5, over the first three
             quarters of the steps before the ranks stay: "constant" (not at all), "linear" or
-            "cubic".
+            "cubic". None is the value of `WITH_BUDGET` or `WITH_TAU`, as for spare, adapt_every,
+            freeze_at and optimizer.
         spare: Share of a rank, or of the budget, that is kept beyond it until the ranks stay.
         rank: Ranks at the start: a share of each mode in (0, 1], an integer, or "full"; or a dict
             from layer-name pattern to one of these or to a list with one integer per mode (the
@@ -98,6 +117,8 @@ class RunConfig:
             the cosine takes the rest.
         momentum: Momentum of SGD, in [0, 1); the other optimisers have none.
         weight_decay: As in torch; with "tdlrt" it acts on the core of a Tucker layer; not negative.
+        spectral_penalty: Weight of `tdlrt.spectral_penalty` in the loss once the ranks stay; for
+            "tdlrt" alone, not negative.
         seed: Seed of the initial weights and of the order of the images.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
@@ -112,21 +133,22 @@ class RunConfig:
     method: str = "tdlrt"
     tau: float | None = DEPENDS
     budget: float | None = None
-    ramp: str = "constant"
-    spare: float = 0.0
+    ramp: str = DEPENDS
+    spare: float = DEPENDS
     rank: RankOption = 0.5
     init_scale: float | Literal["auto"] = "auto"
     integrator: str = "parallel"
-    adapt_every: int = 1
+    adapt_every: int = DEPENDS
     core_steps: int = 1
-    freeze_at: float = 0.5
+    freeze_at: float = DEPENDS
     epochs: int = DEPENDS
     batch_size: int = DEPENDS
-    optimizer: str = "sgd"
+    optimizer: str = DEPENDS
     lr: float = DEPENDS
     warmup: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 0.0
+    spectral_penalty: float = 0.0
     seed: int = 0
     device: str = "auto"
 
@@ -134,23 +156,23 @@ class RunConfig:
         """Fill in the defaults that depend on other options, then check every range."""
         pick("model", self.model, MODELS)
         info = pick("data set", self.data, DATA_SETS)
-        lr = pick("method", self.method, LEARNING_RATES)
-        for name, table in NAMED.items():
-            pick(name, getattr(self, name), table)
+        rates = pick("method", self.method, LEARNING_RATES)
         if self.tau is not None and self.budget is not None:
             raise ConfigError(
                 f"tau {self.tau!r} and budget {self.budget!r}: expected one of them; both say how "
                 "the ranks are chosen"
             )
-        dependent = {
-            "epochs": info.epochs,
-            "batch_size": info.batch_size,
-            "lr": lr if self.optimizer == "sgd" else ADAM_RATE,
-            "tau": DEFAULT_TAU if self.budget is None else None,
-        }
-        for name, default in dependent.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, default)
+        if self.spectral_penalty and self.method != "tdlrt":
+            raise ConfigError(
+                f"spectral_penalty {self.spectral_penalty!r}: expected 0 for method "
+                f"{self.method!r}; it needs the orthonormal bases of 'tdlrt'"
+            )
+        self._default(WITH_TAU if self.budget is None else WITH_BUDGET)
+        for name, table in NAMED.items():
+            pick(name, getattr(self, name), table)
+        self._default({"epochs": info.epochs, "batch_size": info.batch_size})
+        self._default({"lr": rates[self.optimizer]})
+        self._default({"tau": DEFAULT_TAU if self.budget is None else None})
         object.__setattr__(self, "rank", check_rank(self.rank))
         for name, (holds, expected) in RULES.items():
             value = getattr(self, name)
@@ -158,6 +180,12 @@ class RunConfig:
                 error = RankError if name in RANK_OPTIONS else ConfigError
                 raise error(f"{name} {value!r}: expected {expected}")
         self.torch_device()
+
+    def _default(self, values: Mapping[str, Any]) -> None:
+        """Set options that were left open."""
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     def torch_device(self) -> torch.device:
         """The device the run computes on.
@@ -230,6 +258,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": (_is_positive, "a positive number"),
     "warmup": (_is_share_below_one, "a share of the training in [0, 1)"),
     "momentum": (_is_share_below_one, "a number in [0, 1)"),
+    "spectral_penalty": (_is_not_negative, "a number from 0"),
     "weight_decay": (_is_not_negative, "a number from 0"),
     "seed": (lambda value: 0 <= value < 2**32, "an integer from 0 to 2**32 - 1"),
 }

@@ -19,6 +19,7 @@ from tdlrt.experiments.results import EpochMetrics
 from tdlrt.nn import TuckerLayer
 from tdlrt.optim import TDLRT
 from tdlrt.ranks import FixedRank, ParameterBudget, RankPolicy, RelativeTolerance
+from tdlrt.regularization import spectral_penalty
 from tdlrt.report import ModelSummary, summary
 from tdlrt.surgery import factorize_
 
@@ -150,6 +151,12 @@ class Training:
             torch.cuda.set_rng_state(state["rng_device"].cpu(), self.device)
 
     @property
+    def _penalised(self) -> bool:
+        """Whether the spectra of the cores count: not before their ranks are found."""
+        frozen = isinstance(self.optimizer, TDLRT) and self.optimizer.ranks_frozen
+        return frozen and self.config.spectral_penalty > 0
+
+    @property
     def _seen(self) -> int:
         return min(self._batch * self.config.batch_size, len(self._train[1]))
 
@@ -171,8 +178,10 @@ class Training:
             self.optimizer.zero_grad()
             logits = self.model(images)
             loss = F.cross_entropy(logits, labels)
-            loss.backward()  # type: ignore[no-untyped-call]
             evaluations.append((loss.detach(), logits.detach()))
+            if self._penalised:
+                loss = loss + self.config.spectral_penalty * spectral_penalty(self.model)
+            loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
         self._lr = self._schedule.get_last_lr()[0]

@@ -88,7 +88,7 @@ def test_options_of_the_comparison_reach_the_run(tdlrt, tmp_path):
     words += ["--rank", "conv2=10x4x3x3,*=0.25"]
     assert tdlrt(*RUN, *words, "--quiet", "--out", tmp_path / "run")[0] == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    options |= {"tau": None, "rank": {"conv2": [10, 4, 3, 3], "*": 0.25}, "lr": 0.001}
+    options |= {"tau": None, "rank": {"conv2": [10, 4, 3, 3], "*": 0.25}, "lr": 0.006}
     assert {name: summary["config"][name] for name in options} == options
     assert (summary["tau"], summary["budget"]) == (None, 0.3)
     assert tdlrt(*RUN, *words, "--quiet", "--out", tmp_path / "run", "--resume")[0] == 0

@@ -17,15 +17,26 @@ def test_defaults_depend_on_data_and_method():
     assert (dense.epochs, dense.batch_size, dense.lr) == (5, 128, 0.02)
     assert (config(epochs=3, lr=1.0).epochs, config(lr=1.0).lr) == (3, 1.0)
     assert config(method="tucker").lr == 0.02
-    for method in ("tdlrt", "dense", "tucker"):
-        assert config(method=method, optimizer="adamw").lr == 1e-3
+    assert config(optimizer="adamw").lr == config(method="tucker", optimizer="adam").lr == 0.006
+    assert config(method="dense", optimizer="adamw").lr == 0.001
 
 
 def test_tolerance_gives_way_to_a_budget():
     assert (config().tau, config().budget) == (0.1, None)
     assert (config(budget=0.05).tau, config(budget=0.05).budget) == (None, 0.05)
+    recipe = ("optimizer", "lr", "ramp", "spare", "adapt_every", "freeze_at")
+    found = [getattr(config(budget=0.05), name) for name in recipe]
+    assert found == ["adam", 0.006, "cubic", 0.25, 10, 0.2]
+    assert [getattr(config(), name) for name in recipe] == ["sgd", 0.05, "constant", 0.0, 1, 0.5]
+    assert config(budget=0.05, spare=0.0, adapt_every=1).spare == 0.0
     with pytest.raises(ConfigError, match=r"tau 0\.1 and budget 0\.05: expected one of them"):
         config(tau=0.1, budget=0.05)
+
+
+def test_a_penalty_on_cores_needs_orthonormal_bases():
+    assert config(spectral_penalty=0.1).spectral_penalty == 0.1
+    with pytest.raises(ConfigError, match=r"spectral_penalty 0\.1: expected 0 for method 'tucker'"):
+        config(method="tucker", spectral_penalty=0.1)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +81,7 @@ def test_unknown_words(option, word, near):
         ("lr", math.inf, ConfigError),
         ("momentum", 1.0, ConfigError),
         ("weight_decay", -1e-4, ConfigError),
+        ("spectral_penalty", -0.1, ConfigError),
         ("seed", -1, ConfigError),
     ],
 )

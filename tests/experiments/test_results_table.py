@@ -57,20 +57,20 @@ def test_labels_name_what_a_row_does_not_share_with_the_experiment(table, mnist,
     rank = {"conv2": [16, 8, 5, 5], "fc*": 0.5}
     results = [
         result("tucker", 0, 97.0, rank=rank),
-        result("tdlrt", 0, 98.0, budget=0.05, ramp="cubic", spare=0.25, optimizer="adamw"),
+        result("tdlrt", 0, 98.0, budget=0.05, optimizer="adamw"),
         result("tdlrt", 0, 98.5, tau=0.2, integrator="bug", optimizer="adam", lr=0.01),
         result("dense", 0, 99.0, warmup=0.1),
     ]
     labels = [line.split(" | ")[0][2:] for line in rows(table.section("name", mnist, results))]
     assert labels == [
         "dense, warmup 0.1",
-        "tdlrt, budget 0.05, ramp cubic, spare 0.25, optimizer adamw",
+        "tdlrt, budget 0.05, optimizer adamw",
         "tdlrt, tau 0.2, integrator bug, optimizer adam, lr 0.01",
         "tucker, rank `conv2=16x8x5x5,fc*=0.5`",
     ]
     shares = {**mnist.options, "optimizer": "adamw", "warmup": 0.1}
     other = script("comparisons").Experiment(note="", options=shares, rows={})
-    row = result("tdlrt", 0, 98.0, optimizer="adamw", warmup=0.1, lr=1e-3)
+    row = result("tdlrt", 0, 98.0, optimizer="adamw", warmup=0.1)
     assert table.label(other, row["config"]) == "tdlrt, tau 0.1"
     assert "optimizer adamw, warmup 0.1" in table.setting(other)
 

@@ -275,13 +275,24 @@ class ParameterBudget(RankPolicy):
 
     def rules(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, RankRule]:
         """Rules that keep the ranks which fit the budget of this step together."""
-        shares = {name: _Share(candidate, self) for name, candidate in candidates.items()}
+        shares = {name: _Share(name, candidate, self) for name, candidate in candidates.items()}
         if self.parameters is not None:
             limit = _value(self.parameters, step)
         else:
             limit = _value(self.fraction or 0.0, step) * _dense_parameters(candidates)
         _spend(list(shares.values()), limit * (1 + self.spare))
         return {name: _keep(share.ranks) for name, share in shares.items()}
+
+    def worth(self, name: str, candidate: Candidate, mode: int) -> Tensor:
+        """What each direction of a mode is worth: sigma_k^2 / ||C||^2, largest sigma first.
+
+        Args:
+            name: Name of the layer.
+            candidate: The layer.
+            mode: The mode.
+        """
+        norm = max(_squared_norm(candidate.core), torch.finfo(torch.float64).tiny)
+        return squared_singular_values(candidate.core, mode) / norm
 
     def check(self, candidates: Mapping[str, Candidate]) -> None:
         """Refuse a budget below the smallest possible one.
@@ -377,17 +388,16 @@ class ByName(RankPolicy):
 class _Share:
     """What a layer has under a budget: its ranks, and what the next smaller ones would cost."""
 
-    def __init__(self, candidate: Candidate, bounds: ParameterBudget) -> None:
-        core = candidate.core
-        self.candidate, self.bounds = candidate, bounds
+    def __init__(self, name: str, candidate: Candidate, policy: ParameterBudget) -> None:
+        self.candidate, self.bounds = candidate, policy
         self.groups = _rank_groups(candidate)
-        self.ranks = list(core.shape)
-        norm = max(_squared_norm(core), torch.finfo(torch.float64).tiny)
+        self.ranks = list(candidate.core.shape)
         self.values: dict[tuple[int, ...], list[float]] = {}
         for group in self.groups:
-            values = squared_singular_values(core, min(group, key=lambda mode: core.shape[mode]))
-            self.values[group] = (values / norm).tolist()
-            self.set_rank(group, min(len(values), bounds.max_rank or len(values)))
+            shortest = min(group, key=lambda mode: candidate.core.shape[mode])
+            values = policy.worth(name, candidate, shortest).tolist()
+            self.values[group] = values
+            self.set_rank(group, min(len(values), policy.max_rank or len(values)))
 
     @property
     def parameters(self) -> int:
@@ -404,7 +414,7 @@ class _Share:
         return max((rank - 1) // step * step, lowest) if rank > lowest else None
 
     def price(self, group: tuple[int, ...]) -> float:
-        """Relative squared error per parameter saved by going to the next smaller rank."""
+        """Worth of what goes, per parameter saved, at the next smaller rank."""
         before, rank, smaller = self.parameters, self.ranks[group[0]], self.smaller(group)
         self.set_rank(group, smaller or rank)
         saved = before - self.parameters

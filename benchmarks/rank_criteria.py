@@ -1,0 +1,143 @@
+"""Which directions a budget should keep: three measures of their worth, LeNet-5 on MNIST.
+
+    python benchmarks/rank_criteria.py --data-dir DATA_DIR
+
+- relative: sigma^2 / ||C||^2, what `ParameterBudget` uses; its runs are those of `mnist_budget`.
+- absolute: sigma^2.
+- sensitivity: |sigma dL/dsigma| = |u^T Mat_i(D) Mat_i(C)^T u| for a left singular vector u of
+  Mat_i(C), with the direction D of the optimiser, its average of gradients, in place of a gradient.
+
+Only the measure differs from the rows budget_0.05 and budget_0.03 of `mnist_budget`. Adds one run
+after the other to benchmarks/results/rank_criteria.json, skips what is there, and writes the table
+in docs/algorithm.md.
+"""
+
+import argparse
+import json
+import statistics
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from comparisons import EXPERIMENTS, RESULTS
+from tdlrt.experiments.config import RunConfig
+from tdlrt.experiments.data import ImageData, load_data
+from tdlrt.experiments.results import machine, versions
+from tdlrt.experiments.training import Training
+from tdlrt.linalg import squared_singular_values, unfold
+from tdlrt.ranks import Candidate, ParameterBudget
+
+RESULT = RESULTS / "rank_criteria.json"
+DOCUMENT = Path(__file__).parent.parent / "docs/algorithm.md"
+ROWS = ("budget_0.05", "budget_0.03")
+BEGIN, END = "<!-- criteria -->\n", "<!-- end of criteria -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", help="folder with mnist/train.parquet; default: the hub")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    arguments = parser.parse_args()
+    data = load_data("mnist", arguments.data_dir)
+    runs = json.loads(RESULT.read_text())["runs"] if RESULT.exists() else []
+    done = [(run["row"], run["seed"], run["criterion"]) for run in runs]
+    for seed in arguments.seeds:
+        for row in ROWS:
+            for criterion in CRITERIA:
+                if (row, seed, criterion) not in done:
+                    config = EXPERIMENTS["mnist_budget"].config(row, seed)
+                    runs.append(
+                        {"row": row, "criterion": criterion} | measure(config, data, criterion)
+                    )
+                    print(runs[-1], flush=True)
+                    store(runs)
+    write_table(runs)
+
+
+def measure(config: RunConfig, data: ImageData, criterion: str) -> dict[str, Any]:
+    """Train with another measure of worth."""
+    torch.manual_seed(config.seed)
+    training = Training(config, data)
+    policy = training.optimizer.rank_policy
+    options = {field.name: getattr(policy, field.name) for field in fields(policy)}
+    training.optimizer.rank_policy = CRITERIA[criterion](training, options)
+    *_, last = training.epochs(lambda: False, lambda training: None)
+    return {
+        "seed": config.seed,
+        "accuracy": last.test_accuracy,
+        "compression": last.compression,
+        "ranks": last.ranks,
+    }
+
+
+def absolute(training: Training, options: dict[str, Any]) -> ParameterBudget:
+    """A budget that compares singular values across layers as they are."""
+
+    class Absolute(ParameterBudget):
+        def worth(self, name: str, candidate: Candidate, mode: int) -> Tensor:
+            return squared_singular_values(candidate.core, mode)
+
+    return Absolute(**options)
+
+
+def sensitivity(training: Training, options: dict[str, Any]) -> ParameterBudget:
+    """A budget that keeps what the loss depends on to first order."""
+    layers = dict(training.model.named_modules())
+
+    class Sensitivity(ParameterBudget):
+        def worth(self, name: str, candidate: Candidate, mode: int) -> Tensor:
+            core, before = candidate.core, layers[name].core.detach()
+            padding = [k for n, r in zip(core.shape, before.shape, strict=True) for k in (n - r, 0)]
+            step = F.pad(before, padding[::-1]) - core  # lr D
+            if not step.any():  # between steps, when the ranks are frozen
+                return super().worth(name, candidate, mode)
+            rows, moves = unfold(core, mode).double(), unfold(step, mode).double()
+            vectors = torch.linalg.eigh(rows @ rows.mT)[1].flip(1)
+            return (vectors * (moves @ rows.mT @ vectors)).sum(dim=0).abs()
+
+    return Sensitivity(**options)
+
+
+CRITERIA = {"absolute": absolute, "sensitivity": sensitivity}
+
+
+def store(runs: list[dict[str, Any]]) -> None:
+    """Write the result file."""
+    result = {
+        "command": "python benchmarks/rank_criteria.py --data-dir DATA_DIR",
+        "versions": versions(),
+        "machine": machine(torch.device("cpu")),
+        "runs": runs,
+    }
+    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def write_table(runs: list[dict[str, Any]]) -> None:
+    """Put the comparison in the document."""
+    seeds = sorted({run["seed"] for run in runs})
+    lines = [f"| worth | {' | '.join(f'accuracy, {row}' for row in ROWS)} |", "| --- | --- | --- |"]
+    for criterion in ("relative", *CRITERIA):
+        cells = []
+        for row in ROWS:
+            if criterion == "relative":
+                files = [RESULTS / "mnist_budget" / f"{row}_seed{seed}.json" for seed in seeds]
+                found = [json.loads(file.read_text()) for file in files]
+            else:
+                found = [r for r in runs if (r["row"], r["criterion"]) == (row, criterion)]
+            values = [run["accuracy"] for run in found]
+            cells.append(
+                f"{statistics.fmean(values):.2f} ({', '.join(f'{v:.2f}' for v in values)})"
+            )
+        lines.append(f"| {criterion} | {' | '.join(cells)} |")
+    text = DOCUMENT.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    table = "\n".join(lines) + "\n"
+    DOCUMENT.write_text(before + BEGIN + table + END + rest.split(END)[1], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -145,7 +145,7 @@ class RankPolicy(ABC):
 
     @abstractmethod
     def settled(self) -> RankPolicy:
-        """The same policy without ranks that are only kept on trial."""
+        """What cuts the ranks once, when they are frozen; `FixedRank()` where they may stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ class FixedRank(RankPolicy):
         """Any layer can keep its ranks."""
 
     def settled(self) -> FixedRank:
-        """The same policy."""
+        """The ranks as they are."""
         return self
 
 
@@ -225,9 +225,9 @@ class RelativeTolerance(RankPolicy):
     def check(self, candidates: Mapping[str, Candidate]) -> None:
         """Any layer can meet a tolerance."""
 
-    def settled(self) -> RelativeTolerance:
-        """The same tolerance without spare directions."""
-        return replace(self, spare=0.0)
+    def settled(self) -> RankPolicy:
+        """The same tolerance without spare directions, if it has any."""
+        return replace(self, spare=0.0) if self.spare else FixedRank()
 
 
 @dataclass(frozen=True)
@@ -317,7 +317,7 @@ class ParameterBudget(RankPolicy):
             )
 
     def settled(self) -> ParameterBudget:
-        """The same budget without spare directions."""
+        """The same budget without spare directions: frozen ranks meet it in any case."""
         return replace(self, spare=0.0)
 
 
@@ -368,7 +368,7 @@ class ByName(RankPolicy):
             policy.check(group)
 
     def settled(self) -> ByName:
-        """The same policies without spare directions."""
+        """What the policy of each layer says."""
         return ByName({pattern: policy.settled() for pattern, policy in self.policies.items()})
 
     def _groups(

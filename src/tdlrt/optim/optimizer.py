@@ -215,13 +215,13 @@ class TDLRT(torch.optim.Optimizer):
     def freeze_ranks(self) -> None:
         """Keep every layer's ranks from now on; the bases still rotate.
 
-        Spare directions of the policy are given up first: at once, or, in the middle of a step of
-        `bug`, at its end.
+        Spare directions of the policy are given up first, and a budget is met: at once, or, in the
+        middle of a step of `bug`, at its end.
         """
         if self._frozen:
             return
         self._frozen = True
-        if self._rank_policy.settled() == self._rank_policy:
+        if isinstance(self._rank_policy.settled(), FixedRank):
             return
         self._settling = True
         if not self._core_steps_left:

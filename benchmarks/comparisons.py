@@ -60,7 +60,7 @@ EXPERIMENTS = {
         rows={
             "dense_adam": {"method": "dense", "optimizer": "adam"},
             "budget_0.05": {"budget": 0.05},
-            "budget_0.03": {"budget": 0.03},
+            "budget_0.028": {"budget": 0.028},
             "tucker_95": {
                 "method": "tucker",
                 "rank": {"conv1": [10, 1, 5, 5], "conv2": [25, 10, 5, 5], "fc1": [10, 10]},
@@ -84,10 +84,10 @@ EXPERIMENTS = {
     ),
     "mnist_initial_rank": Experiment(
         note=(
-            "The same budget from other ranks at the start, with the recipe of budget_0.03 above, "
+            "The same budget from other ranks at the start, with the recipe of budget_0.028 above, "
             "which starts at half of each mode."
         ),
-        options={"model": "lenet5", "data": "mnist", "budget": 0.03},
+        options={"model": "lenet5", "data": "mnist", "budget": 0.028},
         rows={"rank_0.1": {"rank": 0.1}, "rank_full": {"rank": "full"}},
         seeds=(1, 2),
     ),

@@ -397,15 +397,18 @@ class _Share:
             shortest = min(group, key=lambda mode: candidate.core.shape[mode])
             values = policy.worth(name, candidate, shortest).tolist()
             self.values[group] = values
-            self.set_rank(group, min(len(values), policy.max_rank or len(values)))
+            self.change(group, min(len(values), policy.max_rank or len(values)))
 
     @property
     def parameters(self) -> int:
         return _parameters(self.ranks, self.candidate)
 
-    def set_rank(self, group: tuple[int, ...], rank: int) -> None:
+    def change(self, group: tuple[int, ...], rank: int) -> int:
+        """Set the rank of a group, and return by how much the parameters grow."""
+        before = self.parameters
         for mode in group:
             self.ranks[mode] = rank
+        return self.parameters - before
 
     def smaller(self, group: tuple[int, ...]) -> int | None:
         """Next smaller rank that the bounds allow."""
@@ -415,10 +418,9 @@ class _Share:
 
     def price(self, group: tuple[int, ...]) -> float:
         """Worth of what goes, per parameter saved, at the next smaller rank."""
-        before, rank, smaller = self.parameters, self.ranks[group[0]], self.smaller(group)
-        self.set_rank(group, smaller or rank)
-        saved = before - self.parameters
-        self.set_rank(group, rank)
+        rank, smaller = self.ranks[group[0]], self.smaller(group)
+        self.change(group, smaller or rank)
+        saved = self.change(group, rank)
         return sum(self.values[group][smaller:rank]) / saved
 
 
@@ -439,9 +441,13 @@ def _smallest_ranks(bounds: ParameterBudget, candidate: Candidate) -> list[int]:
 
 
 def _spend(shares: Sequence[_Share], limit: float) -> None:
-    """Cut ranks, cheapest first, until all layers together have no more parameters than limit."""
+    """Cut ranks, cheapest first, until all layers together have no more parameters than limit.
+
+    The last cut may save more than it has to; what then fits again is taken back, dearest first.
+    """
     total = sum(share.parameters for share in shares)
     heap: list[tuple[float, int, tuple[int, ...]]] = []
+    cuts: list[tuple[_Share, tuple[int, ...], int, int]] = []
 
     def offer(index: int, group: tuple[int, ...]) -> None:
         if shares[index].smaller(group) is not None:
@@ -456,10 +462,14 @@ def _spend(shares: Sequence[_Share], limit: float) -> None:
         smaller = share.smaller(group)
         # A price rises when other modes of the layer shrink: the same cut then saves less.
         if smaller is not None and share.price(group) <= price:
-            total -= share.parameters
-            share.set_rank(group, smaller)
-            total += share.parameters
+            cuts.append((share, group, share.ranks[group[0]], smaller))
+            total += share.change(group, smaller)
         offer(index, group)
+    for share, group, before, after in reversed(cuts):
+        if share.ranks[group[0]] == after:
+            total += share.change(group, before)
+            if total > limit:
+                total += share.change(group, after)
 
 
 def _keep(ranks: Sequence[int]) -> RankRule:

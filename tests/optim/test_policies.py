@@ -251,3 +251,14 @@ def test_a_layer_without_a_gradient_is_neither_cut_nor_counted():
     assert resting.ranks == ranks
     rows = {row.name: row for row in tdlrt.summary(problem.model).rows}
     assert rows["0"].parameters <= 0.3 * rows["0"].dense_parameters
+
+
+def test_frozen_ranks_meet_a_budget_that_was_never_due():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 3))
+    tdlrt.factorize_(model, rank=0.9)
+    policy = tdlrt.ParameterBudget(0.3)
+    optimizer = tdlrt.TDLRT(model, torch.optim.SGD, lr=0.1, rank_policy=policy, adapt_every=100)
+    assert tdlrt.summary(model).parameters > 0.3 * 1200
+    optimizer.freeze_ranks()
+    assert tdlrt.summary(model).parameters <= 0.3 * 1200

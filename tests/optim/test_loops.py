@@ -61,7 +61,7 @@ def test_every_optimizer_learns_and_keeps_the_books(optimizer_name, integrator):
     parameters, ranks = list(problem.model.parameters()), problem.ranks
     first = problem.sign * problem.loss().item()
     calls = 1 if integrator == "parallel" else 2
-    for step in range(40 * calls):
+    for step in range(25 * calls):
         problem.call()
         if step % 7 < 2:  # at rest, and between the halves of a step of `bug`
             stateful = assert_state_fits(problem)

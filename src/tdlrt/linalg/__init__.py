@@ -18,7 +18,8 @@ from tdlrt.linalg.bases import (
     positive_qr,
     reject,
 )
-from tdlrt.linalg.tangent import Cut, TangentSpace, TangentVector, Transport, stochastic
+from tdlrt.linalg.tangent import TangentSpace, TangentVector
+from tdlrt.linalg.transport import Cut, Transport, stochastic
 from tdlrt.linalg.truncation import RankRule, smallest_rank, squared_singular_values, truncate
 
 __all__ = [

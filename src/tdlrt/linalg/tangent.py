@@ -18,13 +18,12 @@ from torch import Tensor
 from tdlrt.linalg.algebra import (
     check_ranks,
     fold,
-    mode_product,
     multi_mode_product,
     unfold,
 )
 from tdlrt.linalg.bases import positive_qr, reject
 
-__all__ = ["Cut", "TangentSpace", "TangentVector", "Transport", "stochastic"]
+__all__ = ["TangentSpace", "TangentVector"]
 
 
 class TangentVector(NamedTuple):
@@ -106,7 +105,7 @@ class TangentSpace:
             if gradient is not None:
                 inverse = _inverse_transpose(self._lower[mode])
                 parts[mode] = reject(self.factors[mode], gradient) @ inverse
-        return self._vector(core_gradient, parts)
+        return self.vector(core_gradient, parts)
 
     def project(
         self,
@@ -139,7 +138,7 @@ class TangentSpace:
                 left = [projection if j == mode else None for j in range(tensor.ndim)]
                 part = reject(projection, unfold(others, mode) @ self._rows[mode].mT)
                 parts[mode] = part if bases is None else bases[mode] @ part
-        return self._vector(multi_mode_product(others, left, transpose=True), parts)
+        return self.vector(multi_mode_product(others, left, transpose=True), parts)
 
     def embed(self, tangent: TangentVector, new_bases: Sequence[Tensor]) -> Tensor:
         """Coordinates of a tangent vector in the augmented bases [U_i | V_i].
@@ -192,8 +191,8 @@ class TangentSpace:
             result = result + multi_mode_product(term, self.factors, skip=mode)
         return result
 
-    def _vector(self, core: Tensor, parts: Mapping[int, Tensor]) -> TangentVector:
-        """A tangent vector whose other basis parts are zero."""
+    def vector(self, core: Tensor, parts: Mapping[int, Tensor]) -> TangentVector:
+        """A tangent vector from its core and some basis parts, the others being zero."""
         return TangentVector(
             core,
             tuple(
@@ -201,162 +200,6 @@ class TangentSpace:
                 for mode, factor in enumerate(self.factors)
             ),
         )
-
-
-class Cut(NamedTuple):
-    """A tangent vector X in other bases V_j, as far as these alone determine it; see `Transport`.
-
-    Attributes:
-        core: X x_j V_j^T.
-        along: Y_i, for each mode i: X x_{j != i} V_j^T without the term of K._i, in U_i.
-        across: N_i = V_i^T K._i, for each mode that moves at the source.
-    """
-
-    core: Tensor
-    along: Mapping[int, Tensor]
-    across: Mapping[int, Tensor]
-
-
-class Transport:
-    """Moves what belongs to one point to another one, in coordinates.
-
-    With R_j = V_j^T U_j (r'_j x r_j), U_j the bases at the source and V_j those at the target, and
-    N_j = V_j^T K._j, a tangent vector X has
-
-        X x_{j != i} V_j^T = Y_i (in U_i) + Z_i (in K._i),    Z_i = Ten_i(Q_i^T) x_{j != i} R_j ,
-
-    all small. Nothing of the size of a weight is formed, and the ranks may differ.
-
-    Args:
-        source: Tangent space at the old point.
-        bases: V_j, orthonormal; U_j itself for a mode that is not factorised.
-    """
-
-    def __init__(self, source: TangentSpace, bases: Sequence[Tensor]) -> None:
-        self._source, self._bases = source, bases
-        self._overlaps = {
-            mode: bases[mode].mT @ source.factors[mode]
-            for mode in source.modes
-            if mode in source.moving_modes or bases[mode] is not source.factors[mode]
-        }
-        shape = tuple(source.core.shape)
-        self._rows = {
-            mode: self._apply(fold(source.rows(mode), mode, shape), skip=mode)
-            for mode in source.moving_modes
-        }
-
-    def _apply(self, tensor: Tensor, *, skip: int, and_skip: int | None = None) -> Tensor:
-        matrices = [
-            None if mode in (skip, and_skip) else self._overlaps.get(mode)
-            for mode in range(tensor.ndim)
-        ]
-        return multi_mode_product(tensor, matrices)
-
-    def point(self) -> Tensor:
-        """C x_j R_j, the core of the source in the bases V_j."""
-        return multi_mode_product(
-            self._source.core, [self._overlaps.get(mode) for mode in range(self._source.core.ndim)]
-        )
-
-    def cut(self, tangent: TangentVector) -> Cut:
-        """Coordinates of a tangent vector of the source that the bases V_j determine.
-
-        Args:
-            tangent: X.
-
-        Returns:
-            X x_j V_j^T, and the parts that `vector` goes on with.
-        """
-        source, shape = self._source, tuple(self._source.core.shape)
-        across = {
-            mode: self._bases[mode].mT @ tangent.factors[mode] for mode in source.moving_modes
-        }
-        terms = {
-            mode: fold(part @ source.rows(mode), mode, _resized(shape, mode, len(part)))
-            for mode, part in across.items()
-        }
-        along: dict[int, Tensor] = {}
-        for mode in self._overlaps:
-            along[mode] = self._apply(tangent.core, skip=mode)
-            for other, term in terms.items():
-                if other != mode:
-                    along[mode] = along[mode] + self._apply(term, skip=mode, and_skip=other)
-        if not along:
-            return Cut(tangent.core, along, across)
-        mode, part = next(iter(along.items()))
-        core = mode_product(part, self._overlaps[mode], mode)
-        if mode in across:
-            core = core + mode_product(self._rows[mode], across[mode], mode)
-        return Cut(core, along, across)
-
-    def vector(self, tangent: TangentVector, cut: Cut, target: TangentSpace) -> TangentVector:
-        """Orthogonal projection of a tangent vector of the source onto the target's space.
-
-        C. = X x_j V_j^T,  K._i = (I - V_i V_i^T) (U_i Mat_i(Y_i) + K._i Mat_i(Z_i)) Q'_i.
-
-        Args:
-            tangent: X.
-            cut: `cut(tangent)`.
-            target: Tangent space at a point with the bases V_j.
-
-        Returns:
-            The projection.
-        """
-        parts: dict[int, Tensor] = {}
-        for mode in target.moving_modes:
-            rows, basis = target.rows(mode).mT, self._bases[mode]
-            inside = unfold(cut.along[mode], mode) @ rows
-            part = self._source.factors[mode] @ inside
-            shadow = self._overlaps[mode] @ inside
-            if mode in self._rows:
-                outside = unfold(self._rows[mode], mode) @ rows
-                part = part + tangent.factors[mode] @ outside
-                shadow = shadow + cut.across[mode] @ outside
-            parts[mode] = part - basis @ shadow
-        return target._vector(cut.core, parts)
-
-    def squares(self, tangent: TangentVector, target: TangentSpace) -> TangentVector:
-        """Move a quantity per coordinate, such as a mean of squares, that is not a tensor of W.
-
-        Under X_C -> X_C x_j R_j and K._i -> K._i T_i^T, T_i = Mat_i(Z_i) Q'_i, the variances of
-        uncorrelated coordinates go through the squared entries of R_j and T_i. What the old
-        coordinates do not explain gets their mean: see `stochastic`. So constants stay as they are
-        and no value leaves the range of the old ones. A basis that begins to move gets the mean of
-        the core's.
-
-        Args:
-            tangent: The quantity, of the shape of a tangent vector of the source.
-            target: Tangent space at a point with the bases V_j.
-
-        Returns:
-            The quantity in the coordinates of the target.
-        """
-        weights = [self._overlaps.get(mode) for mode in range(tangent.core.ndim)]
-        core = multi_mode_product(
-            tangent.core, [w if w is None else stochastic(w) for w in weights]
-        )
-        parts: dict[int, Tensor] = {}
-        for mode in target.moving_modes:
-            if mode in self._rows:
-                turn = target.rows(mode) @ unfold(self._rows[mode], mode).mT
-                parts[mode] = tangent.factors[mode] @ stochastic(turn).mT
-            else:
-                parts[mode] = core.mean().expand(target.factors[mode].shape)
-        return target._vector(core, parts)
-
-
-def stochastic(weights: Tensor) -> Tensor:
-    """Row-stochastic matrix of the squared entries, A = M o M + (1 - (M o M) 1) 1^T / r.
-
-    Args:
-        weights: M, of shape r' x r, with rows of norm at most 1.
-
-    Returns:
-        A, non-negative with rows that add up to 1.
-    """
-    squares = weights.square()
-    rest = (1 - squares.sum(dim=1, keepdim=True)).clamp_(min=0) / weights.shape[1]
-    return squares + rest
 
 
 def _resized(shape: tuple[int, ...], mode: int, size: int) -> tuple[int, ...]:

@@ -98,8 +98,6 @@ EXPERIMENTS = {
         ),
         options={"model": "lenet5", "data": "mnist"},
         rows={
-            "dense": {"method": "dense", "optimizer": "adam"},
-            "no_penalty": {"budget": 0.05},
             "penalty_0.001": {"budget": 0.05, "spectral_penalty": 0.001},
             "penalty_0.01": {"budget": 0.05, "spectral_penalty": 0.01},
         },

@@ -8,10 +8,13 @@ import tdlrt
 
 def test_the_public_surface():
     assert set(tdlrt.__all__) == {
+        "CubicSchedule",
         "FixedRank",
         "IntegratorStateError",
+        "LinearSchedule",
         "NonFiniteError",
         "NothingMatchedError",
+        "ParameterBudget",
         "RankError",
         "RelativeTolerance",
         "StateDictError",
@@ -21,6 +24,7 @@ def test_the_public_surface():
         "UnsupportedOptimizerError",
         "factorize_",
         "nn",
+        "spectral_penalty",
         "summary",
         "to_dense",
         "to_plain",

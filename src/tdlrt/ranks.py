@@ -100,8 +100,8 @@ class CubicSchedule(_Ramp):
 
     Source: Zhu, Gupta, arXiv:1710.01878, equation 1.
 
-    >>> CubicSchedule(0.0, 0.2, steps=100).value(50)
-    0.175
+    >>> CubicSchedule(0.5, 0.25, steps=100).value(50)
+    0.28125
     """
 
     _power = 3

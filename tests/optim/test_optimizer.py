@@ -401,3 +401,8 @@ def test_a_changed_shape_drops_the_gradient_of_the_old_basis():
             changed += 1
             assert parameter.grad is None
     assert changed
+
+
+def test_a_copy_is_refused_with_what_to_do():
+    with pytest.raises(tdlrt.IntegratorStateError, match=r"construct one for the copied model"):
+        copy.deepcopy(optimizer_for(network()))

@@ -153,7 +153,7 @@ class TuckerLayer(nn.Module):
     def resize_(self, core: Tensor, factors: Sequence[Tensor]) -> None:
         """Put a new core and new bases in place, of any rank, keeping every Parameter's identity.
 
-        A Parameter that changes shape loses its gradient, which belongs to the old bases.
+        If a rank changes, core and bases lose their gradients, which belong to the old bases.
 
         Args:
             core: C, of shape r_1 x ... x r_d.
@@ -163,6 +163,9 @@ class TuckerLayer(nn.Module):
             RankError: The shapes do not fit together or do not fit the layer.
         """
         _check_shapes(self, core, factors)
+        if tuple(core.shape) != self.ranks:
+            for parameter in (self.core, *(self.factors[mode] for mode in self.learned_modes)):
+                parameter.grad = None
         _assign(self.core, core)
         for mode in self.learned_modes:
             _assign(self.factors[mode], factors[mode])
@@ -285,5 +288,4 @@ def _assign(parameter: Tensor, value: Tensor) -> None:
     if parameter.shape == value.shape:
         parameter.copy_(value)
     else:  # set_ keeps the Parameter object, so optimisers, hooks and averages still hold it
-        parameter.grad = None
         parameter.set_(value.to(parameter, copy=True).contiguous())  # type: ignore[call-overload]

@@ -502,6 +502,17 @@ class TDLRT(torch.optim.Optimizer):
                         "expected finite ones; nothing was changed. Lower lr, or check the loss"
                     )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse copies and pickles: this object belongs to its model's layers.
+
+        Raises:
+            IntegratorStateError: Always.
+        """
+        raise IntegratorStateError(
+            "optimizer: TDLRT holds its model's layers and cannot be copied or pickled; construct "
+            "one for the copied model and load this one's state_dict() there"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """State of the optimiser: torch's own keys and the integrator's position under 'tdlrt'."""
         state: dict[str, Any] = super().state_dict()

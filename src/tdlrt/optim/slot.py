@@ -120,11 +120,7 @@ class LayerSlot:
             state: The optimiser's state, changed in place.
             rule: The optimiser.
         """
-        ranks = self.layer.ranks
         self.layer.resize_(update.point.core, update.point.factors)
-        if self.layer.ranks != ranks:
-            for parameter in self.parameters:
-                parameter.grad = None  # in coordinates that are no more
         exact = update.point.core.dtype == self.layer.core.dtype
         self._space = update.space if isinstance(update, Iterate) and exact else None
         self._version = self._current_version()

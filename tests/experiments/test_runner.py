@@ -199,9 +199,10 @@ TUCKER = replace(
 BUDGET = replace(
     CONFIG, tau=None, budget=0.2, ramp="cubic", spare=0.5, optimizer="adamw", lr=1e-3, warmup=0.3
 )
+PENALTY = replace(CONFIG, spectral_penalty=0.01)
 
 
-@pytest.mark.parametrize("config", [TUCKER, BUDGET], ids=["tucker", "budget"])
+@pytest.mark.parametrize("config", [TUCKER, BUDGET, PENALTY], ids=["tucker", "budget", "penalty"])
 def test_every_method_and_optimiser_is_resumed_exactly(tmp_path, config):
     whole, parts = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "parts")
     summary = run(config, whole.path)
@@ -213,7 +214,7 @@ def test_every_method_and_optimiser_is_resumed_exactly(tmp_path, config):
     assert without_times(parts) == without_times(whole)
     assert contents(parts.path)[parts.model] == contents(whole.path)[whole.model]
     assert summary["config"] == config.to_dict()
-    assert (summary["tau"], summary["budget"]) == (None, config.budget)
+    assert summary["budget"] == config.budget
 
 
 def test_free_factors_are_trained_by_the_plain_optimiser_at_their_ranks(digits):
@@ -453,3 +454,14 @@ def test_metrics_count_what_they_say(digits):
     assert metrics.test_accuracy == pytest.approx(100 * float(hits), rel=1e-6)
     assert images.mean() == pytest.approx(0, abs=1e-5)
     assert images.std() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(("freeze_at", "counts"), [(1.0, False), (0.5, True)])
+def test_the_penalty_counts_once_the_ranks_stay(digits, freeze_at, counts):
+    """Until then it would work against the truncation."""
+    losses = []
+    for weight in (0.0, 0.1):
+        torch.manual_seed(0)
+        config = replace(CONFIG, freeze_at=freeze_at, spectral_penalty=weight)
+        losses.append([metrics.loss for metrics in _epochs(Training(config, digits))])
+    assert (losses[0] != losses[1]) is counts

@@ -82,7 +82,7 @@ def run(
     if baseline and config.method == "dense":
         raise ConfigError("baseline: the method is 'dense' already; leave one of them out")
     observer = observer or Observer()
-    directory, dense_config = RunDirectory(out), replace(config, method="dense", lr=DEPENDS)
+    directory, dense_config = RunDirectory(out), _dense(config)
     if resume:
         directory.open_for_resume(config)
         if baseline and directory.baseline.config.exists():
@@ -100,6 +100,11 @@ def run(
             directory.write_summary(summary)
     observer.finished(summary)
     return summary
+
+
+def _dense(config: RunConfig) -> RunConfig:
+    """The dense network beside a run: the same options, as far as they mean something for it."""
+    return replace(config, method="dense", lr=DEPENDS, spectral_penalty=0.0)
 
 
 class _Job:

@@ -21,12 +21,14 @@ class Experiment:
         options: Options of `RunConfig` that all rows share.
         rows: Options of each row, by name; the name begins the file names of its results.
         seeds: Seeds of each row, unless told otherwise.
+        in_readme: Whether the README shows it.
     """
 
     note: str
     options: Options
     rows: Mapping[str, Options]
     seeds: tuple[int, ...] = (0, 1, 2)
+    in_readme: bool = False
 
     def config(self, row: str, seed: int, data_dir: str | None = None) -> RunConfig:
         """Options of one run."""
@@ -54,7 +56,8 @@ EXPERIMENTS = {
             "Ranks that TDLRT finds within a budget against ranks chosen by hand for direct "
             "training of the factors. The recipes (optimiser, learning rate, warm-up, start, and "
             "for tucker the ranks) were chosen by the test accuracy of seed 0, in about 20 runs "
-            "for either method; the rows are of other seeds. Dense has torch's default for Adam."
+            "for tucker and 40 for TDLRT, from which its defaults come; the rows are of other "
+            "seeds. Dense has torch's default for Adam."
         ),
         options={"model": "lenet5", "data": "mnist"},
         rows={
@@ -81,6 +84,7 @@ EXPERIMENTS = {
             },
         },
         seeds=(1, 2, 3, 4, 5),
+        in_readme=True,
     ),
     "mnist_initial_rank": Experiment(
         note=(
@@ -89,7 +93,7 @@ EXPERIMENTS = {
         ),
         options={"model": "lenet5", "data": "mnist", "budget": 0.028},
         rows={"rank_0.1": {"rank": 0.1}, "rank_full": {"rank": "full"}},
-        seeds=(1, 2),
+        seeds=(1,),
     ),
     "mnist_robustness": Experiment(
         note=(
@@ -101,12 +105,13 @@ EXPERIMENTS = {
             "penalty_0.001": {"budget": 0.05, "spectral_penalty": 0.001},
             "penalty_0.01": {"budget": 0.05, "spectral_penalty": 0.01},
         },
-        seeds=(1, 2),
+        seeds=(1,),
     ),
     "cifar10_rescnn": Experiment(
         note=(
-            "A short schedule on the first 10,000 images. TDLRT and dense have the recipes of the "
-            "MNIST tables, unchanged; tucker starts from the recipe of tucker_95 there."
+            "A short schedule on the first 10,000 images, one seed. All methods have the recipes "
+            "of the MNIST table, unchanged: nothing was tuned here. The ranks stay after 95 of "
+            "474 steps, which is early for a network that has learned little by then."
         ),
         options={
             "model": "rescnn",
@@ -122,7 +127,7 @@ EXPERIMENTS = {
             "tucker_0.2": {"method": "tucker", "rank": 0.2, "optimizer": "adam", "lr": 0.006},
             "tucker_0.14": {"method": "tucker", "rank": 0.14, "optimizer": "adam", "lr": 0.006},
         },
-        seeds=(1, 2),
+        seeds=(1,),
     ),
 }
 

@@ -50,7 +50,8 @@ def main() -> None:
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    tables = "\n\n".join(short_table(EXPERIMENTS[name], group) for name, group in results.items())
+    shown = [name for name in names if EXPERIMENTS[name].in_readme]
+    tables = "\n\n".join(short_table(EXPERIMENTS[name], results[name]) for name in shown)
     readme.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
 
 

@@ -138,7 +138,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 @torch.inference_mode()
-def condition(model: nn.Module) -> float:
+def condition(model: nn.Module) -> float | None:
     """Geometric mean, over layers and modes, of the condition number of the unfolded core."""
     logs = []
     for module in model.modules():
@@ -146,7 +146,7 @@ def condition(model: nn.Module) -> float:
             for mode in module.learned_modes:
                 values = torch.linalg.svdvals(module.core.movedim(mode, 0).flatten(1).double())
                 logs.append(float(torch.log(values[0] / values[-1])))
-    return math.exp(statistics.fmean(logs)) if logs else math.nan
+    return math.exp(statistics.fmean(logs)) if logs else None
 
 
 def document(result: dict[str, Any]) -> str:
@@ -182,9 +182,9 @@ def document(result: dict[str, Any]) -> str:
 
 
 def spread(values: list[float]) -> str:
-    """Mean ± standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.1f} ± {deviation:.1f}"
+    """Mean and, of several values, standard deviation."""
+    mean = f"{statistics.fmean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 import tdlrt
 from comparisons import EXPERIMENTS
+from results_table import spread
 from tdlrt.experiments.checkpoint import load_checkpoint
 from tdlrt.experiments.data import ImageData, load_data
 from tdlrt.experiments.results import RunDirectory, machine, versions
@@ -176,15 +177,9 @@ def document(result: dict[str, Any]) -> str:
         weight = "dense network" if dense else f"{group[0]['weight']:g}"
         size = "" if dense else f"{statistics.fmean(r['parameters'] for r in group):,.0f}"
         kappa = "" if dense else f"{statistics.fmean(r['condition'] for r in group):.1f}"
-        cells = [spread([row[column] for row in group]) for column in ("clean", *columns)]
+        cells = [spread([row[column] for row in group], 1) for column in ("clean", *columns)]
         lines.append(f"| {weight} | {len(group)} | {size} | {kappa} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def spread(values: list[float]) -> str:
-    """Mean and, of several values, standard deviation."""
-    mean = f"{statistics.fmean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":

@@ -51,22 +51,20 @@ class Transport:
         }
         shape = tuple(source.core.shape)
         self._rows = {
-            mode: self._apply(fold(source.rows(mode), mode, shape), skip=mode)
+            mode: self._apply(fold(source.rows(mode), mode, shape), mode)
             for mode in source.moving_modes
         }
 
-    def _apply(self, tensor: Tensor, *, skip: int, and_skip: int | None = None) -> Tensor:
+    def _apply(self, tensor: Tensor, *skipped: int) -> Tensor:
+        """T x_j R_j over the modes that are not skipped."""
         matrices = [
-            None if mode in (skip, and_skip) else self._overlaps.get(mode)
-            for mode in range(tensor.ndim)
+            None if mode in skipped else self._overlaps.get(mode) for mode in range(tensor.ndim)
         ]
         return multi_mode_product(tensor, matrices)
 
     def point(self) -> Tensor:
         """C x_j R_j, the core of the source in the bases V_j."""
-        return multi_mode_product(
-            self._source.core, [self._overlaps.get(mode) for mode in range(self._source.core.ndim)]
-        )
+        return self._apply(self._source.core)
 
     def cut(self, tangent: TangentVector) -> Cut:
         """Coordinates of a tangent vector of the source that the bases V_j determine.
@@ -89,10 +87,10 @@ class Transport:
         }
         along: dict[int, Tensor] = {}
         for mode in self._overlaps:
-            along[mode] = self._apply(tangent.core, skip=mode)
+            along[mode] = self._apply(tangent.core, mode)
             for other, term in terms.items():
                 if other != mode:
-                    along[mode] = along[mode] + self._apply(term, skip=mode, and_skip=other)
+                    along[mode] = along[mode] + self._apply(term, mode, other)
         if not along:
             return Cut(tangent.core, along, across)
         mode, part = next(iter(along.items()))

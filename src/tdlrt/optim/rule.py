@@ -105,14 +105,15 @@ class Rule(ABC):
         core, cores = self.advance(
             gradient.core, space.core, {name: m.core for name, m in moments.items()}, step
         )
-        parts, states = list(gradient.factors), []
-        for mode, part in enumerate(gradient.factors):
+        parts, states = [], []
+        for mode, gradient_part in enumerate(gradient.factors):
             past = {name: m.factors[mode] for name, m in moments.items()}
-            parts[mode], state = self.advance(part, None, past, step)
-            states.append(state)
+            part, state = self.advance(gradient_part, None, past, step)
             if self.second_moments and mode in space.moving_modes:
                 # Scaling single coordinates leaves the tangent space.
-                parts[mode] = reject(space.factors[mode], parts[mode])
+                part = reject(space.factors[mode], part)
+            parts.append(part)
+            states.append(state)
         advanced = {
             name: TangentVector(core_state, tuple(state[name] for state in states))
             for name, core_state in cores.items()

@@ -325,6 +325,57 @@ def test_what_still_fits_after_a_large_cut_is_taken_back():
     assert ranks == {"wide": [1, 1], "small": [3, 3]}
 
 
+def test_a_layer_that_the_loss_depends_on_more_keeps_more():
+    """Worth sigma^2 sqrt(F) / ||C||: 4 times the gradient buys as much as twice sigma."""
+    one = diagonal(10.0, 1.0)
+
+    def second_to_go(ratio, scale=1.0, curvature=0.3):
+        layers = {
+            "a": one._replace(curvature=torch.tensor(curvature)),
+            "b": one._replace(
+                core=scale * one.core, curvature=torch.tensor(curvature * (ratio / scale) ** 2)
+            ),
+        }
+        limit = parameters_of([2, 2], (10, 10), (0, 1)) + parameters_of([1, 1], (10, 10), (0, 1))
+        ranks = chosen(tdlrt.ParameterBudget(parameters=limit), layers)
+        return next(name for name, both in ranks.items() if both == [1, 1])
+
+    for scale in (1.0, 0.1, 10.0):  # of the layer alone changes nothing
+        assert second_to_go(0.99, scale) == "b"
+        assert second_to_go(1.01, scale) == "a"
+    assert second_to_go(1.01, curvature=1e-30) == "a"
+
+    # a: sigma^2 share 1 / 101; b: 4 / 104, worth the same at sqrt(F) ||C|| smaller by 3.88.
+    weaker = {"a": one, "b": diagonal(10.0, 2.0)}
+    norms = [101**0.5, 104**0.5]
+    for factor, gone in ((3.87, "a"), (3.89, "b")):
+        layers = {
+            name: layer._replace(curvature=torch.tensor((weight / norm) ** 2))
+            for (name, layer), norm, weight in zip(
+                weaker.items(), norms, (factor, 1.0), strict=True
+            )
+        }
+        ranks = chosen(tdlrt.ParameterBudget(parameters=67), layers)
+        assert ranks[gone] == [1, 1]
+
+
+def test_a_layer_of_unknown_curvature_counts_like_the_mean():
+    layers = {
+        "known": diagonal(10.0, 1.0)._replace(curvature=torch.tensor(1e-12)),
+        "unknown": diagonal(10.0, 1.01),
+        "dead": diagonal(10.0, 1.02)._replace(curvature=torch.tensor(0.0)),
+    }
+    ranks = chosen(tdlrt.ParameterBudget(parameters=44 + 44 + 21), layers)
+    assert ranks == {"known": [1, 1], "unknown": [2, 2], "dead": [2, 2]}
+
+
+def test_a_resting_layer_keeps_its_ranks_and_the_others_share_the_rest():
+    layers = {"moving": diagonal(3.0, 2.0, 1.0), "resting": diagonal(3.0, 2.0, 1.0)}
+    layers["resting"] = layers["resting"]._replace(resting=True)
+    ranks = chosen(tdlrt.ParameterBudget(parameters=69 + 44), layers)
+    assert ranks == {"moving": [2, 2], "resting": [3, 3]}
+
+
 def test_a_matrix_loses_both_modes_together_and_an_unfactorised_mode_nothing():
     layers = {
         "linear": diagonal(3.0, 2.0, 1.0),
@@ -446,6 +497,15 @@ def test_a_pattern_without_a_layer_and_a_policy_that_is_none():
         ByName({"fc1": 0.1})
     with pytest.raises(tdlrt.RankError, match=r"fraction: got 0\.1, but the smallest"):
         ByName({"fc2": tdlrt.ParameterBudget(0.1)}).check(layers)
+
+
+def test_a_pattern_whose_layers_are_all_taken():
+    layers = {name: diagonal(2.0, 1.0) for name in ("conv1", "fc1")}
+    policies = {"*": tdlrt.FixedRank(), "conv*": tdlrt.RelativeTolerance(0.1)}
+    message = r"rank_policy\['conv\*'\]: earlier patterns take all of its layers; put it before"
+    with pytest.raises(tdlrt.NothingMatchedError, match=message):
+        ByName(policies).check(layers)
+    ByName(dict(reversed(policies.items()))).check(layers)
 
 
 def test_settled_policies_by_name():

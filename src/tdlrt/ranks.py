@@ -115,12 +115,17 @@ class Candidate(NamedTuple):
         ranks: The ranks before the step.
         shape: (n_1, ..., n_d) of the weight.
         modes: The modes that are factorised.
+        curvature: Mean square of the entries of grad_C L, averaged over recent steps; None where
+            no gradient was seen yet.
+        resting: Whether the layer keeps its ranks in this step, for want of a gradient.
     """
 
     core: Tensor
     ranks: Sequence[int]
     shape: Sequence[int]
     modes: Collection[int]
+    curvature: Tensor | None = None
+    resting: bool = False
 
 
 class RankPolicy(ABC):
@@ -232,11 +237,15 @@ class RelativeTolerance(RankPolicy):
 
 @dataclass(frozen=True)
 class ParameterBudget(RankPolicy):
-    """One number of parameters for the whole network, spent where singular values are largest.
+    """One number of parameters for the whole network, spent where it matters most.
 
-    Among all layers and modes the direction goes first whose relative squared singular value
-    sigma^2 / ||C||^2, per parameter that goes with it, is smallest, until what is left fits. The
-    squared relative error of a layer is at most the sum of what it lost.
+    Among all layers and modes the direction goes first that is worth least per parameter that goes
+    with it, until what is left fits. With F the mean square of the gradient of the layer's core, a
+    direction with singular value sigma is worth sigma^2 sqrt(F) / ||C||: the geometric mean of its
+    share of the layer, sigma^2 / ||C||^2, and of the rise in the loss that an empirical Fisher
+    matrix F I expects from its removal, sigma^2 F. Neither depends on the scale of a layer.
+
+    A layer without a gradient keeps its ranks, and the others share what it leaves of the budget.
 
     Args:
         fraction: Share in (0, 1] of the parameters of the dense weights of the Tucker layers, or
@@ -275,24 +284,36 @@ class ParameterBudget(RankPolicy):
 
     def rules(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, RankRule]:
         """Rules that keep the ranks which fit the budget of this step together."""
-        shares = {name: _Share(name, candidate, self) for name, candidate in candidates.items()}
+        moving = {name: c for name, c in candidates.items() if not c.resting}
+        sensitivities = self.sensitivities(moving)
+        shares = {name: _Share(c, self, sensitivities[name]) for name, c in moving.items()}
         if self.parameters is not None:
             limit = _value(self.parameters, step)
         else:
             limit = _value(self.fraction or 0.0, step) * _dense_parameters(candidates)
-        _spend(list(shares.values()), limit * (1 + self.spare))
-        return {name: _keep(share.ranks) for name, share in shares.items()}
+        taken = sum(_parameters(c.ranks, c) for c in candidates.values() if c.resting)
+        _spend(list(shares.values()), limit * (1 + self.spare) - taken)
+        return {
+            name: _keep(shares[name].ranks if name in shares else candidate.ranks)
+            for name, candidate in candidates.items()
+        }
 
-    def worth(self, name: str, candidate: Candidate, mode: int) -> Tensor:
-        """What each direction of a mode is worth: sigma_k^2 / ||C||^2, largest sigma first.
+    def sensitivities(self, candidates: Mapping[str, Candidate]) -> dict[str, float]:
+        """How much a relative error of each layer matters: sqrt(F) ||C||, its mean set to 1.
+
+        It is 1, too, for a layer that has had no gradient, or only zeros, so far.
 
         Args:
-            name: Name of the layer.
-            candidate: The layer.
-            mode: The mode.
+            candidates: The layers by name.
         """
-        norm = max(_squared_norm(candidate.core), torch.finfo(torch.float64).tiny)
-        return squared_singular_values(candidate.core, mode) / norm
+        known = {
+            name: math.sqrt(float(c.curvature) * _squared_norm(c.core))
+            for name, c in candidates.items()
+            if c.curvature is not None
+        }
+        known = {name: value for name, value in known.items() if value > 0}
+        mean = sum(known.values()) / max(1, len(known))
+        return {name: known[name] / mean if name in known else 1.0 for name in candidates}
 
     def check(self, candidates: Mapping[str, Candidate]) -> None:
         """Refuse a budget below the smallest possible one.
@@ -364,7 +385,14 @@ class ByName(RankPolicy):
                     f"rank_policy[{pattern!r}]: matches none of the Tucker layers "
                     f"{', '.join(candidates)}"
                 )
-        for policy, group in self._groups(candidates):
+        groups = self._groups(candidates)
+        for pattern, policy in self.policies.items():
+            if not any(policy is used for used, _ in groups):
+                raise NothingMatchedError(
+                    f"rank_policy[{pattern!r}]: earlier patterns take all of its layers; put it "
+                    "before them"
+                )
+        for policy, group in groups:
             policy.check(group)
 
     def settled(self) -> ByName:
@@ -388,14 +416,16 @@ class ByName(RankPolicy):
 class _Share:
     """What a layer has under a budget: its ranks, and what the next smaller ones would cost."""
 
-    def __init__(self, name: str, candidate: Candidate, policy: ParameterBudget) -> None:
+    def __init__(self, candidate: Candidate, policy: ParameterBudget, sensitivity: float) -> None:
         self.candidate, self.bounds = candidate, policy
         self.groups = _rank_groups(candidate)
         self.ranks = list(candidate.core.shape)
         self.values: dict[tuple[int, ...], list[float]] = {}
+        norm = max(_squared_norm(candidate.core), torch.finfo(torch.float64).tiny)
         for group in self.groups:
             shortest = min(group, key=lambda mode: candidate.core.shape[mode])
-            values = policy.worth(name, candidate, shortest).tolist()
+            squares = squared_singular_values(candidate.core, shortest)
+            values = (squares * (sensitivity / norm)).tolist()
             self.values[group] = values
             self.change(group, min(len(values), policy.max_rank or len(values)))
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tdlrt.errors import NothingMatchedError
 from tdlrt.linalg import unfold
-from tdlrt.nn import TuckerLayer
+from tdlrt.nn.layer import tucker_layers
 
 __all__ = ["spectral_penalty"]
 
@@ -33,11 +32,7 @@ def spectral_penalty(model: nn.Module) -> Tensor:
 
     Source: arXiv:2505.08022, for matrices.
     """
-    layers = [module for module in model.modules() if isinstance(module, TuckerLayer)]
-    if not layers:
-        raise NothingMatchedError(
-            "model: got one without Tucker layers; call tdlrt.factorize_(model) first"
-        )
+    layers = tucker_layers(model).values()
     terms = [_spread(layer.core, mode) for layer in layers for mode in layer.learned_modes]
     return torch.stack(terms).sum()
 

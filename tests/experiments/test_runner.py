@@ -262,7 +262,15 @@ def test_termination_signal_stores_a_checkpoint_too(tmp_path):
     assert RunDirectory(tmp_path / "run").checkpoint.exists()
 
 
-def test_second_signal_stops_at_once():
+@pytest.fixture
+def ordinary_interrupts():
+    """SIGINT as Python has it, whatever the shell that started the tests says."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_second_signal_stops_at_once(ordinary_interrupts):
     with stop_requests() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.is_set()

@@ -81,6 +81,54 @@ def test_a_network_stays_within_its_budget_after_every_step(integrator):
 
 
 @INTEGRATORS
+def test_a_budget_goes_on_after_a_reload_as_if_there_had_been_none(integrator):
+    """What it knows of the layers' gradients is part of the state."""
+    ramp = tdlrt.LinearSchedule(0.9, 0.2, steps=8)
+    options = {"tau": None, "rank_policy": tdlrt.ParameterBudget(ramp), "integrator": integrator}
+    problem, fresh = Small(**options), Small(seed=1, **options)
+    problem.step(4)
+    fresh.model.load_state_dict(problem.model.state_dict())
+    fresh.optimizer.load_state_dict(copy.deepcopy(problem.optimizer.state_dict()))
+    for one in (problem, fresh):
+        one.step(4)
+    assert_same(problem.optimizer.state_dict(), fresh.optimizer.state_dict())
+    assert_same(problem.model.state_dict(), fresh.model.state_dict())
+
+
+def test_a_layer_without_a_gradient_counts_in_the_budget():
+    problem = Small(tau=None, rank_policy=tdlrt.ParameterBudget(0.4))
+    conv, linear = problem.layers
+    conv.requires_grad_(False)
+    before = [parameter.clone() for parameter in conv.parameters()]
+    problem.step(3)
+    assert_same(before, list(conv.parameters()))
+    report = tdlrt.summary(problem.model)
+    assert report.parameters <= 0.4 * report.dense_parameters
+    assert linear.weight_parameters < 0.4 * linear.to_dense().weight.numel()
+
+
+@INTEGRATORS
+@pytest.mark.parametrize("gain", [0.1, 10.0])
+def test_the_curvature_is_the_running_mean_square_of_the_core_gradient(integrator, gain):
+    problem = Small("sgd", lr=1e-9, tau=None, rank_policy=tdlrt.FixedRank(), integrator=integrator)
+    squares, gradients = [], []
+    for scale in (1.0, gain):
+
+        def closure(scale=scale):
+            problem.optimizer.zero_grad()
+            loss = scale * problem.loss()
+            loss.backward()
+            gradients[:] = [layer.core.grad.double() for layer in problem.layers]
+            return loss
+
+        problem.optimizer.step(closure)  # `bug` observes the last of its evaluations
+        squares.append([float(gradient.square().mean()) for gradient in gradients])
+    found = problem.optimizer.state_dict()["tdlrt"]["curvatures"].values()
+    for value, first, second in zip(found, *squares, strict=True):
+        assert float(value) == pytest.approx(0.9 * first + 0.1 * second, rel=1e-4)
+
+
+@INTEGRATORS
 def test_a_tolerance_follows_its_schedule_by_whole_steps(integrator):
     ramp = tdlrt.LinearSchedule(0.0, 0.6, steps=3)
     problem = Small(tau=None, rank_policy=tdlrt.RelativeTolerance(ramp), integrator=integrator)

@@ -9,7 +9,13 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tdlrt.errors import IntegratorStateError, NonFiniteError, RankError, StateDictError
+from tdlrt.errors import (
+    IntegratorStateError,
+    NonFiniteError,
+    NothingMatchedError,
+    RankError,
+    StateDictError,
+)
 from tdlrt.linalg import (
     TuckerTensor,
     check_ranks,
@@ -22,7 +28,7 @@ from tdlrt.linalg import (
 from tdlrt.ranks import RankSpec, initial_rank_rule
 from tdlrt.tables import format_shape
 
-__all__ = ["FactorList", "Modes", "TuckerLayer", "weight_shape"]
+__all__ = ["FactorList", "Modes", "TuckerLayer", "tucker_layers", "weight_shape"]
 
 Modes: TypeAlias = Literal["all", "channels"]
 
@@ -216,6 +222,22 @@ class TuckerLayer(nn.Module):
             ) from error
         if tuple(core.shape) != self.ranks:
             self.resize_(core, factors)
+
+
+def tucker_layers(model: nn.Module) -> dict[str, TuckerLayer]:
+    """The Tucker layers of a model by name.
+
+    Raises:
+        NothingMatchedError: There is none.
+    """
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, TuckerLayer)
+    }
+    if not layers:
+        raise NothingMatchedError(
+            "model: got one without Tucker layers; call tdlrt.factorize_(model) first"
+        )
+    return layers
 
 
 def weight_shape(module: nn.Module) -> tuple[int, ...]:

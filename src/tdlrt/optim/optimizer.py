@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from tdlrt.errors import (
     IntegratorStateError,
     NonFiniteError,
-    NothingMatchedError,
     RankError,
     UnsupportedOptimizerError,
 )
-from tdlrt.nn import TuckerLayer
+from tdlrt.nn.layer import tucker_layers
 from tdlrt.optim.adam import AdamRule, AdamWRule
 from tdlrt.optim.rule import Rule
 from tdlrt.optim.sgd import SGDRule
@@ -46,6 +45,9 @@ _EXTRA = "tdlrt"
 
 # Steps without a look at a layer's ranks after which a user is told.
 _LONG_WITHOUT_ADAPTATION = 1000
+
+# Share of the past in the running mean of squared gradients of the cores.
+_CURVATURE_DECAY = 0.9
 
 
 class TDLRT(torch.optim.Optimizer):
@@ -113,15 +115,7 @@ class TDLRT(torch.optim.Optimizer):
         self.adapt_every = adapt_every
         self.core_steps = core_steps
         self.freeze_after = freeze_after
-        self._slots = {
-            name: LayerSlot(name, module)
-            for name, module in model.named_modules()
-            if isinstance(module, TuckerLayer)
-        }
-        if not self._slots:
-            raise NothingMatchedError(
-                "model: got one without Tucker layers; call tdlrt.factorize_(model) first"
-            )
+        self._slots = {name: LayerSlot(name, layer) for name, layer in tucker_layers(model).items()}
         self._names: dict[Tensor, str] = {
             parameter: name for name, parameter in model.named_parameters()
         }
@@ -131,6 +125,7 @@ class TDLRT(torch.optim.Optimizer):
         self._core_steps_left = 0
         self._resting_ranks: dict[str, list[int]] = {}
         self._examined = dict.fromkeys(self._slots, 0)
+        self._curvatures: dict[str, Tensor] = {}
         self._warned = False
         self._check_policy(policy)
         self._rank_policy = policy
@@ -342,6 +337,7 @@ class TDLRT(torch.optim.Optimizer):
         for name, slot in self._active_slots().items():
             rule = self._rule(name)
             iterate, gradient = slot.iterate(self.state, rule), slot.gradient()
+            self._observe(name, gradient.core)
             if examined:
                 augmented[name] = augmented_step(iterate, gradient, rule)
             else:
@@ -367,7 +363,9 @@ class TDLRT(torch.optim.Optimizer):
             slot, rule = self._slots[name], self._rule(name)
             lifted[name] = slot.lifted(self.state, rule)
             if slot.layer.core.grad is not None:
-                lifted[name] = core_step(lifted[name], slot.core_gradient(), rule)
+                gradient = slot.core_gradient()
+                self._observe(name, gradient)
+                lifted[name] = core_step(lifted[name], gradient, rule)
         examined = lifted if last and self._examines() else {}
         steps: dict[str, Augmented | Lifted] = {**lifted}
         if self._settling:  # it is for the layers, too, that this step left alone
@@ -380,6 +378,14 @@ class TDLRT(torch.optim.Optimizer):
             self._finish_step(examined)
         else:
             self._plain_step()
+
+    def _observe(self, name: str, core_gradient: Tensor) -> None:
+        """Take a gradient into the running mean square of the entries of grad_C L."""
+        square = core_gradient.double().square().mean()
+        past = self._curvatures.get(name)
+        self._curvatures[name] = (
+            square if past is None else torch.lerp(square, past.to(square), _CURVATURE_DECAY)
+        )
 
     def _finish_step(self, examined: Iterable[str]) -> None:
         self._plain_step()
@@ -428,11 +434,13 @@ class TDLRT(torch.optim.Optimizer):
 
     def _retracted(self, steps: Mapping[str, Augmented | Lifted]) -> dict[str, Iterate]:
         """Truncate all layers to the ranks that the policy chooses for them together."""
-        policy = self._policy()
-        rules = policy.rules(
-            {name: self._candidate(name, step.point.core) for name, step in steps.items()},
-            self._steps + 1,
-        )
+        candidates = {
+            name: self._candidate(name, steps[name].point.core)
+            if name in steps
+            else self._candidate(name, slot.layer.core.detach())._replace(resting=True)
+            for name, slot in self._slots.items()
+        }
+        rules = self._policy().rules(candidates, self._steps + 1)
         updates = {}
         for name, step in steps.items():
             rule = self._rule(name)
@@ -446,7 +454,8 @@ class TDLRT(torch.optim.Optimizer):
     def _candidate(self, name: str, core: Tensor) -> Candidate:
         layer = self._slots[name].layer
         ranks = self._resting_ranks.get(name, layer.ranks)
-        return Candidate(core, ranks, layer.shape, layer.learned_modes)
+        curvature = self._curvatures.get(name)
+        return Candidate(core, ranks, layer.shape, layer.learned_modes, curvature)
 
     def _rule(self, name: str) -> Rule:
         return self._rule_type.from_group(self.param_groups[self._group_of[name]])
@@ -524,6 +533,7 @@ class TDLRT(torch.optim.Optimizer):
             "settling": self._settling,
             "core_steps_left": self._core_steps_left,
             "resting_ranks": {name: list(ranks) for name, ranks in self._resting_ranks.items()},
+            "curvatures": dict(self._curvatures),
         }
         return state
 
@@ -565,6 +575,7 @@ class TDLRT(torch.optim.Optimizer):
         self._examined = dict.fromkeys(self._slots, self._steps)
         self._core_steps_left = extra["core_steps_left"]
         self._resting_ranks = {name: list(ranks) for name, ranks in extra["resting_ranks"].items()}
+        self._curvatures = dict(extra.get("curvatures", {}))
 
     def _check_shapes(self, state_dict: dict[str, Any]) -> None:
         groups = state_dict["param_groups"]

@@ -1,8 +1,12 @@
-"""Which directions a budget should keep: three measures of their worth, LeNet-5 on MNIST.
+"""Which directions a budget should keep: measures of their worth compared, LeNet-5 on MNIST.
 
     python benchmarks/rank_criteria.py --data-dir DATA_DIR
 
-- relative: sigma^2 / ||C||^2, what `ParameterBudget` uses; its runs are those of `mnist_budget`.
+With F the mean square of the gradient of a layer's core (`ParameterBudget`):
+
+- library: sigma^2 sqrt(F) / ||C||, as in `ParameterBudget`; its runs are those of `mnist_budget`.
+- relative: sigma^2 / ||C||^2.
+- fisher: sigma^2 F.
 - absolute: sigma^2.
 - sensitivity: |sigma dL/dsigma| = |u^T Mat_i(D) Mat_i(C)^T u| for a left singular vector u of
   Mat_i(C), with the direction D of the optimiser, its average of gradients, in place of a gradient.
@@ -15,6 +19,7 @@ in docs/algorithm.md.
 import argparse
 import json
 import statistics
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,7 +33,7 @@ from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.data import ImageData, load_data
 from tdlrt.experiments.results import machine, versions
 from tdlrt.experiments.training import Training
-from tdlrt.linalg import squared_singular_values, unfold
+from tdlrt.linalg import unfold
 from tdlrt.ranks import Candidate, ParameterBudget
 
 RESULT = RESULTS / "rank_criteria.json"
@@ -74,12 +79,33 @@ def measure(config: RunConfig, data: ImageData, criterion: str) -> dict[str, Any
     }
 
 
+def relative(training: Training, options: dict[str, Any]) -> ParameterBudget:
+    """A budget that takes all layers for equally sensitive."""
+
+    class Relative(ParameterBudget):
+        def sensitivities(self, candidates: Mapping[str, Candidate]) -> dict[str, float]:
+            return dict.fromkeys(candidates, 1.0)
+
+    return Relative(**options)
+
+
+def fisher(training: Training, options: dict[str, Any]) -> ParameterBudget:
+    """A budget that keeps what an empirical Fisher matrix F I says."""
+
+    class Fisher(ParameterBudget):
+        def sensitivities(self, candidates: Mapping[str, Candidate]) -> dict[str, float]:
+            known = super().sensitivities(candidates)
+            return {name: value**2 for name, value in known.items()}
+
+    return Fisher(**options)
+
+
 def absolute(training: Training, options: dict[str, Any]) -> ParameterBudget:
     """A budget that compares singular values across layers as they are."""
 
     class Absolute(ParameterBudget):
-        def worth(self, name: str, candidate: Candidate, mode: int) -> Tensor:
-            return squared_singular_values(candidate.core, mode)
+        def sensitivities(self, candidates: Mapping[str, Candidate]) -> dict[str, float]:
+            return {name: float(c.core.double().square().sum()) for name, c in candidates.items()}
 
     return Absolute(**options)
 
@@ -89,6 +115,9 @@ def sensitivity(training: Training, options: dict[str, Any]) -> ParameterBudget:
     layers = dict(training.model.named_modules())
 
     class Sensitivity(ParameterBudget):
+        def sensitivities(self, candidates: Mapping[str, Candidate]) -> dict[str, float]:
+            return dict.fromkeys(candidates, 1.0)
+
         def worth(self, name: str, candidate: Candidate, mode: int) -> Tensor:
             core, before = candidate.core, layers[name].core.detach()
             padding = [k for n, r in zip(core.shape, before.shape, strict=True) for k in (n - r, 0)]
@@ -102,7 +131,12 @@ def sensitivity(training: Training, options: dict[str, Any]) -> ParameterBudget:
     return Sensitivity(**options)
 
 
-CRITERIA = {"absolute": absolute, "sensitivity": sensitivity}
+CRITERIA = {
+    "relative": relative,
+    "fisher": fisher,
+    "absolute": absolute,
+    "sensitivity": sensitivity,
+}
 
 
 def store(runs: list[dict[str, Any]]) -> None:
@@ -120,10 +154,10 @@ def write_table(runs: list[dict[str, Any]]) -> None:
     """Put the comparison in the document."""
     seeds = sorted({run["seed"] for run in runs})
     lines = [f"| worth | {' | '.join(f'accuracy, {row}' for row in ROWS)} |", "| --- | --- | --- |"]
-    for criterion in ("relative", *CRITERIA):
+    for criterion in ("library", *CRITERIA):
         cells = []
         for row in ROWS:
-            if criterion == "relative":
+            if criterion == "library":
                 files = [RESULTS / "mnist_budget" / f"{row}_seed{seed}.json" for seed in seeds]
                 found = [json.loads(file.read_text()) for file in files]
             else:

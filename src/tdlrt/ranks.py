@@ -286,7 +286,7 @@ class ParameterBudget(RankPolicy):
         """Rules that keep the ranks which fit the budget of this step together."""
         moving = {name: c for name, c in candidates.items() if not c.resting}
         sensitivities = self.sensitivities(moving)
-        shares = {name: _Share(c, self, sensitivities[name]) for name, c in moving.items()}
+        shares = {name: _Share(name, c, self, sensitivities[name]) for name, c in moving.items()}
         if self.parameters is not None:
             limit = _value(self.parameters, step)
         else:
@@ -297,6 +297,17 @@ class ParameterBudget(RankPolicy):
             name: _keep(shares[name].ranks if name in shares else candidate.ranks)
             for name, candidate in candidates.items()
         }
+
+    def worth(self, name: str, candidate: Candidate, mode: int) -> Tensor:
+        """Share of the layer in each direction of a mode: sigma_k^2 / ||C||^2, largest sigma first.
+
+        Args:
+            name: Name of the layer.
+            candidate: The layer.
+            mode: The mode.
+        """
+        norm = max(_squared_norm(candidate.core), torch.finfo(torch.float64).tiny)
+        return squared_singular_values(candidate.core, mode) / norm
 
     def sensitivities(self, candidates: Mapping[str, Candidate]) -> dict[str, float]:
         """How much a relative error of each layer matters: sqrt(F) ||C||, its mean set to 1.
@@ -416,16 +427,16 @@ class ByName(RankPolicy):
 class _Share:
     """What a layer has under a budget: its ranks, and what the next smaller ones would cost."""
 
-    def __init__(self, candidate: Candidate, policy: ParameterBudget, sensitivity: float) -> None:
+    def __init__(
+        self, name: str, candidate: Candidate, policy: ParameterBudget, sensitivity: float
+    ) -> None:
         self.candidate, self.bounds = candidate, policy
         self.groups = _rank_groups(candidate)
         self.ranks = list(candidate.core.shape)
         self.values: dict[tuple[int, ...], list[float]] = {}
-        norm = max(_squared_norm(candidate.core), torch.finfo(torch.float64).tiny)
         for group in self.groups:
             shortest = min(group, key=lambda mode: candidate.core.shape[mode])
-            squares = squared_singular_values(candidate.core, shortest)
-            values = (squares * (sensitivity / norm)).tolist()
+            values = (sensitivity * policy.worth(name, candidate, shortest)).tolist()
             self.values[group] = values
             self.change(group, min(len(values), policy.max_rank or len(values)))
 

@@ -27,6 +27,7 @@ def test_logits_and_gradients_on_every_image_size(name, shape):
         ("lenet5", (1, 8, 8), 131_080),
         ("rescnn", (3, 32, 32), 1_228_970),
         ("vgg16", (3, 32, 32), 14_724_042),
+        ("alexnet", (3, 32, 32), 23_272_266),
         ("resnet18", (3, 32, 32), 11_173_962),
     ],
 )

@@ -82,6 +82,31 @@ def _vgg16(image_shape: ImageShape, classes: int) -> nn.Module:
     return net
 
 
+def _alexnet(image_shape: ImageShape, classes: int) -> nn.Module:
+    """AlexNet in its CIFAR form: 3x3 kernels, two hidden layers of 4096 with dropout."""
+    halvings = _halvings(image_shape, smallest=2, most=4)
+    net, channels = nn.Sequential(), image_shape[0]
+    # The first halving is the stride of the first layer, the others are pools behind 1, 2 and 5.
+    pools = (5, 2, 1)[:halvings]
+    for number, width in enumerate((64, 192, 384, 256, 256), start=1):
+        stride = 2 if number == 1 and halvings == 4 else 1
+        net.add_module(f"conv{number}", nn.Conv2d(channels, width, 3, stride, padding=1))
+        net.add_module(f"relu{number}", nn.ReLU())
+        channels = width
+        if number in pools:
+            net.add_module(f"pool{number}", nn.MaxPool2d(2, ceil_mode=True))
+    net.add_module("pool", nn.AdaptiveAvgPool2d(2))
+    net.add_module("flatten", nn.Flatten())
+    features = 4 * channels
+    for number in (1, 2):
+        net.add_module(f"dropout{number}", nn.Dropout())
+        net.add_module(f"fc{number}", nn.Linear(features, 4096))
+        net.add_module(f"relu{5 + number}", nn.ReLU())
+        features = 4096
+    net.add_module("head", nn.Linear(features, classes))
+    return net
+
+
 def _resnet18(image_shape: ImageShape, classes: int) -> nn.Module:
     """ResNet-18 in its CIFAR form: 3x3 stem without max-pool, two blocks per stage."""
     return _residual_network(image_shape, classes, stem=64, stages=(64, 128, 256, 512), depth=2)
@@ -152,5 +177,6 @@ MODELS: dict[str, Callable[[ImageShape, int], nn.Module]] = {
     "lenet5": _lenet5,
     "rescnn": _rescnn,
     "vgg16": _vgg16,
+    "alexnet": _alexnet,
     "resnet18": _resnet18,
 }

@@ -1,0 +1,353 @@
+"""Time of a training step and of inference: Tucker networks against dense and what else there is.
+
+    python benchmarks/speed.py
+    python benchmarks/speed.py --models vgg16 --batches 64 --threads 2 --ranks 0.2 0.1
+
+Needs the extra `bench`. For a model, a batch size and a number of threads all methods are timed in
+turn, round after round, in one process, and every time is the median of the rounds; ratios are to
+the dense network, the faster of its NCHW and channels_last forms.
+
+- dense, dense channels_last: the network as it is, torch's SGD with momentum.
+- tdlrt: `parallel` examining ranks in every step and every 10, and `bug`; `to_plain` for inference.
+- tltorch factorized, reconstructed: TensorLy-Torch's Tucker convolutions at the same ranks (linear
+  layers stay dense), torch's SGD.
+- posthoc: TensorLy's partial Tucker of the channel modes at the same ranks, three convolutions.
+- pruned: Torch-Pruning, whole channels, to the same number of parameters.
+
+Writes benchmarks/results/speed.json, group after group; groups that are there are skipped.
+`python benchmarks/benchmarks_page.py` makes docs/benchmarks.md from it.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import tdlrt
+from tdlrt.experiments.models import build_model
+from tdlrt.experiments.results import machine, versions, write_atomically
+
+RESULT = Path(__file__).parent / "results/speed.json"
+MODELS = ("vgg16", "resnet18", "alexnet", "linears")
+LR = 1e-6  # ranks stay at their start, and so does the work
+
+Run = Callable[[], Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--ranks", type=float, nargs="+", default=[0.5, 0.3, 0.2, 0.1, 0.05])
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 1, 256])
+    parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each group")
+    parser.add_argument("--only", nargs="+", default=None, help="methods; default: all")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    groups = json.loads(arguments.out.read_text())["groups"] if arguments.out.exists() else []
+    done = {key(group) for group in groups}
+    for model in arguments.models:
+        for batch in arguments.batches:
+            for threads in arguments.threads:
+                for rank in arguments.ranks:
+                    group = {"model": model, "batch": batch, "threads": threads, "rank": rank}
+                    if key(group) in done:
+                        continue
+                    torch.set_num_threads(threads)
+                    group |= measure(model, batch, rank, arguments.rounds, arguments.only)
+                    groups.append(group | {"machine": machine(torch.device("cpu"))})
+                    print(json.dumps(group), flush=True)
+                    store(arguments.out, groups)
+
+
+def key(group: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(group[name] for name in ("model", "batch", "threads", "rank"))
+
+
+def store(path: Path, groups: list[dict[str, Any]]) -> None:
+    result = {
+        "command": "python benchmarks/speed.py",
+        "versions": versions(),
+        "groups": groups,
+    }
+    text = json.dumps(result, indent=1) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def measure(
+    model: str, batch: int, rank: float, rounds: int, only: Sequence[str] | None
+) -> dict[str, Any]:
+    """Median milliseconds of every method's training step, passes and inference."""
+    network, shape = build(model)
+    inputs, labels = torch.randn(batch, *shape), torch.randint(0, 10, (batch,))
+    cases: dict[str, dict[str, Run]] = {}
+    compression = None
+    for name, make in methods(network, rank, shape).items():
+        if only is None or name in only or name.startswith("dense"):
+            subject = make()
+            if name.startswith("tdlrt") and compression is None:
+                compression = tdlrt.summary(subject.train).compression
+            cases[name] = runs(subject, inputs, labels)
+    times: dict[str, dict[str, list[float]]] = {
+        name: {what: [] for what in case} for name, case in cases.items()
+    }
+    for round_ in range(rounds + 1):
+        for name, case in cases.items():
+            for what, run in case.items():
+                seconds = run.seconds()
+                if round_:  # the first warms up
+                    times[name][what].append(seconds)
+    return {
+        "compression": compression,
+        "parameters": {name: case["inference"].parameters for name, case in cases.items()},
+        "ms": {
+            name: {what: 1e3 * statistics.median(values) for what, values in case.items()}
+            for name, case in times.items()
+        },
+    }
+
+
+class Subject:
+    """A network to train and the one that is used afterwards.
+
+    Args:
+        train: The network that is trained.
+        optimizer: Its optimiser.
+        plain: The network for inference; the same by default.
+        channels_last: Whether the inputs come so.
+        period: Steps that are timed together, as they differ.
+    """
+
+    def __init__(
+        self,
+        train: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        plain: nn.Module | None = None,
+        channels_last: bool = False,
+        period: int = 1,
+    ) -> None:
+        self.train = train
+        self.optimizer = optimizer or torch.optim.SGD(train.parameters(), lr=LR, momentum=0.9)
+        self.plain = copy.deepcopy(train if plain is None else plain).eval()
+        self.channels_last = channels_last
+        self.period = period
+
+
+class Timed:
+    """Something to time, and the number of parameters of the network behind it."""
+
+    def __init__(self, run: Run, model: nn.Module, period: int = 1) -> None:
+        self.run, self.period = run, period
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+
+    def seconds(self) -> float:
+        """Mean time over a whole number of periods that take a twentieth of a second in all."""
+        start, runs = time.perf_counter(), 0
+        while not runs or (runs < 20 * self.period and time.perf_counter() - start < 0.05):
+            for _ in range(self.period):
+                self.run()
+            runs += self.period
+        return (time.perf_counter() - start) / runs
+
+
+def runs(subject: Subject, inputs: Tensor, labels: Tensor) -> dict[str, Timed]:
+    """What is timed: passes (forward and backward), the whole step, inference."""
+    if subject.channels_last and inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+
+    def closure() -> Tensor:
+        subject.optimizer.zero_grad()
+        loss = F.cross_entropy(subject.train(inputs), labels)
+        loss.backward()
+        return loss
+
+    @torch.inference_mode()
+    def infer() -> None:
+        subject.plain(inputs)
+
+    return {
+        "passes": Timed(closure, subject.train),
+        "step": Timed(lambda: subject.optimizer.step(closure), subject.train, subject.period),
+        "inference": Timed(infer, subject.plain),
+    }
+
+
+def build(model: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """A network and the shape of an input."""
+    torch.manual_seed(0)
+    if model != "linears":
+        return build_model(model, (3, 32, 32), 10), (3, 32, 32)
+    layers = OrderedDict(embed=nn.Linear(384, 384))
+    for number in range(1, 5):  # the linear maps of four blocks of a ViT-S, on 65 tokens
+        layers[f"up{number}"] = nn.Linear(384, 1536)
+        layers[f"gelu{number}"] = nn.GELU()
+        layers[f"down{number}"] = nn.Linear(1536, 384)
+    return Tokens(nn.Sequential(layers)), (65, 384)
+
+
+class Tokens(nn.Module):
+    """Linear maps on tokens, their mean and a head."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(384, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to (batch, tokens, features)."""
+        return self.head(self.body(x).mean(dim=1))
+
+
+def methods(
+    network: nn.Module, rank: float, shape: tuple[int, ...]
+) -> dict[str, Callable[[], Subject]]:
+    """A maker for every method that fits the network."""
+    dense = {
+        "dense": lambda: Subject(copy.deepcopy(network)),
+        "dense channels_last": lambda: Subject(channels_last_copy(network), channels_last=True),
+    }
+    ours = {
+        "tdlrt parallel": lambda: tucker(network, rank, shape),
+        "tdlrt parallel every 10": lambda: tucker(network, rank, shape, adapt_every=10),
+        "tdlrt bug": lambda: tucker(network, rank, shape, integrator="bug"),
+    }
+    if not any(isinstance(module, nn.Conv2d) for module in network.modules()):
+        del dense["dense channels_last"]
+        return {**dense, **ours}
+    others = {
+        "tltorch factorized": lambda: tltorch_network(network, rank, "factorized"),
+        "tltorch reconstructed": lambda: tltorch_network(network, rank, "reconstructed"),
+        "posthoc": lambda: Subject(posthoc(network, rank)),
+        "pruned": lambda: Subject(pruned(network, rank, shape), channels_last=True),
+    }
+    return {**dense, **ours, **others}
+
+
+def channels_last_copy(network: nn.Module) -> nn.Module:
+    return copy.deepcopy(network).to(memory_format=torch.channels_last)
+
+
+def tucker(network: nn.Module, rank: float, shape: tuple[int, ...], **options: Any) -> Subject:
+    """A Tucker network that examines its ranks and does not change them."""
+    model = copy.deepcopy(network)
+    tdlrt.factorize_(model, rank=rank)
+    optimizer = tdlrt.TDLRT(
+        model,
+        torch.optim.SGD,
+        lr=LR,
+        momentum=0.9,
+        rank_policy=tdlrt.RelativeTolerance(0.01),
+        **options,
+    )
+    period = options.get("adapt_every", 1)
+    plain = tdlrt.to_plain(model)
+    return Subject(model, optimizer, plain, channels_last=True, period=period)
+
+
+def tucker_shapes(network: nn.Module, rank: float) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Convolutions that TDLRT would factorise, with their ranks."""
+    report = tdlrt.factorize_(copy.deepcopy(network), rank=rank, dry_run=True)
+    for row in report.factorized:
+        if row.kind == "Conv2d" and row.ranks is not None:
+            yield row.name, row.ranks
+
+
+def replace(network: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, layer)
+
+
+def tltorch_network(network: nn.Module, rank: float, implementation: str) -> Subject:
+    """TensorLy-Torch's convolutions at random weights of the same ranks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import tltorch
+
+        model = copy.deepcopy(network)
+        for name, ranks in tucker_shapes(network, rank):
+            layer = tltorch.FactorizedConv.from_conv(
+                model.get_submodule(name),
+                rank=ranks,
+                decompose_weights=False,
+                factorization="tucker",
+                implementation=implementation,
+            )
+            replace(model, name, layer)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.05)
+    return Subject(model)
+
+
+def posthoc(network: nn.Module, rank: float) -> nn.Module:
+    """Partial Tucker of trained kernels (channel modes), as three convolutions each."""
+    import tensorly
+    from tensorly.decomposition import partial_tucker
+
+    tensorly.set_backend("pytorch")
+    model = copy.deepcopy(network)
+    for name, ranks in tucker_shapes(network, rank):
+        conv: Any = model.get_submodule(name)
+        with torch.no_grad():
+            (core, (out, in_)), _ = partial_tucker(
+                conv.weight, rank=list(ranks[:2]), modes=[0, 1], n_iter_max=1
+            )
+        reduce = nn.Conv2d(conv.in_channels, core.shape[1], 1, bias=False)
+        middle = nn.Conv2d(
+            core.shape[1],
+            core.shape[0],
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            bias=False,
+        )
+        expand = nn.Conv2d(core.shape[0], conv.out_channels, 1, bias=conv.bias is not None)
+        for layer, weight in ((reduce, in_.mT[..., None, None]), (middle, core)):
+            layer.weight.data = weight.contiguous()
+        expand.weight.data = out[..., None, None].contiguous()
+        if conv.bias is not None and expand.bias is not None:
+            expand.bias.data = conv.bias.detach().clone()
+        replace(model, name, nn.Sequential(reduce, middle, expand))
+    return model
+
+
+def pruned(network: nn.Module, rank: float, shape: tuple[int, ...]) -> nn.Module:
+    """Whole channels removed until the network has as many parameters as the Tucker one."""
+    import torch_pruning as tp
+
+    target = copy.deepcopy(network)
+    tdlrt.factorize_(target, rank=rank)
+    wanted = sum(parameter.numel() for parameter in target.parameters())
+    low, high = 0.0, 0.99
+    best = network
+    for _ in range(7):  # bisection: parameters fall with the ratio
+        ratio = (low + high) / 2
+        model = copy.deepcopy(network)
+        head = list(model.modules())[-1]
+        pruner = tp.pruner.MagnitudePruner(
+            model,
+            torch.randn(2, *shape),
+            importance=tp.importance.MagnitudeImportance(p=2),
+            pruning_ratio=ratio,
+            ignored_layers=[head],
+        )
+        pruner.step()
+        best = model
+        if sum(parameter.numel() for parameter in model.parameters()) > wanted:
+            low = ratio
+        else:
+            high = ratio
+    return best.to(memory_format=torch.channels_last)
+
+
+if __name__ == "__main__":
+    main()

@@ -118,15 +118,15 @@ EXPERIMENTS = {
     ),
     "cifar10_rescnn": Experiment(
         note=(
-            "A short schedule on the first 10,000 images, one seed. All methods have the recipes "
-            "of the MNIST table, unchanged: nothing was tuned here. The ranks stay after 95 of "
-            "474 steps, which is early for a network that has learned little by then."
+            "A short schedule on the first 20,000 images. All methods have the recipes of the MNIST "
+            "table. On held-out training images tucker did no better, and dense and TDLRT were not "
+            "tried, at other learning rates."
         ),
         options={
             "model": "rescnn",
             "data": "cifar10",
-            "train_images": 10_000,
-            "epochs": 6,
+            "train_images": 20_000,
+            "epochs": 5,
             "batch_size": 128,
         },
         rows={
@@ -134,9 +134,10 @@ EXPERIMENTS = {
             "budget_0.1": {"budget": 0.1},
             "budget_0.05": {"budget": 0.05},
             "tucker_0.2": {"method": "tucker", "rank": 0.2, "optimizer": "adam", "lr": 0.006},
-            "tucker_0.14": {"method": "tucker", "rank": 0.14, "optimizer": "adam", "lr": 0.006},
+            "tucker_0.3": {"method": "tucker", "rank": 0.3, "optimizer": "adam", "lr": 0.006},
         },
-        seeds=(1,),
+        seeds=(1, 2, 3),
+        in_readme=True,
     ),
 }
 

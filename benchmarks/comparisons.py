@@ -134,7 +134,6 @@ EXPERIMENTS = {
             "budget_0.1": {"budget": 0.1},
             "budget_0.05": {"budget": 0.05},
             "tucker_0.2": {"method": "tucker", "rank": 0.2, "optimizer": "adam", "lr": 0.006},
-            "tucker_0.3": {"method": "tucker", "rank": 0.3, "optimizer": "adam", "lr": 0.006},
         },
         seeds=(1, 2, 3),
         in_readme=True,

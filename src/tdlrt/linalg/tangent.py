@@ -179,7 +179,7 @@ class TangentSpace:
             A matrix of shape n_i x r_i.
         """
         inside = self._lower[mode] - lr * unfold(tangent.core, mode) @ self._rows[mode].mT
-        return self.factors[mode] @ inside - lr * tangent.factors[mode]
+        return torch.addmm(tangent.factors[mode], self.factors[mode], inside, beta=-lr)
 
     def to_tensor(self, tangent: TangentVector) -> Tensor:
         """A tangent vector in full, of shape n_1 x ... x n_d: for checks and small problems."""

@@ -54,7 +54,8 @@ def positive_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
         Q (n x min(n, k), orthonormal columns) and R (min(n, k) x k, upper triangular).
     """
     q, r = torch.linalg.qr(matrix)
-    signs: Tensor = 1 - 2 * (r.diagonal() < 0).to(r.dtype)
+    diagonal = r.diagonal()
+    signs = torch.ones_like(diagonal).copysign_(diagonal)
     return q.mul_(signs), r.mul_(signs[:, None])
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -316,7 +317,6 @@ class TDLRT(torch.optim.Optimizer):
 
     def _advance(self) -> None:
         """Spend the gradients that are there on what is due."""
-        self._check_finite()
         with self._plain_arithmetic():
             if self.integrator == "parallel":
                 self._parallel_pass()
@@ -346,6 +346,7 @@ class TDLRT(torch.optim.Optimizer):
                 augmented[name] = augmented_step(iterate, gradient, rule)
             else:
                 updates[name] = fixed_rank_step(iterate, gradient, rule)
+        self._check_finite(augmented.values(), updates.values())
         self._assign(updates | self._retracted(augmented))
         self._finish_step(augmented)
 
@@ -356,6 +357,7 @@ class TDLRT(torch.optim.Optimizer):
             for name, slot in active.items()
             for rule in [self._rule(name)]
         }
+        self._check_finite(updates.values())
         self._resting_ranks = {name: list(slot.layer.ranks) for name, slot in active.items()}
         self._assign(updates)
         self._core_steps_left = self.core_steps
@@ -368,6 +370,7 @@ class TDLRT(torch.optim.Optimizer):
             lifted[name] = slot.lifted(self.state, rule)
             if slot.layer.core.grad is not None:
                 lifted[name] = core_step(lifted[name], slot.core_gradient(), rule)
+        self._check_finite(lifted.values())
         examined = lifted if last and self._examines() else {}
         steps: dict[str, Augmented | Lifted] = {**lifted}
         if self._settling:  # it is for the layers, too, that this step left alone
@@ -441,6 +444,7 @@ class TDLRT(torch.optim.Optimizer):
             else:
                 modes = self._slots[name].layer.learned_modes
                 updates[name] = retract_lifted(step, rule, rules[name], modes)
+            updates[name].space.settle()
         return updates
 
     def _candidate(self, name: str, core: Tensor) -> Candidate:
@@ -486,14 +490,35 @@ class TDLRT(torch.optim.Optimizer):
         for name, update in updates.items():
             self._slots[name].assign_(update, self.state, self._rule(name))
 
-    def _check_finite(self) -> None:
+    def _check_finite(
+        self, steps: Iterable[Augmented | Lifted], updates: Collection[Iterate] = ()
+    ) -> None:
+        """Refuse values, gradients and results that are not finite, and settle the new spaces.
+
+        One synchronisation for all: the device is not waited for elsewhere in a step at fixed rank.
+        """
         parameters = list(self._names)
         tensors = [p.detach() for p in parameters if p.is_floating_point()]
         tensors += [p.grad for p in parameters if p.grad is not None]
-        # One synchronisation for all. A norm can overflow where no entry does: then look closer.
-        norms = [norm.to(tensors[0].device).float() for norm in torch._foreach_norm(tensors, 2)]
-        if torch.isfinite(torch.stack(norms)).all():
-            return
+        cores = [step.point.core for step in (*steps, *updates)]
+        device = cores[0].device if cores else self._device()
+        norms = [norm.to(device).double() for norm in torch._foreach_norm(tensors, 2)]
+        norms += [torch.linalg.vector_norm(core, dtype=torch.float64).to(device) for core in cores]
+        conditions = [update.space.well_conditioned().to(device) for update in updates]
+        read = iter(torch.cat([torch.stack(norms).isfinite(), *conditions]).tolist())
+        finite = list(islice(read, len(norms)))
+        for update in updates:
+            update.space.settle(list(islice(read, len(update.space.moving_modes))))
+        if not all(finite[: len(tensors)]):
+            self._check_entries(parameters)
+        if not all(finite[len(tensors) :]):
+            raise NonFiniteError(
+                "weight: the step would make it NaN or infinite, expected finite values; nothing "
+                "was changed. Lower lr"
+            )
+
+    def _check_entries(self, parameters: Iterable[Tensor]) -> None:
+        """Look closer: a norm can overflow where no entry does."""
         for parameter in parameters:
             for what, tensor in (("gradient", parameter.grad), ("value", parameter.detach())):
                 if tensor is not None and not torch.isfinite(tensor).all():

@@ -308,6 +308,59 @@ def test_nothing_of_the_size_of_the_weight_is_allocated(integrator, policy, kind
     assert 0 < allocations.largest < 512 * 512
 
 
+class Looks(TorchDispatchMode):
+    """Looks at values that a GPU would be waited for, and eigenproblems and SVDs on the way."""
+
+    WAITING = ("_local_scalar_dense", "equal", "nonzero", "_linalg_eigh", "_linalg_svd")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.name.removeprefix("aten::") in self.WAITING:
+            self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("policy", [tdlrt.FixedRank(), tdlrt.RelativeTolerance(0.1)])
+def test_a_step_that_does_not_adapt_looks_at_values_once(policy, monkeypatch):
+    lists, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: lists.append(1) or tolist(self))
+    model = network()
+    optimizer = optimizer_for(model, tau=None, rank_policy=policy, adapt_every=3)
+    for step in range(1, 7):
+        closure_for(model, *batch())()
+        lists.clear()
+        with Looks() as looks:
+            optimizer.step()
+        adapts = step % 3 == 0 and policy != tdlrt.FixedRank()
+        # The first step makes the tangent spaces that later ones inherit.
+        assert adapts or step == 1 or (len(lists), looks.seen) == (1, [])
+        assert bool(looks.seen) == adapts
+
+
+def test_a_training_with_no_gradient_at_all_rests():
+    model = network().requires_grad_(False)
+    optimizer = optimizer_for(model)
+    before = copy.deepcopy(model.state_dict())
+    optimizer.step()
+    assert_same(before, model.state_dict())
+
+
+def test_the_space_that_a_step_leaves_behind_has_the_cut_off():
+    model = network()
+    optimizer = optimizer_for(model, tau=None, rank_policy=tdlrt.FixedRank(), lr=0.0, momentum=0.0)
+    layer = tucker_layers(model)[1]
+    layer.core.data[0] = layer.core.data[1]
+    norms = []
+    for _ in range(3):  # the first reads the core, the others go on from the space before
+        closure_for(model, *batch())()
+        norms.append(optimizer.clip_grad_norm_(1e9))
+        optimizer.step()
+    assert all(torch.isclose(norm, norms[0], rtol=1e-3) for norm in norms)
+
+
 def test_old_graphs_survive_a_change_of_rank():
     model = network()
     optimizer = optimizer_for(model, tau=0.5)

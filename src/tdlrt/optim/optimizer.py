@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import torch
@@ -501,17 +500,20 @@ class TDLRT(torch.optim.Optimizer):
         tensors = [p.detach() for p in parameters if p.is_floating_point()]
         tensors += [p.grad for p in parameters if p.grad is not None]
         cores = [step.point.core for step in (*steps, *updates)]
-        device = cores[0].device if cores else self._device()
-        norms = [norm.to(device).double() for norm in torch._foreach_norm(tensors, 2)]
-        norms += [torch.linalg.vector_norm(core, dtype=torch.float64).to(device) for core in cores]
-        conditions = [update.space.well_conditioned().to(device) for update in updates]
-        read = iter(torch.cat([torch.stack(norms).isfinite(), *conditions]).tolist())
-        finite = list(islice(read, len(norms)))
+        device = self._device()
+        norms = [norm.to(device).float() for norm in torch._foreach_norm(tensors, 2)]
+        results = [torch.linalg.vector_norm(core, dtype=torch.float64).to(device) for core in cores]
+        results.append(torch.zeros((), dtype=torch.float64, device=device))  # cores may be none
+        flags = [torch.stack(scalars).isfinite().all()[None] for scalars in (norms, results)]
+        flags += [update.space.well_conditioned().to(device) for update in updates]
+        given_finite, found_finite, *safe = torch.cat(flags).tolist()
         for update in updates:
-            update.space.settle(list(islice(read, len(update.space.moving_modes))))
-        if not all(finite[: len(tensors)]):
+            moving = len(update.space.moving_modes)
+            update.space.settle(safe[:moving])
+            safe = safe[moving:]
+        if not given_finite:
             self._check_entries(parameters)
-        if not all(finite[len(tensors) :]):
+        if not found_finite:
             raise NonFiniteError(
                 "weight: the step would make it NaN or infinite, expected finite values; nothing "
                 "was changed. Lower lr"

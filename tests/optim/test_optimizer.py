@@ -340,6 +340,32 @@ def test_a_step_that_does_not_adapt_looks_at_values_once(policy, monkeypatch):
         assert bool(looks.seen) == adapts
 
 
+@pytest.mark.parametrize("failing_call", [None, 3])
+def test_core_steps_of_bug_compute_no_gradients_of_bases(failing_call):
+    model = network()
+    optimizer = optimizer_for(model, integrator="bug", core_steps=2)
+    layers = tucker_layers(model)
+    frozen = layers[0].bias.requires_grad_(False)
+    seen, good = [], closure_for(model, *batch())
+
+    def closure():
+        loss = good()
+        seen.append([[p.grad is not None for p in (x.core, *x.factors)] for x in layers])
+        if len(seen) == failing_call:
+            raise KeyboardInterrupt
+        return loss
+
+    if failing_call:
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step(closure)
+    else:
+        optimizer.step(closure)
+    assert all(all(layer) for layer in seen[0])
+    assert all(has == [True] + [False] * (len(has) - 1) for step in seen[1:] for has in step)
+    assert all(p.requires_grad == (p is not frozen) for p in model.parameters())
+
+
+
 def test_a_training_with_no_gradient_at_all_rests():
     model = network().requires_grad_(False)
     optimizer = optimizer_for(model)

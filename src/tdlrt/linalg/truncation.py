@@ -56,9 +56,9 @@ def truncate(
     smaller of what the rule says for its modes, and the result is its truncated SVD.
 
     A float32 core has its Gram matrix in float32 where the values from the last kept one on,
-    sum_{k >= r} sigma_k^2, exceed 64 eps ||C||^2: they are exact to about 2 eps ||C||^2, which moves
-    a tolerance tau, whose budget lies below that sum, by less than 2 %. Elsewhere, as for tau below
-    sqrt(64 d eps) (0.6 % for a convolution) or near singular cores, it is in float64.
+    sum_{k >= r} sigma_k^2, exceed 64 eps ||C||^2. They are exact to about 2 eps ||C||^2, which
+    moves a tolerance tau, whose budget lies below that sum, by less than 2 %. Elsewhere, as for tau
+    below sqrt(64 d eps), 0.6 % for a convolution, or near singular cores, it is in float64.
 
     Args:
         core: C, of shape r_1 x ... x r_d.

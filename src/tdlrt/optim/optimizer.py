@@ -283,7 +283,8 @@ class TDLRT(torch.optim.Optimizer):
 
         Args:
             closure: Clears the gradients, computes the loss, calls backward and returns the loss.
-                `parallel` evaluates it once, `bug` 1 + core_steps times.
+                `parallel` evaluates it once, `bug` 1 + core_steps times, all but the first without
+                gradients of the bases.
 
         Returns:
             The loss of the first evaluation, or None without a closure.
@@ -309,10 +310,27 @@ class TDLRT(torch.optim.Optimizer):
             with self._undo_on_error():
                 self._advance()
                 while self._core_steps_left:
-                    with torch.enable_grad():
+                    with self._bases_at_rest(), torch.enable_grad():
                         closure()
                     self._advance()
         return loss
+
+    @contextmanager
+    def _bases_at_rest(self) -> Iterator[None]:
+        """No gradients of bases inside: a core step has no use for them."""
+        resting = [
+            basis
+            for name in self._resting_ranks
+            for basis in self._slots[name].bases
+            if basis.requires_grad
+        ]
+        for basis in resting:
+            basis.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for basis in resting:
+                basis.requires_grad_(True)
 
     def _advance(self) -> None:
         """Spend the gradients that are there on what is due."""

@@ -41,6 +41,11 @@ class LayerSlot:
         self._space: TangentSpace | None = None
         self._version: list[tuple[int, int]] = []
 
+    @property
+    def bases(self) -> list[Tensor]:
+        """Learned bases."""
+        return self.parameters[1:]
+
     def point(self) -> TuckerTensor:
         """The weight, in float32 where its type is too small for linear algebra."""
         return TuckerTensor(
@@ -74,11 +79,11 @@ class LayerSlot:
 
     def gradient(self) -> TangentVector:
         """Projected gradient, from what autograd left in `.grad`, which is only read."""
-        factors = [factor.grad for factor in self.layer.factors]
-        return self._tangent_space().gradient(
-            self.core_gradient(),
-            [None if grad is None else _at_least_float32(grad) for grad in factors],
-        )
+        factors: list[Tensor | None] = [None] * len(self.layer.factors)
+        for mode, basis in self._bases.items():
+            if basis.grad is not None:
+                factors[mode] = _at_least_float32(basis.grad)
+        return self._tangent_space().gradient(self.core_gradient(), factors)
 
     def core_gradient(self) -> Tensor:
         """Gradient of the core."""

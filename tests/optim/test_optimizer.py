@@ -365,7 +365,6 @@ def test_core_steps_of_bug_compute_no_gradients_of_bases(failing_call):
     assert all(p.requires_grad == (p is not frozen) for p in model.parameters())
 
 
-
 def test_a_training_with_no_gradient_at_all_rests():
     model = network().requires_grad_(False)
     optimizer = optimizer_for(model)
@@ -374,7 +373,9 @@ def test_a_training_with_no_gradient_at_all_rests():
     assert_same(before, model.state_dict())
 
 
-def test_the_space_that_a_step_leaves_behind_has_the_cut_off():
+def test_the_space_that_a_step_leaves_behind_has_the_cut_off(monkeypatch):
+    svd, cut = torch.linalg.svd, []
+    monkeypatch.setattr(torch.linalg, "svd", lambda matrix: cut.append(matrix.shape) or svd(matrix))
     model = network()
     optimizer = optimizer_for(model, tau=None, rank_policy=tdlrt.FixedRank(), lr=0.0, momentum=0.0)
     layer = tucker_layers(model)[1]
@@ -385,6 +386,7 @@ def test_the_space_that_a_step_leaves_behind_has_the_cut_off():
         norms.append(optimizer.clip_grad_norm_(1e9))
         optimizer.step()
     assert all(torch.isclose(norm, norms[0], rtol=1e-3) for norm in norms)
+    assert cut == [(layer.ranks[0], layer.ranks[0])] * 4
 
 
 def test_old_graphs_survive_a_change_of_rank():

@@ -1,23 +1,28 @@
-"""Time of the integrators next to forward and backward: VGG16, 32x32 images, rank 0.2.
+"""Time of the integrators next to forward and backward, and how it grows with width and rank.
 
     python benchmarks/integrator_overhead.py
 
-The overhead is the time of a step without its forward and backward passes, relative to them; the
-dense network with torch's SGD is measured in the same run. Every figure is the median of several
-steps. Ranks stay at their start: the fixed-rank steps by their policy, the others because the step
-size and the tolerance are too small to move them. Writes
-benchmarks/results/integrator_overhead.json and docs/benchmarks.md.
+VGG16 for 32x32 images: the integrator is what a step takes beside its forward and backward passes.
+The dense network with torch's optimiser is measured in the same run, in torch's default layout and
+in channels_last; the Tucker network is in channels_last. Ranks stay at their start: the fixed-rank
+steps by their policy, the others because the step size and the tolerance are too small to move
+them. Then one 3x3 convolution of n channels at ranks n/10 and n/5, the step alone. Every figure is
+the median of several steps. Writes benchmarks/results/integrator_overhead.json, docs/benchmarks.md
+and docs/figures/integrator_scaling.svg.
 """
 
 import argparse
 import json
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import tdlrt
@@ -25,84 +30,126 @@ from tdlrt.experiments.models import build_model
 from tdlrt.experiments.results import machine, versions
 
 ROOT = Path(__file__).parent.parent
-RESULT = ROOT / "benchmarks/results/integrator_overhead.json"
-RANK = 0.2
-LR = 1e-6
+Row = dict[str, Any]
+
 EXAMINED = tdlrt.RelativeTolerance(0.01)
-CASES: list[dict[str, Any]] = [
+CASES: list[Row] = [
     {"integrator": "parallel", "rank_policy": tdlrt.FixedRank()},
     {"integrator": "parallel", "rank_policy": EXAMINED, "adapt_every": 10},
     {"integrator": "parallel", "rank_policy": EXAMINED},
     {"integrator": "bug", "rank_policy": EXAMINED},
-    {"integrator": "bug", "rank_policy": EXAMINED, "core_steps": 4},
 ]
-
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], Row]] = {
+    "SGD": (torch.optim.SGD, {"lr": 1e-6, "momentum": 0.9}),
+    "Adam": (torch.optim.Adam, {"lr": 1e-8}),
+}
+# Rank, batch, optimisers. The integrator's time does not depend on the batch: one more suffices.
+SETTINGS = [
+    (0.2, 64, ("SGD", "Adam")),
+    (0.1, 64, ("SGD", "Adam")),
+    (0.2, 256, ("SGD",)),
+]
+WIDTHS = (64, 128, 256, 512, 1024)
+SHARES = (0.1, 0.2)
+# Below this width the time is that of calls, above it that of arithmetic.
+ARITHMETIC = 256
 
 HEADER = """\
-| batch | integrator | ranks examined | core steps | passes (ms) | integrator (ms) | overhead (%) \
-| of dense (%) |
-| --- | --- | --- | --- | --- | --- | --- | --- |"""
+| rank | batch | optimiser | integrator | ranks examined | passes (ms) | integrator (ms) \
+| of the step (%) | step of dense (%) |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batches", type=int, nargs="+", default=[64, 256], help="batch sizes")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of each case")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of each case")
+    parser.add_argument("--out", type=Path, default=ROOT, help="where to write; the repository")
     arguments = parser.parse_args()
     rows = []
-    for batch in arguments.batches:
-        dense_ms = measure_dense(batch, arguments.steps)
-        for case in CASES:
-            rows.append(measure(batch, case, arguments.steps) | {"dense_ms": dense_ms})
-            print(line(rows[-1]), flush=True)
+    for rank, batch, optimizers in SETTINGS:
+        for optimizer in optimizers:
+            dense_ms = measure_dense(batch, optimizer, arguments.steps)
+            for case in CASES:
+                row = measure(rank, batch, optimizer, case, arguments.steps)
+                rows.append(row | {"dense_ms": dense_ms})
+                print(line(rows[-1]), flush=True)
+    scaling = measure_scaling(arguments.steps)
     result = {
         "command": "python benchmarks/integrator_overhead.py",
-        "versions": versions(),
+        "versions": versions() | {"matplotlib": matplotlib.__version__},
         "machine": machine(torch.device("cpu")),
         "rows": rows,
+        "scaling": scaling,
+        "slopes": slopes(scaling),
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    (ROOT / "docs/benchmarks.md").write_text(document(result), encoding="utf-8")
+    write(result, arguments.out)
 
 
-def measure_dense(batch: int, steps: int) -> float:
-    """Median time of a whole training step of the dense network, in ms."""
-    torch.manual_seed(0)
-    model = build_model("vgg16", (3, 32, 32), 10)
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
-    images, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
-    samples = [timed_step(model, optimizer, images, labels) for _ in range(steps + 2)][2:]
-    return 1e3 * statistics.median(sum(sample) for sample in samples)
+def write(result: Row, folder: Path) -> None:
+    """Write the result file, the page and the figure."""
+    for name in ("benchmarks/results", "docs/figures"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    data, page = "benchmarks/results/integrator_overhead.json", "docs/benchmarks.md"
+    (folder / data).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (folder / page).write_text(document(result), encoding="utf-8")
+    with matplotlib.rc_context({"svg.hashsalt": "tdlrt"}):  # the same bytes every time
+        draw(result["scaling"]).savefig(
+            folder / "docs/figures/integrator_scaling.svg", metadata={"Date": None}
+        )
 
 
-def measure(batch: int, case: dict[str, Any], steps: int) -> dict[str, Any]:
+# --- a network ----------------------------------------------------------------------------------
+
+
+def measure_dense(batch: int, optimizer: str, steps: int) -> Row:
+    """Median time of a whole training step of the dense network in both layouts, in ms."""
+    optimizer_cls, options = OPTIMIZERS[optimizer]
+    times = {}
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model, images, labels = problem(batch, None, layout)
+        plain = optimizer_cls(model.parameters(), **options)
+        samples = [timed_step(model, plain, images, labels) for _ in range(steps + 2)][2:]
+        times[str(layout).removeprefix("torch.")] = 1e3 * statistics.median(map(sum, samples))
+    return times
+
+
+def measure(rank: float, batch: int, optimizer: str, case: Row, steps: int) -> Row:
     """Median times of one integrator."""
-    torch.manual_seed(0)
-    model = build_model("vgg16", (3, 32, 32), 10)
-    tdlrt.factorize_(model, rank=RANK)
-    optimizer = tdlrt.TDLRT(model, torch.optim.SGD, lr=LR, momentum=0.9, **case)
-    images, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
+    model, images, labels = problem(batch, rank, torch.channels_last)
+    optimizer_cls, options = OPTIMIZERS[optimizer]
+    integrator = tdlrt.TDLRT(model, optimizer_cls, **options, **case)
     ranks = tdlrt.summary(model).ranks
-    # In groups of adapt_every, so that steps of both kinds count as often as in a training.
-    samples = [timed_step(model, optimizer, images, labels) for _ in range(steps + 2)][2:]
     group = case.get("adapt_every", 1)
-    overheads = [
-        sum(step for _, step in samples[i : i + group])
-        / sum(passes for passes, _ in samples[i : i + group])
-        for i in range(0, steps, group)
-    ]
+    # In groups of adapt_every, so that steps of both kinds count as often as in a training.
+    count = group * max(1, steps // group)
+    samples = [timed_step(model, integrator, images, labels) for _ in range(2 + count)][2:]
+    passes, step = (
+        [statistics.mean(part[i : i + group]) for i in range(0, count, group)]
+        for part in zip(*samples, strict=True)
+    )
     return {
+        "rank": rank,
         "batch": batch,
+        "optimizer": optimizer,
         "integrator": case["integrator"],
         "ranks": "fixed" if case["rank_policy"] == tdlrt.FixedRank() else "examined",
         "adapt_every": group,
-        "core_steps": case.get("core_steps", 1),
-        "passes_ms": 1e3 * statistics.median(passes for passes, _ in samples),
-        "step_ms": 1e3 * statistics.mean(step for _, step in samples),
-        "overhead": statistics.median(overheads),
+        "passes_ms": 1e3 * statistics.median(passes),
+        "step_ms": 1e3 * statistics.median(step),
         "ranks_moved": tdlrt.summary(model).ranks != ranks,
     }
+
+
+def problem(
+    batch: int, rank: float | None, layout: torch.memory_format
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network, dense or factorised, and a batch of noise."""
+    torch.manual_seed(0)
+    model = build_model("vgg16", (3, 32, 32), 10)
+    if rank is not None:
+        tdlrt.factorize_(model, rank=rank)
+    images, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
+    return model.to(memory_format=layout), images.to(memory_format=layout), labels
 
 
 def timed_step(
@@ -115,7 +162,7 @@ def timed_step(
         nonlocal spent
         start = time.perf_counter()
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(images), labels)
+        loss = nn.functional.cross_entropy(model(images).flatten(1), labels)
         loss.backward()
         spent += time.perf_counter() - start
         return loss
@@ -126,22 +173,109 @@ def timed_step(
     return spent, time.perf_counter() - start - spent
 
 
-def line(row: dict[str, Any]) -> str:
+# --- one layer ----------------------------------------------------------------------------------
+
+
+def measure_scaling(steps: int) -> list[Row]:
+    """Median time of a step of one 3x3 convolution, by width and rank."""
+    rows = []
+    labels = torch.zeros(16, dtype=torch.long)
+    for share in SHARES:
+        for width in WIDTHS:
+            rank = round(share * width)
+            for policy, name in ((tdlrt.FixedRank(), "fixed"), (EXAMINED, "examined")):
+                torch.manual_seed(0)
+                layer = tdlrt.nn.TuckerConv2d(width, width, 3, rank=(rank, rank, 3, 3))
+                model, images = nn.Sequential(layer), torch.randn(16, width, 10, 10)
+                optimizer = tdlrt.TDLRT(
+                    model, torch.optim.SGD, lr=1e-6, momentum=0.9, rank_policy=policy
+                )
+                samples = [timed_step(model, optimizer, images, labels) for _ in range(steps + 2)]
+                milliseconds = 1e3 * statistics.median(step for _, step in samples[2:])
+                rows.append(
+                    {
+                        "width": width,
+                        "rank": rank,
+                        "share": share,
+                        "ranks": name,
+                        "ms": milliseconds,
+                    }
+                )
+                print(rows[-1], flush=True)
+    return rows
+
+
+def slopes(rows: Sequence[Row]) -> list[Row]:
+    """Exponents p of time ~ n^p along each line of the figure, by least squares on logarithms."""
+    found = []
+    for ranks, share, line in lines(rows):
+        points = [
+            (math.log(row["width"]), math.log(row["ms"]))
+            for row in line
+            if row["width"] >= ARITHMETIC
+        ]
+        slope = statistics.linear_regression(*zip(*points, strict=True)).slope
+        found.append({"ranks": ranks, "share": share, "slope": slope})
+    return found
+
+
+def lines(rows: Sequence[Row]) -> list[tuple[str, float, list[Row]]]:
+    return [
+        (ranks, share, [r for r in rows if r["ranks"] == ranks and r["share"] == share])
+        for ranks in ("fixed", "examined")
+        for share in SHARES
+    ]
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    colors = {"fixed": "#1f77b4", "examined": "#d62728"}
+    for ranks, share, line in lines(rows):
+        axes.loglog(
+            [row["width"] for row in line],
+            [row["ms"] for row in line],
+            color=colors[ranks],
+            linestyle="-" if share == max(SHARES) else "--",
+            marker="o",
+            label=f"ranks {ranks}, r = {share:g} n",
+        )
+    start = max(row["ms"] for row in rows if row["width"] == ARITHMETIC)
+    guide = [n for n in WIDTHS if n >= ARITHMETIC]
+    axes.loglog(guide, [start * (n / ARITHMETIC) ** 3 for n in guide], ":", color="#999999")
+    axes.annotate("$n^3$", (guide[-1], start * (guide[-1] / ARITHMETIC) ** 3), color="#999999")
+    axes.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
+    axes.minorticks_off()
+    axes.set_xlabel("channels n")
+    axes.set_ylabel("integrator, one layer (ms)")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def line(row: Row) -> str:
     every = f"every {row['adapt_every']}" if row["ranks"] == "examined" else "never"
+    whole = row["passes_ms"] + row["step_ms"]
     return (
-        f"| {row['batch']} | {row['integrator']} | {every} | {row['core_steps']} "
-        f"| {row['passes_ms']:.0f} | {row['step_ms']:.0f} | {100 * row['overhead']:.0f} "
-        f"| {100 * (row['passes_ms'] + row['step_ms']) / row['dense_ms']:.0f} |"
+        f"| {row['rank']} | {row['batch']} | {row['optimizer']} | {row['integrator']} | {every} "
+        f"| {row['passes_ms']:.0f} | {row['step_ms']:.0f} | {100 * row['step_ms'] / whole:.0f} "
+        f"| {100 * whole / min(row['dense_ms'].values()):.0f} |"
     )
 
 
-def document(result: dict[str, Any]) -> str:
+def document(result: Row) -> str:
     """The page docs/benchmarks.md."""
     facts = [
         ", ".join(f"{key} {value}" for key, value in result[name].items())
         for name in ("versions", "machine")
     ]
     table = "\n".join(line(row) for row in result["rows"])
+    fitted = "\n".join(
+        f"| {row['ranks']} | {row['share']:g} n | {row['slope']:.2f} |" for row in result["slopes"]
+    )
     return f"""\
 # Benchmarks
 
@@ -149,17 +283,31 @@ Written by `{result["command"]}`; do not edit.
 
 ## Overhead of the integrators
 
-VGG16 for 32x32 images, {RANK} of the channels of every mode, momentum 0.9. *Passes* is the time of
-the forward and backward passes of a step (1 + core steps of them for `bug`, all but the first in
-the augmented bases), *integrator* the mean time of the rest of the step, *overhead* the median of
-their ratio. *Of dense* is the whole step (all of its passes and the integrator) relative to the
-whole step of the dense network with torch's SGD, measured in the same run.
+VGG16 for 32x32 images, *rank* of the channels of every mode, SGD with momentum 0.9 or Adam, in
+channels_last. *Passes* is the time of the forward and backward passes of a step (two of them for
+`bug`, the second in the augmented bases), *integrator* the time of the rest of the step, and *of
+the step* its share. *Step of dense* is the whole step relative to that of the dense network with
+torch's optimiser, measured in the same run in the faster of torch's default layout and
+channels_last.
 
 {HEADER}
 {table}
 
 The integrator's time does not depend on the batch. Ranks stay at their start here; in a training
 they fall, and the integrator's time with them.
+
+## Growth with width and rank
+
+One 3x3 convolution with n input and n output channels, SGD with momentum 0.9.
+
+![Time of the integrator against the width](figures/integrator_scaling.svg)
+
+A step at rank r costs O(n r^2 + k r^3) operations for a kernel of k entries, which is n^3 along
+each line. Fitted exponents from n = {ARITHMETIC} up; below, the time is that of the calls:
+
+| ranks | r | time ~ n^p, p |
+| --- | --- | --- |
+{fitted}
 
 {facts[0]}; {facts[1]}
 """

@@ -180,6 +180,22 @@ def test_nothing_changes_where_nothing_moves(case: TuckerCase) -> None:
         assert relative_error(squares.factors[mode], quantity.factors[mode]) <= allowed
 
 
+@laws
+@given(move=moves())
+def test_one_transport_serves_several_targets(move: tuple[TuckerCase, TuckerCase]) -> None:
+    case, arrival = move
+    source = TangentSpace(case.core(), case.factors())
+    bases = arrival.factors()
+    transport, tangent = Transport(source, bases), any_tangent_vector(source, 3)
+    for number in (1, 2):
+        core = gaussian(arrival.ranks, number, arrival.dtype)
+        target, fresh = TangentSpace(core, bases), Transport(source, bases)
+        found = transport.vector(tangent, transport.cut(tangent), target)
+        expected = fresh.vector(tangent, fresh.cut(tangent), target)
+        for mode in target.moving_modes:
+            assert torch.equal(found.factors[mode], expected.factors[mode])
+
+
 def test_only_the_modes_that_are_factorised_move() -> None:
     shape, ranks = (6, 5, 3), (3, 2, 3)
     free = [orthonormal(n, r, 1 + n) for n, r in zip(shape, ranks, strict=True)]

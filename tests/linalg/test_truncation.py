@@ -38,7 +38,7 @@ def decaying(case: TuckerCase, device: str = "cpu") -> Tensor:
 
 def rule_for(tensor: Tensor, policy: RelativeTolerance, modes: tuple[int, ...]) -> Rule:
     squared_norm = float(tensor.double().square().sum())
-    return policy.rule(squared_norm, tensor.shape, modes)
+    return policy.rule(squared_norm, tensor.ndim, modes)
 
 
 def restored(core: Tensor, projections: tuple[Tensor | None, ...]) -> Tensor:
@@ -99,7 +99,9 @@ def test_one_rank_less_would_break_the_budget_of_its_mode(case: TuckerCase, tau:
         return rank
 
     truncate(tensor, rule)
-    assert asked == list(range(case.order))
+    assert list(dict.fromkeys(asked)) == list(range(case.order))
+    times = {asked.count(mode) for mode in asked}
+    assert times <= ({1} if case.dtype == torch.float64 else {1, 2})  # float32, then float64
 
 
 @on_every_device
@@ -247,3 +249,73 @@ def test_a_matrix_gets_the_smaller_of_two_ranks(shape):
     expected = left[:, :3] * values[:3] @ right[:3]
     assert small.shape == (3, 3)
     assert torch.allclose(projections[0] @ small @ projections[1].T, expected)
+
+
+def precisions_used(monkeypatch, core, rule):
+    eigh, used = torch.linalg.eigh, []
+
+    def spy(matrix):
+        used.append(matrix.dtype)
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", spy)
+    truncate(core, rule)
+    return used
+
+
+def graded(size: int, columns: int, smallest: float) -> Tensor:
+    """A float32 matrix with singular values of about 1 to `smallest` and no axes of its own."""
+    weights = torch.logspace(0, math.log10(smallest), size, dtype=torch.float64)
+    matrix = gaussian((size, columns), 0) / math.sqrt(columns) * weights[:, None]
+    return (orthonormal(size, size, 1) @ matrix).float()
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-1, 1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize(("size", "columns"), [(8, 8), (40, 300), (204, 612)])
+def test_float32_values_are_as_exact_as_the_document_says(
+    size: int, columns: int, smallest: float
+) -> None:
+    core = graded(size, columns, smallest)
+    seen = []
+
+    def rule(mode: int, values: Tensor) -> int:
+        seen.append(values.flip(0).cumsum(0))
+        return len(values)
+
+    truncate(core, rule, modes=(0,))
+    expected = torch.linalg.svdvals(core.double()).square().flip(0).cumsum(0)
+    allowed = 2 * torch.finfo(torch.float32).eps * float(expected[-1])
+    assert (seen[0] - expected)[:-1].abs().max() <= allowed
+
+
+@pytest.mark.parametrize("tau", [0.3, 0.1, 0.01])
+def test_float32_serves_the_tolerances_in_use(monkeypatch, tau: float) -> None:
+    core = graded(24, 24 * 9, 1e-3).reshape(24, 24, 3, 3)
+    rule = rule_for(core, RelativeTolerance(tau), (0, 1, 2, 3))
+    assert set(precisions_used(monkeypatch, core, rule)) == {torch.float32}
+
+
+@pytest.mark.parametrize("tau", [0.0, 1e-6, 1e-4, 1e-3])
+def test_float64_serves_the_others(monkeypatch, tau: float) -> None:
+    core = graded(24, 24 * 9, 1e-6)
+    rule = rule_for(core, RelativeTolerance(tau), (0, 1))
+    assert precisions_used(monkeypatch, core, rule) == [torch.float32, torch.float64]
+
+
+def test_float64_separates_prescribed_ranks_that_float32_cannot(monkeypatch) -> None:
+    core = graded(24, 200, 1e-6)
+    used = precisions_used(monkeypatch, core, lambda mode, values: 22)
+    assert used == [torch.float32, torch.float64]
+    left, projections = truncate(core, lambda mode, values: 22)
+    error = (restored(left, projections) - core).double().norm()
+    values = torch.linalg.svdvals(core.double())
+    assert error <= 1.01 * values[22:].norm() + rounding(torch.float32, 10)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_squares_beyond_float32_are_no_harm(size: float) -> None:
+    core = graded(12, 30, 1e-2)
+    ordinary, projections = truncate(core, lambda mode, values: 5)
+    found, same = truncate(core * size, lambda mode, values: 5)
+    expected = restored(ordinary, projections) * size
+    assert relative_error(restored(found, same) / size, expected / size) <= rounding(torch.float32)

@@ -308,6 +308,87 @@ def test_nothing_of_the_size_of_the_weight_is_allocated(integrator, policy, kind
     assert 0 < allocations.largest < 512 * 512
 
 
+class Looks(TorchDispatchMode):
+    """Looks at values that a GPU would be waited for, and eigenproblems and SVDs on the way."""
+
+    WAITING = ("_local_scalar_dense", "equal", "nonzero", "_linalg_eigh", "_linalg_svd")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.name.removeprefix("aten::") in self.WAITING:
+            self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("policy", [tdlrt.FixedRank(), tdlrt.RelativeTolerance(0.1)])
+def test_a_step_that_does_not_adapt_looks_at_values_once(policy, monkeypatch):
+    lists, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: lists.append(1) or tolist(self))
+    model = network()
+    optimizer = optimizer_for(model, tau=None, rank_policy=policy, adapt_every=3)
+    for step in range(1, 7):
+        closure_for(model, *batch())()
+        lists.clear()
+        with Looks() as looks:
+            optimizer.step()
+        adapts = step % 3 == 0 and policy != tdlrt.FixedRank()
+        # The first step makes the tangent spaces that later ones inherit.
+        assert adapts or step == 1 or (len(lists), looks.seen) == (1, [])
+        assert bool(looks.seen) == adapts
+
+
+@pytest.mark.parametrize("failing_call", [None, 3])
+def test_core_steps_of_bug_compute_no_gradients_of_bases(failing_call):
+    model = network()
+    optimizer = optimizer_for(model, integrator="bug", core_steps=2)
+    layers = tucker_layers(model)
+    frozen = layers[0].bias.requires_grad_(False)
+    seen, good = [], closure_for(model, *batch())
+
+    def closure():
+        loss = good()
+        seen.append([[p.grad is not None for p in (x.core, *x.factors)] for x in layers])
+        if len(seen) == failing_call:
+            raise KeyboardInterrupt
+        return loss
+
+    if failing_call:
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step(closure)
+    else:
+        optimizer.step(closure)
+    assert all(all(layer) for layer in seen[0])
+    assert all(has == [True] + [False] * (len(has) - 1) for step in seen[1:] for has in step)
+    assert all(p.requires_grad == (p is not frozen) for p in model.parameters())
+
+
+def test_a_training_with_no_gradient_at_all_rests():
+    model = network().requires_grad_(False)
+    optimizer = optimizer_for(model)
+    before = copy.deepcopy(model.state_dict())
+    optimizer.step()
+    assert_same(before, model.state_dict())
+
+
+def test_the_space_that_a_step_leaves_behind_has_the_cut_off(monkeypatch):
+    svd, cut = torch.linalg.svd, []
+    monkeypatch.setattr(torch.linalg, "svd", lambda matrix: cut.append(matrix.shape) or svd(matrix))
+    model = network()
+    optimizer = optimizer_for(model, tau=None, rank_policy=tdlrt.FixedRank(), lr=0.0, momentum=0.0)
+    layer = tucker_layers(model)[1]
+    layer.core.data[0] = layer.core.data[1]
+    norms = []
+    for _ in range(3):  # the first reads the core, the others go on from the space before
+        closure_for(model, *batch())()
+        norms.append(optimizer.clip_grad_norm_(1e9))
+        optimizer.step()
+    assert all(torch.isclose(norm, norms[0], rtol=1e-3) for norm in norms)
+    assert cut == [(layer.ranks[0], layer.ranks[0])] * 4
+
+
 def test_old_graphs_survive_a_change_of_rank():
     model = network()
     optimizer = optimizer_for(model, tau=0.5)

@@ -54,8 +54,9 @@ def positive_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
         Q (n x min(n, k), orthonormal columns) and R (min(n, k) x k, upper triangular).
     """
     q, r = torch.linalg.qr(matrix)
-    signs: Tensor = 1 - 2 * (r.diagonal() < 0).to(r.dtype)
-    return q * signs, r * signs[:, None]
+    diagonal = r.diagonal()
+    signs = torch.ones_like(diagonal).copysign_(diagonal)
+    return q.mul_(signs), r.mul_(signs[:, None])
 
 
 def orthonormalize(matrix: Tensor) -> Tensor:
@@ -82,14 +83,15 @@ def reject(basis: Tensor, vectors: Tensor) -> Tensor:
     Returns:
         A matrix of shape n x k.
     """
-    return vectors - basis @ (basis.mT @ vectors)
+    return torch.addmm(vectors, basis, basis.mT @ vectors, alpha=-1)
 
 
 def new_directions(basis: Tensor, directions: Tensor) -> Tensor:
     """Columns that complete U to a basis of range [U | D].
 
     Together with U they are orthonormal. Where D adds fewer than min(k, n - r) independent
-    directions the remaining columns are arbitrary, still orthonormal and orthogonal to U.
+    directions the remaining columns are arbitrary, still orthonormal and orthogonal to U. A D that
+    is orthogonal to U already, as basis parts of tangent vectors are, takes one QR of D.
 
     Args:
         basis: U, of shape n x r with orthonormal columns.
@@ -102,13 +104,17 @@ def new_directions(basis: Tensor, directions: Tensor) -> Tensor:
     count = min(directions.shape[1], rows - rank)
     if count == 0:
         return basis.new_zeros(rows, 0)
-    # Projecting twice is enough (Kahan, Parlett) unless D lies in the range of U up to rounding.
-    outside = reject(basis, reject(basis, directions))
     if count == directions.shape[1]:
-        columns = orthonormalize(outside)
-        if (basis.mT @ columns).abs().max() <= orthonormality_tolerance(basis.dtype, rows):
-            return columns
-    return orthonormalize(torch.cat([basis, outside], dim=1))[:, rank : rank + count]
+        columns = orthonormalize(directions)
+        for _ in range(3):
+            shadow = basis.mT @ columns
+            outside = torch.addmm(columns, basis, shadow, alpha=-1)
+            # Taking a shadow s away spoils orthonormality by s^T s, which must stay rounding.
+            if shadow.square().sum() <= torch.finfo(basis.dtype).eps:
+                return outside
+            columns = orthonormalize(outside)
+        directions = columns
+    return orthonormalize(torch.cat([basis, directions], dim=1))[:, rank : rank + count]
 
 
 def polish_basis(basis: Tensor) -> Tensor:
@@ -123,4 +129,4 @@ def polish_basis(basis: Tensor) -> Tensor:
     Returns:
         A matrix of shape n x r.
     """
-    return 1.5 * basis - 0.5 * basis @ (basis.mT @ basis)
+    return torch.addmm(basis, basis, basis.mT @ basis, beta=1.5, alpha=-0.5)

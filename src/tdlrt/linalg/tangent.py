@@ -68,6 +68,8 @@ class TangentSpace:
         self.modes = tuple(range(core.ndim)) if modes is None else tuple(modes)
         self._lower: dict[int, Tensor] = {}
         self._rows: dict[int, Tensor] = {}
+        self._inverse: dict[int, Tensor] = {}
+        self._settled = False
         moving = [i for i, r in enumerate(core.shape) if i in self.modes and len(factors[i]) > r]
         check_ranks(core.shape, moving)
         for mode in moving:
@@ -78,6 +80,45 @@ class TangentSpace:
     def moving_modes(self) -> tuple[int, ...]:
         """Modes whose basis can move."""
         return tuple(self._rows)
+
+    def well_conditioned(self) -> Tensor:
+        """Whether a triangular solve with S_i is safe, for each moving mode.
+
+        It is where ||S_i|| ||S_i^-1|| <= 1 / (8 eps). A core that is not finite counts as safe: no
+        cut-off would help.
+
+        Returns:
+            Booleans on the device of the core, so that those of many spaces can be read at once.
+        """
+        sizes: list[Tensor] = []
+        conditions: list[Tensor] = []
+        for mode, lower in self._lower.items():
+            identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+            inverse = torch.linalg.solve_triangular(lower.mT, identity, upper=True)
+            self._inverse[mode] = inverse
+            sizes.append(torch.linalg.vector_norm(lower))
+            conditions.append(sizes[-1] * torch.linalg.vector_norm(inverse))
+        if not sizes:
+            return torch.ones(0, dtype=torch.bool, device=self.core.device)
+        safe = torch.stack(conditions) <= 1 / _cutoff(self.core.dtype)  # false for NaN
+        return safe | ~torch.stack(sizes).isfinite()
+
+    def settle(self, safe: Sequence[bool] | None = None) -> None:
+        """Fix S_i^-T for `gradient`: a pseudo-inverse with a cut-off where S_i is near singular.
+
+        Args:
+            safe: `well_conditioned()`, read; by default this is done here.
+        """
+        if safe is None:
+            safe = self.well_conditioned().tolist()
+        for (mode, lower), is_safe in zip(self._lower.items(), safe, strict=True):
+            if not is_safe:
+                self._inverse[mode] = _pseudo_inverse_transpose(lower)
+        self._settled = True
+
+    def lower(self, mode: int) -> Tensor:
+        """S_i, of shape r_i x r_i, for a moving mode."""
+        return self._lower[mode]
 
     def rows(self, mode: int) -> Tensor:
         """Q_i^T, of shape r_i x prod_{j != i} r_j, for a moving mode."""
@@ -99,12 +140,13 @@ class TangentSpace:
 
         Source: arXiv:2305.19059, section 3.
         """
+        if not self._settled:
+            self.settle()
         parts: dict[int, Tensor] = {}
         for mode in self.moving_modes:
             gradient = factor_gradients[mode]
             if gradient is not None:
-                inverse = _inverse_transpose(self._lower[mode])
-                parts[mode] = reject(self.factors[mode], gradient) @ inverse
+                parts[mode] = reject(self.factors[mode], gradient) @ self._inverse[mode]
         return self.vector(core_gradient, parts)
 
     def project(
@@ -179,7 +221,7 @@ class TangentSpace:
             A matrix of shape n_i x r_i.
         """
         inside = self._lower[mode] - lr * unfold(tangent.core, mode) @ self._rows[mode].mT
-        return self.factors[mode] @ inside - lr * tangent.factors[mode]
+        return torch.addmm(tangent.factors[mode], self.factors[mode], inside, beta=-lr)
 
     def to_tensor(self, tangent: TangentVector) -> Tensor:
         """A tangent vector in full, of shape n_1 x ... x n_d: for checks and small problems."""
@@ -206,20 +248,20 @@ def _resized(shape: tuple[int, ...], mode: int, size: int) -> tuple[int, ...]:
     return (*shape[:mode], size, *shape[mode + 1 :])
 
 
-def _inverse_transpose(lower: Tensor) -> Tensor:
-    """S^-T, or its pseudo-inverse without the singular values below 8 eps of the largest.
+def _cutoff(dtype: torch.dtype) -> float:
+    """Singular values of S below this part of the largest are left out of its inverse: 8 eps.
 
     Autograd's gradient of U_i carries a relative error of eps; divided by a singular value
     smaller than that it would be noise. The directions left out are still moved by the core.
     """
-    cutoff = 8 * torch.finfo(lower.dtype).eps
-    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    inverse: Tensor = torch.linalg.solve_triangular(lower.mT, identity, upper=True)
-    condition = torch.linalg.matrix_norm(lower) * torch.linalg.matrix_norm(inverse)
-    if condition <= 1 / cutoff:  # false for NaN
-        return inverse
+    return 8 * torch.finfo(dtype).eps
+
+
+def _pseudo_inverse_transpose(lower: Tensor) -> Tensor:
+    """Pseudo-inverse of S^T without the singular values below the cut-off."""
     left, values, right = _svd(lower.double())
-    kept = values > torch.clamp(cutoff * values[0], min=torch.finfo(lower.dtype).tiny)
+    limit = _cutoff(lower.dtype) * values[0]
+    kept = values > torch.clamp(limit, min=torch.finfo(lower.dtype).tiny)
     result: Tensor = (left * torch.where(kept, 1 / values, 0)) @ right
     return result.to(lower.dtype)
 

@@ -54,6 +54,8 @@ class Transport:
             mode: self._apply(fold(source.rows(mode), mode, shape), mode)
             for mode in source.moving_modes
         }
+        self._target: TangentSpace | None = None
+        self._turns: dict[int, Tensor] = {}
 
     def _apply(self, tensor: Tensor, *skipped: int) -> Tensor:
         """T x_j R_j over the modes that are not skipped."""
@@ -63,7 +65,12 @@ class Transport:
         return multi_mode_product(tensor, matrices)
 
     def point(self) -> Tensor:
-        """C x_j R_j, the core of the source in the bases V_j."""
+        """C x_j R_j, the core of the source in the bases V_j.
+
+        Of a moving mode i, Mat_i(C) = S_i Q_i^T makes it Z_i x_i (R_i S_i).
+        """
+        for mode, rows in self._rows.items():
+            return mode_product(rows, self._overlaps[mode] @ self._source.lower(mode), mode)
         return self._apply(self._source.core)
 
     def cut(self, tangent: TangentVector) -> Cut:
@@ -114,21 +121,28 @@ class Transport:
         """
         parts: dict[int, Tensor] = {}
         for mode in target.moving_modes:
-            rows, basis = target.rows(mode).mT, self._bases[mode]
-            inside = unfold(cut.along[mode], mode) @ rows
+            inside = unfold(cut.along[mode], mode) @ target.rows(mode).mT
             part = self._source.factors[mode] @ inside
             shadow = self._overlaps[mode] @ inside
             if mode in self._rows:
-                outside = unfold(self._rows[mode], mode) @ rows
-                part = part + tangent.factors[mode] @ outside
-                shadow = shadow + cut.across[mode] @ outside
-            parts[mode] = part - basis @ shadow
+                turn = self._turn(mode, target).mT
+                part.addmm_(tangent.factors[mode], turn)
+                shadow.addmm_(cut.across[mode], turn)
+            parts[mode] = part.addmm_(self._bases[mode], shadow, alpha=-1)
         return target.vector(cut.core, parts)
+
+    def _turn(self, mode: int, target: TangentSpace) -> Tensor:
+        """T_i = Q'_i^T Mat_i(Z_i)^T, formed once for all that moves to this target."""
+        if self._target is not target:
+            self._target, self._turns = target, {}
+        if mode not in self._turns:
+            self._turns[mode] = target.rows(mode) @ unfold(self._rows[mode], mode).mT
+        return self._turns[mode]
 
     def squares(self, tangent: TangentVector, target: TangentSpace) -> TangentVector:
         """Move a quantity per coordinate, such as a mean of squares, that is not a tensor of W.
 
-        Under X_C -> X_C x_j R_j and K._i -> K._i T_i^T, T_i = Mat_i(Z_i) Q'_i, the variances of
+        Under X_C -> X_C x_j R_j and K._i -> K._i T_i^T, T_i = Q'_i^T Mat_i(Z_i)^T, the variances of
         uncorrelated coordinates go through the squared entries of R_j and T_i. What the old
         coordinates do not explain gets their mean: see `stochastic`. So constants stay as they are
         and no value leaves the range of the old ones. A basis that begins to move gets the mean of
@@ -148,8 +162,8 @@ class Transport:
         parts: dict[int, Tensor] = {}
         for mode in target.moving_modes:
             if mode in self._rows:
-                turn = target.rows(mode) @ unfold(self._rows[mode], mode).mT
-                parts[mode] = tangent.factors[mode] @ stochastic(turn).mT
+                turn = stochastic(self._turn(mode, target))
+                parts[mode] = tangent.factors[mode] @ turn.mT
             else:
                 parts[mode] = core.mean().expand(target.factors[mode].shape).clone()
         return target.vector(core, parts)

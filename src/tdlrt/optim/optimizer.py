@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -278,7 +278,8 @@ class TDLRT(torch.optim.Optimizer):
 
         Args:
             closure: Clears the gradients, computes the loss, calls backward and returns the loss.
-                `parallel` evaluates it once, `bug` 1 + core_steps times.
+                `parallel` evaluates it once, `bug` 1 + core_steps times, all but the first without
+                gradients of the bases.
 
         Returns:
             The loss of the first evaluation, or None without a closure.
@@ -304,14 +305,30 @@ class TDLRT(torch.optim.Optimizer):
             with self._undo_on_error():
                 self._advance()
                 while self._core_steps_left:
-                    with torch.enable_grad():
+                    with self._bases_at_rest(), torch.enable_grad():
                         closure()
                     self._advance()
         return loss
 
+    @contextmanager
+    def _bases_at_rest(self) -> Iterator[None]:
+        """No gradients of bases inside: a core step has no use for them."""
+        resting = [
+            basis
+            for name in self._resting_ranks
+            for basis in self._slots[name].bases
+            if basis.requires_grad
+        ]
+        for basis in resting:
+            basis.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for basis in resting:
+                basis.requires_grad_(True)
+
     def _advance(self) -> None:
         """Spend the gradients that are there on what is due."""
-        self._check_finite()
         with self._plain_arithmetic():
             if self.integrator == "parallel":
                 self._parallel_pass()
@@ -337,11 +354,12 @@ class TDLRT(torch.optim.Optimizer):
         for name, slot in self._active_slots().items():
             rule = self._rule(name)
             iterate, gradient = slot.iterate(self.state, rule), slot.gradient()
-            self._observe(name, gradient.core)
             if examined:
                 augmented[name] = augmented_step(iterate, gradient, rule)
             else:
                 updates[name] = fixed_rank_step(iterate, gradient, rule)
+        self._check_finite(augmented.values(), updates.values())
+        self._observe(augmented or updates)
         self._assign(updates | self._retracted(augmented))
         self._finish_step(augmented)
 
@@ -352,6 +370,7 @@ class TDLRT(torch.optim.Optimizer):
             for name, slot in active.items()
             for rule in [self._rule(name)]
         }
+        self._check_finite(updates.values())
         self._resting_ranks = {name: list(slot.layer.ranks) for name, slot in active.items()}
         self._assign(updates)
         self._core_steps_left = self.core_steps
@@ -363,9 +382,9 @@ class TDLRT(torch.optim.Optimizer):
             slot, rule = self._slots[name], self._rule(name)
             lifted[name] = slot.lifted(self.state, rule)
             if slot.layer.core.grad is not None:
-                gradient = slot.core_gradient()
-                self._observe(name, gradient)
-                lifted[name] = core_step(lifted[name], gradient, rule)
+                lifted[name] = core_step(lifted[name], slot.core_gradient(), rule)
+        self._check_finite(lifted.values())
+        self._observe(lifted)
         examined = lifted if last and self._examines() else {}
         steps: dict[str, Augmented | Lifted] = {**lifted}
         if self._settling:  # it is for the layers, too, that this step left alone
@@ -379,13 +398,13 @@ class TDLRT(torch.optim.Optimizer):
         else:
             self._plain_step()
 
-    def _observe(self, name: str, core_gradient: Tensor) -> None:
-        """Take a gradient into the running mean square of the entries of grad_C L."""
-        square = core_gradient.double().square().mean()
-        past = self._curvatures.get(name)
-        self._curvatures[name] = (
-            square if past is None else torch.lerp(square, past.to(square), _CURVATURE_DECAY)
-        )
+    def _observe(self, names: Iterable[str]) -> None:
+        """Take the gradients into the running mean squares of the entries of grad_C L."""
+        for name in names:
+            if self._slots[name].layer.core.grad is not None:
+                square = self._slots[name].core_gradient().double().square().mean()
+                past = self._curvatures.get(name, square).to(square)
+                self._curvatures[name] = torch.lerp(square, past, _CURVATURE_DECAY)
 
     def _finish_step(self, examined: Iterable[str]) -> None:
         self._plain_step()
@@ -449,6 +468,7 @@ class TDLRT(torch.optim.Optimizer):
             else:
                 modes = self._slots[name].layer.learned_modes
                 updates[name] = retract_lifted(step, rule, rules[name], modes)
+            updates[name].space.settle()
         return updates
 
     def _candidate(self, name: str, core: Tensor) -> Candidate:
@@ -495,14 +515,38 @@ class TDLRT(torch.optim.Optimizer):
         for name, update in updates.items():
             self._slots[name].assign_(update, self.state, self._rule(name))
 
-    def _check_finite(self) -> None:
+    def _check_finite(
+        self, steps: Iterable[Augmented | Lifted], updates: Collection[Iterate] = ()
+    ) -> None:
+        """Refuse values, gradients and results that are not finite, and settle the new spaces.
+
+        One synchronisation for all: the device is not waited for elsewhere in a step at fixed rank.
+        """
         parameters = list(self._names)
         tensors = [p.detach() for p in parameters if p.is_floating_point()]
         tensors += [p.grad for p in parameters if p.grad is not None]
-        # One synchronisation for all. A norm can overflow where no entry does: then look closer.
-        norms = [norm.to(tensors[0].device).float() for norm in torch._foreach_norm(tensors, 2)]
-        if torch.isfinite(torch.stack(norms)).all():
-            return
+        cores = [step.point.core for step in (*steps, *updates)]
+        device = self._device()
+        norms = [norm.to(device).float() for norm in torch._foreach_norm(tensors, 2)]
+        results = [torch.linalg.vector_norm(core, dtype=torch.float64).to(device) for core in cores]
+        results.append(torch.zeros((), dtype=torch.float64, device=device))  # cores may be none
+        flags = [torch.stack(scalars).isfinite().all()[None] for scalars in (norms, results)]
+        flags += [update.space.well_conditioned().to(device) for update in updates]
+        given_finite, found_finite, *safe = torch.cat(flags).tolist()
+        for update in updates:
+            moving = len(update.space.moving_modes)
+            update.space.settle(safe[:moving])
+            safe = safe[moving:]
+        if not given_finite:
+            self._check_entries(parameters)
+        if not found_finite:
+            raise NonFiniteError(
+                "weight: the step would make it NaN or infinite, expected finite values; nothing "
+                "was changed. Lower lr"
+            )
+
+    def _check_entries(self, parameters: Iterable[Tensor]) -> None:
+        """Look closer: a norm can overflow where no entry does."""
         for parameter in parameters:
             for what, tensor in (("gradient", parameter.grad), ("value", parameter.detach())):
                 if tensor is not None and not torch.isfinite(tensor).all():

@@ -24,6 +24,7 @@ _STEP = "step"
 class LayerSlot:
     """Access to one layer: its weight, gradient and state as the pure steps want them.
 
+    Core and learned bases stand in `parameters`, in a fixed order; they keep their identity.
     The state is kept in the optimiser's `state` under the keys of the torch optimiser, the core's
     part with the core and each basis part with its basis, all of their Parameters' shapes.
 
@@ -35,14 +36,15 @@ class LayerSlot:
     def __init__(self, name: str, layer: TuckerLayer) -> None:
         self.name = name
         self.layer = layer
+        self._bases = {mode: layer.factors[mode] for mode in layer.learned_modes}
+        self.parameters: list[Tensor] = [layer.core, *self._bases.values()]
         self._space: TangentSpace | None = None
         self._version: list[tuple[int, int]] = []
 
     @property
-    def parameters(self) -> list[Tensor]:
-        """Core and learned bases, in a fixed order."""
-        layer = self.layer
-        return [layer.core, *(layer.factors[mode] for mode in layer.learned_modes)]
+    def bases(self) -> list[Tensor]:
+        """Learned bases."""
+        return self.parameters[1:]
 
     def point(self) -> TuckerTensor:
         """The weight, in float32 where its type is too small for linear algebra."""
@@ -68,7 +70,7 @@ class LayerSlot:
     def _tangent_space(self) -> TangentSpace:
         """Tangent space at the weight; the last step's own unless somebody else wrote since."""
         if self._space is None or self._version != self._current_version():
-            self._space = TangentSpace(*self.point(), self.layer.learned_modes)
+            self._space = TangentSpace(*self.point(), tuple(self._bases))
             self._version = self._current_version()
         return self._space
 
@@ -77,11 +79,11 @@ class LayerSlot:
 
     def gradient(self) -> TangentVector:
         """Projected gradient, from what autograd left in `.grad`, which is only read."""
-        factors = [factor.grad for factor in self.layer.factors]
-        return self._tangent_space().gradient(
-            self.core_gradient(),
-            [None if grad is None else _at_least_float32(grad) for grad in factors],
-        )
+        factors: list[Tensor | None] = [None] * len(self.layer.factors)
+        for mode, basis in self._bases.items():
+            if basis.grad is not None:
+                factors[mode] = _at_least_float32(basis.grad)
+        return self._tangent_space().gradient(self.core_gradient(), factors)
 
     def core_gradient(self) -> Tensor:
         """Gradient of the core."""
@@ -94,14 +96,10 @@ class LayerSlot:
         """Weight and state at rest."""
         space = self._tangent_space()
         cores = self._moments(state, self.layer.core, rule)
-        parts = [self._moments(state, factor, rule) for factor in self.layer.factors]
+        parts = {mode: self._moments(state, basis, rule) for mode, basis in self._bases.items()}
         moments = {
-            name: TangentVector(
-                core,
-                tuple(
-                    part.get(name, torch.zeros_like(factor))
-                    for part, factor in zip(parts, space.factors, strict=True)
-                ),
+            name: space.vector(
+                core, {mode: part[name] for mode, part in parts.items() if name in part}
             )
             for name, core in cores.items()
         }
@@ -132,8 +130,8 @@ class LayerSlot:
                 core_state[name] = moment
                 continue
             core_state[name] = moment.core
-            for mode in self.layer.learned_modes:
-                state.setdefault(self.layer.factors[mode], {})[name] = moment.factors[mode]
+            for mode, basis in self._bases.items():
+                state.setdefault(basis, {})[name] = moment.factors[mode]
         if rule.counts_steps:
             core_state[_STEP] = torch.tensor(float(update.step))
         if core_state:
@@ -144,8 +142,9 @@ class LayerSlot:
 
     def _moments(self, state: OptimizerState, parameter: Tensor, rule: Rule) -> dict[str, Tensor]:
         moments = {}
+        own = state.get(parameter, {})
         for name in rule.first_moments + rule.second_moments:
-            moment = state.get(parameter, {}).get(name)
+            moment = own.get(name)
             if moment is None:
                 continue
             if moment.shape != parameter.shape:

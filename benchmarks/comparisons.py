@@ -119,8 +119,8 @@ EXPERIMENTS = {
     "cifar10_rescnn": Experiment(
         note=(
             "A short schedule on the first 20,000 images. All methods have the recipes of the "
-            "MNIST table. At a third of the learning rate tucker did no better on held-out training "
-            "images; dense and TDLRT were tried at no other."
+            "MNIST table. At a third of the learning rate tucker did no better on held-out "
+            "training images; dense and TDLRT were tried at no other."
         ),
         options={
             "model": "rescnn",

@@ -22,7 +22,6 @@ from tdlrt.linalg import (
     TangentVector,
     Transport,
     TuckerTensor,
-    mode_product,
     multi_mode_product,
     new_directions,
     orthonormalize,
@@ -182,8 +181,8 @@ def basis_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Lifted:
     space = iterate.space
     direction, _ = _direction(iterate, gradient, rule)
     new_bases = _new_bases(space, direction)
-    padding = tuple(torch.zeros_like(factor) for factor in space.factors)
-    core = space.embed(TangentVector(space.core, padding), new_bases)
+    padding = [count for new in reversed(new_bases) for count in (0, new.shape[1])]
+    core = torch.nn.functional.pad(space.core, padding)  # which counts modes from the last
     moments: dict[str, Tensor] = {}
     for name, moment in iterate.moments.items():
         if name in rule.first_moments:
@@ -279,9 +278,8 @@ def _lifted_squares(core: Tensor, new_bases: Sequence[Tensor]) -> Tensor:
     """A second moment of the core in augmented bases: new coordinates get the mean of the mode."""
     for mode, new in enumerate(new_bases):
         if new.shape[1]:
-            rank = core.shape[mode]
-            lift = torch.eye(rank + new.shape[1], rank, dtype=core.dtype, device=core.device)
-            core = mode_product(core, stochastic(lift), mode)
+            means = core.mean(dim=mode, keepdim=True)
+            core = torch.cat([core, *[means] * new.shape[1]], dim=mode)
     return core
 
 
@@ -296,7 +294,8 @@ def _lowered_squares(
     parts = [torch.zeros_like(factor) for factor in space.factors]
     for mode in space.moving_modes:
         rest = unfold(multi_mode_product(core, turns, skip=mode), mode)
-        parts[mode] = stochastic(bases[mode]) @ rest @ stochastic(space.rows(mode)).mT
+        # The product of the small matrices first: the basis is the longest of the three.
+        parts[mode] = stochastic(bases[mode]) @ (rest @ stochastic(space.rows(mode)).mT)
     return TangentVector(multi_mode_product(core, turns), tuple(parts))
 
 

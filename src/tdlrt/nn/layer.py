@@ -19,6 +19,7 @@ from tdlrt.linalg import (
     polish_basis,
     truncate,
 )
+from tdlrt.planning import MANY_ROWS, LayerShape, Path, PathChoice, check_path, choose_path
 from tdlrt.ranks import RankSpec, initial_rank_rule
 from tdlrt.tables import format_shape
 
@@ -74,6 +75,8 @@ class TuckerLayer(nn.Module):
     factors: FactorList
     bias: nn.Parameter | None
 
+    _path: PathChoice = "auto"
+
     def _factorize(
         self, layer: nn.Module, rank: RankSpec, modes: Modes, init_scale: float | None
     ) -> None:
@@ -92,9 +95,43 @@ class TuckerLayer(nn.Module):
         """The torch layer with the weight in full; parameters are copies."""
         raise NotImplementedError
 
-    def to_plain(self) -> nn.Module:
-        """Torch layers that apply the weight through its factors; parameters are copies."""
+    def to_plain(self, path: PathChoice = "auto") -> nn.Module:
+        """Torch layers that apply the weight along a path; parameters are copies.
+
+        Args:
+            path: One of `tdlrt.planning.PATHS`; 'auto' is the layer's own or, if that is 'auto'
+                too, the cheapest for many positions, the folding not counted.
+        """
         raise NotImplementedError
+
+    @property
+    def path(self) -> PathChoice:
+        """Order of contractions: 'auto' for the cheapest at each shape, or one by name.
+
+        'three_stage', 'fold_in' (U_in folded into the core), 'fold_out' (U_out folded), 'dense'.
+
+        Raises:
+            PathError: When set to another name.
+        """
+        return self._path
+
+    @path.setter
+    def path(self, path: PathChoice) -> None:
+        self._path = check_path(path)
+
+    def plan_shape(
+        self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
+    ) -> LayerShape:
+        """What the planner needs to know for an input of this shape."""
+        raise NotImplementedError
+
+    def _plain_path(self, path: PathChoice) -> Path:
+        """The path that `to_plain` takes for a choice."""
+        choice = self._path if check_path(path) == "auto" else path
+        if choice != "auto":
+            return choice
+        shape = LayerShape(self.shape, self.ranks, MANY_ROWS, MANY_ROWS)
+        return choose_path(shape, "plain")
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -117,6 +154,11 @@ class TuckerLayer(nn.Module):
     def weight_parameters(self) -> int:
         """Number of trainable numbers that stand for the weight: core and learned bases."""
         return self.core.numel() + sum(self.factors[mode].numel() for mode in self.learned_modes)
+
+    @property
+    def _own_repr(self) -> str:
+        forced = "" if self._path == "auto" else f", path={self._path!r}"
+        return f"ranks={self.ranks}{forced}"
 
     def dense_weight(self) -> Tensor:
         """The weight W in full, of shape n_1 x ... x n_d, differentiable in core and factors."""

@@ -22,7 +22,7 @@ from tdlrt.planning import (
     linear_shape,
 )
 
-__all__ = ["conv_stages", "linear_stages", "tucker_conv", "tucker_linear"]
+__all__ = ["conv_stages", "is_channels_last", "linear_stages", "tucker_conv", "tucker_linear"]
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -56,12 +56,12 @@ def conv_stages(
         kernel = F.linear(kernel.mT, factors[1]).mT
     if path in FOLDS_OUT and channels_last:
         rows = kernel.mT.flatten(1)
-        kernel = (factors[0] @ rows).unflatten(1, (kernel.shape[2], kernel.shape[1])).mT
+        kernel = (factors[0] @ rows).reshape(-1, kernel.shape[2], kernel.shape[1]).mT
     elif path in FOLDS_OUT:
-        kernel = (factors[0] @ kernel.flatten(1)).unflatten(1, kernel.shape[1:])
-    kernel = kernel.unflatten(2, sizes)
-    reduce = None if path in FOLDS_IN else factors[1].mT.unflatten(1, (-1, *ones))
-    expand = None if path in FOLDS_OUT else factors[0].unflatten(1, (-1, *ones))
+        kernel = (factors[0] @ kernel.flatten(1)).reshape(-1, *kernel.shape[1:])
+    kernel = kernel.reshape(*kernel.shape[:2], *sizes)
+    reduce = None if path in FOLDS_IN else factors[1].mT.reshape(*factors[1].mT.shape, *ones)
+    expand = None if path in FOLDS_OUT else factors[0].reshape(*factors[0].shape, *ones)
     return reduce, kernel, expand
 
 
@@ -96,7 +96,7 @@ def tucker_conv(
         The output, of shape (batch, n_0, spatial...) or (n_0, spatial...).
     """
     convolve = _CONV[core.ndim - 2]
-    channels_last = _is_channels_last(input, core.ndim)
+    channels_last = is_channels_last(input, core.ndim)
     if path == "auto":
         shape = conv_shape(
             _weight_shape(factors),
@@ -198,7 +198,7 @@ def _known_shape(input: Tensor, order: int) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) else UNKNOWN_SIZE for size in input.shape)
 
 
-def _is_channels_last(input: Tensor, order: int) -> bool:
+def is_channels_last(input: Tensor, order: int) -> bool:
     """Whether a batch of images lies in memory with the channels last, by torch's own rule.
 
     A single channel, or an image of one pixel, can be both; then the strides tell how it was made.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple, TypeAlias, cast
+from typing import Literal, NamedTuple, TypeAlias
 
 from tdlrt.errors import PathError
 
@@ -33,6 +33,7 @@ __all__ = [
     "conv_shape",
     "linear_shape",
     "path_cost",
+    "path_macs",
     "path_stages",
     "stage_features",
 ]
@@ -72,14 +73,30 @@ class Rates(NamedTuple):
     byte: float
 
 
-RATES: dict[str, Rates] = {}
+RATES: dict[str, Rates] = {
+    "spatial, forward": Rates(2.755e-05, 0.0, 7.137e-10, 0.0),
+    "fold, forward": Rates(6.33e-06, 2.852e-11, 0.0, 1.622e-11),
+    "linear, forward": Rates(5.204e-06, 2.179e-11, 1.827e-10, 1.569e-11),
+    "convolution, contiguous, forward": Rates(1.096e-05, 1.466e-11, 9.546e-12, 1.907e-10),
+    "convolution, channels_last, forward": Rates(1.183e-05, 1.488e-11, 3.654e-11, 5.317e-11),
+    "pointwise, contiguous, forward": Rates(7.068e-06, 2.102e-11, 0.0, 7.01e-11),
+    "pointwise, channels_last, forward": Rates(8.464e-06, 2.23e-11, 4.41e-11, 2.848e-11),
+    "spatial, backward": Rates(3.741e-05, 0.0, 7.504e-10, 0.0),
+    "fold, backward": Rates(1.368e-05, 2.845e-11, 2.531e-10, 0.0),
+    "linear, backward": Rates(1.442e-05, 2.378e-11, 1.626e-10, 1.888e-11),
+    "convolution, contiguous, backward": Rates(2.562e-05, 1.821e-11, 4.028e-11, 1.35e-10),
+    "convolution, channels_last, backward": Rates(2.864e-05, 1.982e-11, 8.757e-12, 2.453e-11),
+    "pointwise, contiguous, backward": Rates(1.804e-05, 2.297e-11, 0.0, 7.234e-11),
+    "pointwise, channels_last, backward": Rates(2e-05, 2.391e-11, 8.122e-11, 2.908e-11),
+}
 
 
 class Stage(NamedTuple):
     """One convolution or matrix product.
 
     Attributes:
-        kind: 'convolution', 'pointwise' (1x1), 'linear' or 'fold' (of a factor into the core).
+        kind: 'convolution', 'pointwise' (1x1), 'linear', or what folds factors into the core:
+            'spatial' and 'fold'.
         rows_in: Positions, over the whole batch, that are read.
         rows_out: Positions that are written.
         inputs: Channels of a position read.
@@ -88,7 +105,7 @@ class Stage(NamedTuple):
         input_grad: Whether the backward pass goes on to the stage's input.
     """
 
-    kind: Literal["convolution", "pointwise", "linear", "fold"]
+    kind: Literal["convolution", "pointwise", "linear", "spatial", "fold"]
     rows_in: int
     rows_out: int
     inputs: int
@@ -185,7 +202,7 @@ def path_stages(path: Path, shape: LayerShape) -> tuple[list[Stage], list[Stage]
     fold_in, fold_out = path in FOLDS_IN, path in FOLDS_OUT
     folds = []
     if kernel:
-        folds.append(Stage("fold", r_out * r_in, r_out * r_in, math.prod(spatial_ranks), taps))
+        folds.append(Stage("spatial", r_out * r_in, r_out * r_in, math.prod(spatial_ranks), taps))
     if fold_in:
         folds.append(Stage("fold", r_out * taps, r_out * taps, r_in, inputs))
     core_inputs = inputs if fold_in else r_in
@@ -216,6 +233,14 @@ def stage_features(stage: Stage) -> Rates:
     return Rates(1.0, products, edges, _FLOAT_BYTES * (moved + weight))
 
 
+def path_macs(path: Path, shape: LayerShape) -> int:
+    """Multiply-adds of one forward pass, without folding factors into the core."""
+    return sum(
+        stage.rows_out * stage.inputs * stage.outputs * stage.taps
+        for stage in path_stages(path, shape)[1]
+    )
+
+
 def path_cost(path: Path, shape: LayerShape, mode: Mode) -> float:
     """Seconds that a path takes, by the model.
 
@@ -230,13 +255,13 @@ def path_cost(path: Path, shape: LayerShape, mode: Mode) -> float:
     layout = "channels_last" if shape.channels_last else "contiguous"
     total = 0.0
     for stage in stages:
-        kind = stage.kind if stage.kind in ("linear", "fold") else f"{stage.kind}, {layout}"
+        kind: str = stage.kind
+        if kind in ("convolution", "pointwise"):
+            kind += f", {layout}"
         features = stage_features(stage)
         total += _dot(RATES[f"{kind}, forward"], features)
         if mode == "training":
-            total += _dot(RATES[f"{kind}, weight gradient"], features)
-            if stage.input_grad:
-                total += _dot(RATES[f"{kind}, input gradient"], features)
+            total += (1 + stage.input_grad) * _dot(RATES[f"{kind}, backward"], features)
     return total
 
 
@@ -249,7 +274,7 @@ cached_path = lru_cache(maxsize=4096)(choose_path)
 """`choose_path`, remembered."""
 
 
-def check_path(path: object) -> PathChoice:
+def check_path(path: PathChoice) -> PathChoice:
     """Return a path by name.
 
     Raises:
@@ -260,7 +285,7 @@ def check_path(path: object) -> PathChoice:
             f"path: got {path!r}, expected 'auto' or one of {', '.join(map(repr, PATHS))}; "
             "'auto' takes the cheapest"
         )
-    return cast("PathChoice", path)
+    return path
 
 
 def _per_dimension(value: Sequence[int] | int, order: int) -> tuple[int, ...]:

@@ -132,9 +132,7 @@ class _TuckerConv(TuckerLayer):
             self.shape,
             self.ranks,
             input,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
+            **{name: self._options[name] for name in ("stride", "padding", "dilation")},
             channels_last=channels_last,
             input_grad=input_grad,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from tdlrt.linalg import (
     polish_basis,
     truncate,
 )
-from tdlrt.planning import MANY_ROWS, LayerShape, Path, PathChoice, check_path, choose_path
+from tdlrt.planning import MANY_ROWS, LayerShape, Mode, Path, PathChoice, check_path, choose_path
 from tdlrt.ranks import RankSpec, initial_rank_rule
 from tdlrt.tables import format_shape
 
@@ -125,13 +125,16 @@ class TuckerLayer(nn.Module):
         """What the planner needs to know for an input of this shape."""
         raise NotImplementedError
 
+    def planned_path(self, shape: LayerShape, mode: Mode) -> Path:
+        """The layer's own path or, where that is 'auto', the cheapest (see `choose_path`)."""
+        return choose_path(shape, mode) if self._path == "auto" else self._path
+
     def _plain_path(self, path: PathChoice) -> Path:
         """The path that `to_plain` takes for a choice."""
-        choice = self._path if check_path(path) == "auto" else path
-        if choice != "auto":
-            return choice
-        shape = LayerShape(self.shape, self.ranks, MANY_ROWS, MANY_ROWS)
-        return choose_path(shape, "plain")
+        if check_path(path) != "auto":
+            return cast("Path", path)
+        many = LayerShape(self.shape, self.ranks, MANY_ROWS, MANY_ROWS)
+        return self.planned_path(many, "plain")
 
     @property
     def ranks(self) -> tuple[int, ...]:

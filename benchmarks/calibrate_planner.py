@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from tdlrt.planning import (
     Stage,
     path_stages,
     stage_features,
+    stage_kind,
 )
 from tdlrt.planning import Path as TuckerPath
 
@@ -42,31 +43,37 @@ ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/planner_calibration.json"
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 IMAGES = [(1, 32), (1, 8), (1, 2), (8, 16), (64, 32), (64, 8), (64, 2), (256, 4)]
-CHANNELS = [
-    (1, 10),
-    (1, 20),
-    (3, 64),
-    (6, 6),
-    (16, 64),
-    (64, 16),
-    (51, 51),
-    (64, 64),
-    (200, 51),
-    (256, 256),
-]
+CHANNELS = [(1, 2), (1, 10), (1, 20), (2, 20), (3, 64), (6, 6), (13, 13), (16, 64), (64, 16)]
+CHANNELS += [(40, 24), (51, 51), (64, 64), (102, 102), (200, 51), (256, 256)]
 WIDE = [(51, 512), (512, 51), (512, 512)]
 ROWS = [1, 16, 64, 256, 2048]
 WIDTHS = [10, 50, 200, 512, 2048]
 LARGEST = 4e9  # multiply-adds; larger ones say nothing new
 SIGNIFICANT = 4
 
+# Kinds of stages that are fitted together.
 GROUPS = [("spatial", "fold"), ("linear",)]
 GROUPS += [(f"{kind}, {layout}",) for kind in ("convolution", "pointwise") for layout in LAYOUTS]
 
-NOTHING = Rates(0.0, 0.0, 0.0, 0.0)
 Constants = dict[str, dict[str, float]]
-Features = dict[str, Rates]  # by kind of stage
-Sample = tuple[str, Features, float]
+Forward = Callable[[], Tensor]
+
+
+class Case(NamedTuple):
+    """Something to time: the stages it consists of, and how to make it."""
+
+    stages: list[Stage]
+    layout: str
+    build: Callable[[], tuple[Forward, list[Tensor]]]
+
+
+class Sample(NamedTuple):
+    """What was measured: the gradients computed (0 in a forward pass) and the seconds."""
+
+    stages: list[Stage]
+    layout: str
+    gradients: int
+    seconds: float
 
 
 def main() -> None:
@@ -75,16 +82,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     samples = list(measurements(arguments.seconds))
-    rates, errors = {}, {}
-    for pass_ in ("forward", "backward"):
-        for kinds in GROUPS:
-            group = [one for one in samples if one[0] == pass_ and not one[1].keys() - {*kinds}]
-            constants, error = fit(kinds, group, pass_)
-            rates |= constants
-            errors |= dict.fromkeys(constants, error)
-    for name, constants in rates.items():
-        print(f'    "{name}": Rates({", ".join(map(repr, constants.values()))}),')
-    print(errors)
+    rates, errors = fit(samples)
     result = {
         "command": "python benchmarks/calibrate_planner.py",
         "versions": versions(),
@@ -92,42 +90,55 @@ def main() -> None:
         "rates": rates,
         "median_relative_error": errors,
         "samples": [
-            {"pass": name, "stages": stages, "seconds": float(f"{seconds:.4g}")}
-            for name, stages, seconds in samples
+            [sample.stages, sample.layout, sample.gradients, float(f"{sample.seconds:.4g}")]
+            for sample in samples
         ],
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    RESULT.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    for name, constants in rates.items():
+        print(f'    "{name}": Rates({", ".join(map(repr, constants.values()))}),')
+    print(errors)
 
 
-def fit(kinds: Sequence[str], samples: list[Sample], pass_: str) -> tuple[Constants, float]:
-    """Constants of one pass of some kinds, and the median relative error of the prediction."""
-    seconds = np.array([sample[2] for sample in samples])
-    features = np.array(
-        [np.concatenate([stages.get(kind, NOTHING) for kind in kinds]) for _, stages, _ in samples]
-    )
-    relative = features / seconds[:, None]
-    scale = np.linalg.norm(relative, axis=0)
-    constants = nnls(relative / scale, np.ones(len(samples)))[0] / scale
-    rounded = [float(f"{constant:.{SIGNIFICANT}g}") for constant in constants]
-    error = float(np.median(np.abs(relative @ rounded - 1)))
-    rows = np.reshape(rounded, (len(kinds), -1)).tolist()
-    named = [dict(zip(Rates._fields, row, strict=True)) for row in rows]
-    return {f"{kind}, {pass_}": row for kind, row in zip(kinds, named, strict=True)}, round(
-        error, 3
-    )
+def fit(samples: Sequence[Sample]) -> tuple[Constants, dict[str, float]]:
+    """Constants of every kind of stage and pass, and the median relative errors."""
+    rates: Constants = {}
+    errors: dict[str, float] = {}
+    for pass_, kinds in itertools.product(("forward", "backward"), GROUPS):
+        group = [
+            sample
+            for sample in samples
+            if (sample.gradients > 0) == (pass_ == "backward")
+            and stage_kind(sample.stages[0], sample.layout) in kinds
+        ]
+        matrix = np.array([features(sample, kinds) for sample in group])
+        relative = matrix / np.array([sample.seconds for sample in group])[:, None]
+        scale = np.linalg.norm(relative, axis=0)
+        constants = nnls(relative / scale, np.ones(len(group)))[0] / scale
+        rounded = np.array([float(f"{constant:.{SIGNIFICANT}g}") for constant in constants])
+        error = float(np.median(np.abs(relative @ rounded - 1)))
+        for kind, row in zip(kinds, rounded.reshape(len(kinds), -1).tolist(), strict=True):
+            rates[f"{kind}, {pass_}"] = dict(zip(Rates._fields, row, strict=True))
+            errors[f"{kind}, {pass_}"] = round(error, 3)
+    return rates, errors
+
+
+def features(sample: Sample, kinds: Sequence[str]) -> np.ndarray[Any, Any]:
+    """What a sample consists of, in the units of the rates of each kind, one after the other."""
+    rows = np.zeros((len(kinds), len(Rates._fields)))
+    for stage in sample.stages:
+        number = kinds.index(stage_kind(stage, sample.layout))
+        rows[number] += max(sample.gradients, 1) * np.array(stage_features(stage))
+    return rows.flatten()
 
 
 def measurements(seconds: float) -> Iterator[Sample]:
     cases = [*convolutions(), *products(), *folds()]
     random.Random(0).shuffle(cases)  # so that a busy minute of the machine hits all kinds alike
-    for number, (features, build) in enumerate(cases):
-        yield from timed(features, *build(), seconds)
+    for number, case in enumerate(cases):
+        yield from timed(case, seconds)
         if number % 50 == 0:
             print(f"{number} of {len(cases)}", flush=True)
-
-
-Forward = Callable[[], Tensor]
-Case = tuple[Features, Callable[[], tuple[Forward, list[Tensor]]]]
 
 
 def convolutions() -> Iterator[Case]:
@@ -139,11 +150,11 @@ def convolutions() -> Iterator[Case]:
         if products > LARGEST or (512 in (inputs, outputs) and (size > 8 or kernel == 5)):
             continue
         kind: Any = "pointwise" if kernel == 1 else "convolution"
-        features = stage_features(Stage(kind, rows, rows, inputs, outputs, kernel**2))
+        stage = Stage(kind, rows, rows, inputs, outputs, kernel**2)
         for layout, with_input in itertools.product(LAYOUTS, (False, True)):
             shapes = (batch, inputs, size, size), (outputs, inputs, kernel, kernel)
             build = partial(build_convolution, *shapes, layout, with_input)
-            yield {f"{kind}, {layout}": features}, build
+            yield Case([stage], layout, build)
 
 
 def build_convolution(
@@ -159,8 +170,8 @@ def products() -> Iterator[Case]:
     for rows, inputs, outputs in itertools.product(ROWS, WIDTHS, WIDTHS):
         if rows * inputs * outputs > LARGEST:
             continue
-        features = stage_features(Stage("linear", rows, rows, inputs, outputs))
-        yield {"linear": features}, partial(build_product, rows, inputs, outputs)
+        stage = Stage("linear", rows, rows, inputs, outputs)
+        yield Case([stage], "contiguous", partial(build_product, rows, inputs, outputs))
 
 
 def build_product(rows: int, inputs: int, outputs: int) -> tuple[Forward, list[Tensor]]:
@@ -180,12 +191,8 @@ def folds() -> Iterator[Case]:
         shape = (outputs, inputs, kernel, kernel)
         ranks = (*(max(round(share * n), 1) for n in shape[:2]), kernel, kernel)
         stages, _ = path_stages(path, LayerShape(shape, ranks, 1, 1))
-        features = {}
-        for stage in stages:
-            so_far = features.get(stage.kind, NOTHING)
-            features[stage.kind] = Rates(*map(sum, zip(so_far, stage_features(stage), strict=True)))
-        if sum(rates.product for rates in features.values()) <= LARGEST / 2:
-            yield features, partial(build_folds, shape, ranks, path, layout)
+        if sum(stage_features(stage).product for stage in stages) <= LARGEST / 2:
+            yield Case(stages, layout, partial(build_folds, shape, ranks, path, layout))
 
 
 def build_folds(
@@ -200,10 +207,9 @@ def build_folds(
     return lambda: conv_stages(core, factors, path, channels_last=last)[1], folded
 
 
-def timed(
-    features: Features, forward: Forward, leaves: list[Tensor], seconds: float
-) -> Iterator[Sample]:
+def timed(case: Case, seconds: float) -> Iterator[Sample]:
     """Least time of the forward and of the backward pass."""
+    forward, leaves = case.build()
     gradient = torch.randn_like(forward())
     best = {"forward": float("inf"), "both": float("inf")}
     end = time.perf_counter() + seconds
@@ -221,9 +227,8 @@ def timed(
             break
     gradients = 1 if len(leaves) == 1 else 2  # with a fold every stage has two
     backward = max(best["both"] - best["forward"], 0.1 * best["forward"])
-    yield "forward", features, best["forward"]
-    scaled = {kind: Rates(*(gradients * x for x in one)) for kind, one in features.items()}
-    yield "backward", scaled, backward
+    yield Sample(case.stages, case.layout, 0, best["forward"])
+    yield Sample(case.stages, case.layout, gradients, backward)
 
 
 if __name__ == "__main__":

@@ -31,11 +31,13 @@ __all__ = [
     "check_path",
     "choose_path",
     "conv_shape",
+    "dense_cost",
     "linear_shape",
     "path_cost",
     "path_macs",
     "path_stages",
     "stage_features",
+    "stage_kind",
 ]
 
 Path: TypeAlias = Literal["three_stage", "fold_in", "fold_out", "dense"]
@@ -54,6 +56,7 @@ FOLDS_IN: tuple[Path, ...] = ("fold_in", "dense")
 FOLDS_OUT: tuple[Path, ...] = ("fold_out", "dense")
 
 _FLOAT_BYTES = 4
+_WITH_LAYOUT = ("convolution", "pointwise")
 
 
 class Rates(NamedTuple):
@@ -233,6 +236,11 @@ def stage_features(stage: Stage) -> Rates:
     return Rates(1.0, products, edges, _FLOAT_BYTES * (moved + weight))
 
 
+def stage_kind(stage: Stage, layout: str) -> str:
+    """The kind of a stage by which `RATES` are kept; layouts make a difference to some."""
+    return f"{stage.kind}, {layout}" if stage.kind in _WITH_LAYOUT else stage.kind
+
+
 def path_macs(path: Path, shape: LayerShape) -> int:
     """Multiply-adds of one forward pass, without folding factors into the core."""
     return sum(
@@ -251,14 +259,19 @@ def path_cost(path: Path, shape: LayerShape, mode: Mode) -> float:
             'plain' the forward pass without the folding, which `to_plain` does once and for all.
     """
     folds, passes = path_stages(path, shape)
-    stages = passes if mode == "plain" else folds + passes
+    return _cost(passes if mode == "plain" else folds + passes, shape, mode)
+
+
+def dense_cost(shape: LayerShape, mode: Mode) -> float:
+    """Seconds that the dense torch layer takes, by the model."""
+    return _cost(path_stages("dense", shape)[1], shape, mode)
+
+
+def _cost(stages: Sequence[Stage], shape: LayerShape, mode: Mode) -> float:
     layout = "channels_last" if shape.channels_last else "contiguous"
     total = 0.0
     for stage in stages:
-        kind: str = stage.kind
-        if kind in ("convolution", "pointwise"):
-            kind += f", {layout}"
-        features = stage_features(stage)
+        kind, features = stage_kind(stage, layout), stage_features(stage)
         total += _dot(RATES[f"{kind}, forward"], features)
         if mode == "training":
             total += (1 + stage.input_grad) * _dot(RATES[f"{kind}, backward"], features)

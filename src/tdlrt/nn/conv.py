@@ -112,8 +112,7 @@ class _TuckerConv(TuckerLayer):
     def _options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _OPTIONS}
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply the convolution to (batch, in_channels, ...) or (in_channels, ...)."""
+    def _apply_weight(self, input: Tensor) -> Tensor:
         return tucker_conv(
             input,
             self.core,

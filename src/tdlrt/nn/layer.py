@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tdlrt.errors import IntegratorStateError, NonFiniteError, RankError, StateDictError
 from tdlrt.linalg import (
@@ -67,6 +68,8 @@ class TuckerLayer(nn.Module):
         core: C, a Parameter of shape r_1 x ... x r_d.
         factors: U_i, of shape n_i x r_i.
         bias: Parameter of shape (n_1,), or None.
+        recompute: Whether the backward pass computes the maps between the stages anew instead of
+            keeping them: memory for time. Not with torch.func's transforms.
 
     Source: arXiv:2305.19059, section 2.
     """
@@ -75,6 +78,7 @@ class TuckerLayer(nn.Module):
     factors: FactorList
     bias: nn.Parameter | None
 
+    recompute: bool = False
     _path: PathChoice = "auto"
 
     def _factorize(
@@ -123,6 +127,18 @@ class TuckerLayer(nn.Module):
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
     ) -> LayerShape:
         """What the planner needs to know for an input of this shape."""
+        raise NotImplementedError
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer along its path."""
+        if self.recompute and torch.is_grad_enabled():
+            applied: Tensor = checkpoint(
+                self._apply_weight, input, use_reentrant=False, preserve_rng_state=False
+            )
+            return applied
+        return self._apply_weight(input)
+
+    def _apply_weight(self, input: Tensor) -> Tensor:
         raise NotImplementedError
 
     def planned_path(self, shape: LayerShape, mode: Mode) -> Path:

@@ -87,8 +87,7 @@ class TuckerLinear(TuckerLayer):
         """Size of the last dimension of the output."""
         return self.shape[0]
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply the map to (..., in_features)."""
+    def _apply_weight(self, input: Tensor) -> Tensor:
         return tucker_linear(input, self.core, list(self.factors), self.bias, path=self._path)
 
     def plan_shape(

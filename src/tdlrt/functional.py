@@ -50,10 +50,16 @@ def conv_stages(
     """
     sizes = [factor.shape[0] for factor in factors[2:]]
     ones = (1,) * len(sizes)
-    # r_0 x r_1 x taps from here on; its transpose is contiguous where channels_last.
-    kernel = F.linear(core.flatten(2), reduce_pairwise(torch.kron, factors[2:]))
+    spatial = reduce_pairwise(torch.kron, factors[2:])
+    # r_0 x r_1 x taps from here on, in memory r_0 x taps x r_1 if channels_last: the layout of a
+    # convolution's weight would become that of its output.
+    if channels_last:
+        kernel = (spatial @ core.flatten(2).mT).mT
+    else:
+        kernel = F.linear(core.flatten(2), spatial)
     if path in FOLDS_IN:
         kernel = F.linear(kernel.mT, factors[1]).mT
+        kernel = kernel if channels_last else kernel.contiguous()
     if path in FOLDS_OUT and channels_last:
         rows = kernel.mT.flatten(1)
         kernel = (factors[0] @ rows).reshape(-1, kernel.shape[2], kernel.shape[1]).mT
@@ -101,12 +107,12 @@ def tucker_conv(
         shape = conv_shape(
             _weight_shape(factors),
             core.shape,
-            _known_shape(input, core.ndim),
+            _known_shape(input),
             stride=stride,
             padding=padding,
             dilation=dilation,
             channels_last=channels_last,
-            input_grad=_needs_grad(input),
+            input_grad=input.requires_grad,
         )
         path = _plan(shape, input, core, factors)
     reduce, kernel, expand = conv_stages(core, factors, path, channels_last=channels_last)
@@ -162,8 +168,8 @@ def tucker_linear(
         The output, of shape (..., n_0).
     """
     if path == "auto":
-        weight, known = _weight_shape(factors), _known_shape(input, 2)
-        shape = linear_shape(weight, core.shape, known, _needs_grad(input))
+        weight, known = _weight_shape(factors), _known_shape(input)
+        shape = linear_shape(weight, core.shape, known, input.requires_grad)
         path = _plan(shape, input, core, factors)
     *first, last = linear_stages(core, factors, path)
     for matrix in first:
@@ -172,24 +178,20 @@ def tucker_linear(
 
 
 def _plan(shape: LayerShape, input: Tensor, core: Tensor, factors: Sequence[Tensor]) -> Path:
-    trains = torch.is_grad_enabled() and any(map(_needs_grad, (input, core, *factors)))
+    trains = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (input, core, *factors)
+    )
     # A compiler sees through no cache; it runs this once per graph.
     choose = choose_path if torch.compiler.is_compiling() else cached_path
     return choose(shape, "training" if trains else "inference")
-
-
-def _needs_grad(tensor: Tensor) -> bool:
-    return not isinstance(tensor, Tensor) or tensor.requires_grad
 
 
 def _weight_shape(factors: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(factor.shape[0] for factor in factors)
 
 
-def _known_shape(input: Tensor, order: int) -> tuple[int, ...]:
+def _known_shape(input: Tensor) -> tuple[int, ...]:
     """The shape, with `UNKNOWN_SIZE` for what a tracer has not fixed, so that no guard is made."""
-    if not isinstance(input, Tensor):  # a symbolic trace of torch.fx
-        return (UNKNOWN_SIZE,) * order
     if torch.compiler.is_compiling():
         # Imported here because it brings sympy along, which takes longer to load than tdlrt.
         from torch.fx.experimental.symbolic_shapes import has_static_value
@@ -203,7 +205,7 @@ def is_channels_last(input: Tensor, order: int) -> bool:
 
     A single channel, or an image of one pixel, can be both; then the strides tell how it was made.
     """
-    if not isinstance(input, Tensor) or order < 4 or input.ndim != order:
+    if order < 4 or input.ndim != order:
         return False
     strides = input.stride()
     return strides[1] == 1 and strides[-1] == input.shape[1]

@@ -56,6 +56,7 @@ FOLDS_IN: tuple[Path, ...] = ("fold_in", "dense")
 FOLDS_OUT: tuple[Path, ...] = ("fold_out", "dense")
 
 _FLOAT_BYTES = 4
+_LANES = 16
 _WITH_LAYOUT = ("convolution", "pointwise")
 
 
@@ -229,7 +230,10 @@ def path_stages(path: Path, shape: LayerShape) -> tuple[list[Stage], list[Stage]
 def stage_features(stage: Stage) -> Rates:
     """What one pass of a stage consists of, in the units of `Rates`: a call, MACs, edges, bytes."""
     rows_in, rows_out = float(stage.rows_in), float(stage.rows_out)
-    products = rows_out * stage.inputs * stage.outputs * stage.taps
+    outputs = stage.outputs
+    if stage.kind in _WITH_LAYOUT:  # their kernels fill vector registers with output channels
+        outputs = -(-outputs // _LANES) * _LANES
+    products = rows_out * stage.inputs * outputs * stage.taps
     edges = rows_out * stage.taps * (stage.inputs + stage.outputs)
     moved = rows_in * stage.inputs + rows_out * stage.outputs
     weight = stage.inputs * stage.outputs * stage.taps
@@ -280,7 +284,8 @@ def _cost(stages: Sequence[Stage], shape: LayerShape, mode: Mode) -> float:
 
 def choose_path(shape: LayerShape, mode: Mode) -> Path:
     """The cheapest path by the model; of equal ones the first in `PATHS`."""
-    return min(PATHS, key=lambda path: path_cost(path, shape, mode))
+    costs = [path_cost(path, shape, mode) for path in PATHS]
+    return PATHS[costs.index(min(costs))]  # what torch.compile reads, unlike min with a key
 
 
 cached_path = lru_cache(maxsize=4096)(choose_path)

@@ -71,13 +71,19 @@ def test_small_batches_are_not_worth_a_reconstruction():
     assert choose_path(linear_shape((500, 500), (500, 500), (10**5, 500)), "inference") == "dense"
 
 
-def test_the_choice_is_the_cheapest_and_never_beyond_dense_with_its_folding():
+def test_the_choice_is_the_cheapest_and_dense_where_little_is_to_be_won():
     for channels, size, rank, mode in [(64, 8, 20, "training"), (256, 2, 200, "inference")]:
         shape = vgg(channels, size, rank)
         costs = {path: path_cost(path, shape, mode) for path in PATHS}
-        assert costs[choose_path(shape, mode)] == min(costs.values())
+        assert costs[choose_path(shape, mode)] == min(costs.values()) < 0.85 * costs["dense"]
         assert cached_path(shape, mode) == choose_path(shape, mode)
         assert costs["dense"] > dense_cost(shape, mode) == path_cost_without_folds(shape, mode)
+
+    for rank in range(1, 65):
+        shape = vgg(64, 32, rank)
+        costs = {path: path_cost(path, shape, "training") for path in PATHS}
+        won = min(costs.values()) < 0.85 * costs["dense"]
+        assert (choose_path(shape, "training") != "dense") == won
 
 
 def path_cost_without_folds(shape, mode):
@@ -108,8 +114,7 @@ def test_the_multiply_adds_are_half_the_flops_that_torch_counts(path):
     with FlopCounterMode(display=False) as counter:
         plain(torch.zeros(input))
     assert path_macs(path, shape) == counter.get_total_flops() // 2
-    folds, passes = path_stages(path, shape)
-    assert path_macs(path, shape) == sum(stage_features(stage).product for stage in passes)
+    folds, _ = path_stages(path, shape)
     reduce, _, expand = conv_stages(layer.core, list(layer.factors), path)
     assert (reduce is None, expand is None) == (
         path in ("fold_in", "dense"),

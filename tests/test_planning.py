@@ -62,7 +62,7 @@ def test_full_rank_is_applied_dense(channels, size, mode, layout):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_single_input_channel_is_folded_in(mode):
-    shape = conv_shape((64, 1, 5, 5), (8, 1, 5, 5), (64, 1, 28, 28), input_grad=False)
+    shape = conv_shape((128, 1, 7, 7), (8, 1, 7, 7), (64, 1, 28, 28), input_grad=False)
     assert choose_path(shape, mode) == "fold_in"
 
 

@@ -79,20 +79,20 @@ class Rates(NamedTuple):
 
 
 RATES: dict[str, Rates] = {
-    "spatial, forward": Rates(2.807e-05, 0.0, 2.647e-08, 4.341e-12),
-    "fold, forward": Rates(4.56e-06, 2.751e-11, 1.364e-08, 4.441e-12),
-    "linear, forward": Rates(5.048e-06, 2.41e-11, 2.435e-08, 1.603e-11),
-    "convolution, contiguous, forward": Rates(1.266e-05, 1.601e-11, 5.218e-09, 1.894e-10),
-    "convolution, channels_last, forward": Rates(1.234e-05, 1.682e-11, 2.375e-08, 4.419e-11),
-    "pointwise, contiguous, forward": Rates(7.067e-06, 1.908e-11, 2.749e-09, 8.934e-11),
-    "pointwise, channels_last, forward": Rates(7.916e-06, 2.196e-11, 1.636e-09, 3.069e-11),
-    "spatial, backward": Rates(3.942e-05, 2.313e-11, 1.713e-08, 0.0),
-    "fold, backward": Rates(1.157e-05, 2.995e-11, 1.77e-08, 5.532e-11),
-    "linear, backward": Rates(1.499e-05, 2.532e-11, 1.374e-08, 1.898e-11),
-    "convolution, contiguous, backward": Rates(2.9e-05, 2.178e-11, 1.49e-08, 1.545e-10),
-    "convolution, channels_last, backward": Rates(4.183e-05, 1.995e-11, 1.297e-08, 2.891e-11),
-    "pointwise, contiguous, backward": Rates(1.671e-05, 2.072e-11, 7.781e-09, 9.451e-11),
-    "pointwise, channels_last, backward": Rates(2.407e-05, 2.266e-11, 1.299e-09, 3.432e-11),
+    "spatial, forward": Rates(3.194e-05, 3.284e-11, 8.707e-09, 0.0),
+    "fold, forward": Rates(5.105e-06, 3.214e-11, 1.263e-08, 0.0),
+    "linear, forward": Rates(5.721e-06, 2.425e-11, 2.244e-08, 1.861e-11),
+    "convolution, contiguous, forward": Rates(1.351e-05, 1.806e-11, 5.239e-09, 1.847e-10),
+    "convolution, channels_last, forward": Rates(1.299e-05, 1.851e-11, 2.35e-08, 4.175e-11),
+    "pointwise, contiguous, forward": Rates(7.192e-06, 2.125e-11, 3.699e-09, 8.645e-11),
+    "pointwise, channels_last, forward": Rates(8.011e-06, 2.211e-11, 1.92e-09, 3.379e-11),
+    "spatial, backward": Rates(4.43e-05, 2.48e-11, 2.995e-08, 0.0),
+    "fold, backward": Rates(1.299e-05, 4.24e-11, 1.967e-08, 0.0),
+    "linear, backward": Rates(1.568e-05, 2.789e-11, 1.348e-08, 2.28e-11),
+    "convolution, contiguous, backward": Rates(3.096e-05, 2.59e-11, 1.587e-08, 1.522e-10),
+    "convolution, channels_last, backward": Rates(3.104e-05, 2.487e-11, 1.631e-08, 3.617e-11),
+    "pointwise, contiguous, backward": Rates(1.992e-05, 2.575e-11, 7.835e-09, 8.016e-11),
+    "pointwise, channels_last, backward": Rates(2.452e-05, 2.538e-11, 1.523e-09, 3.637e-11),
 }
 
 

@@ -237,7 +237,7 @@ def test_plan_shows_the_path_of_every_layer(tdlrt):
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
     rows = {line.split()[0]: line.split() for line in out.splitlines() if "x" in line}
-    assert rows["conv1"][1:4] == ["20x1x5x5", "4x1x5x5", "fold_in"]
+    assert rows["conv1"][1:4] == ["20x1x5x5", "4x1x5x5", "dense"]
     assert rows["conv2"][3] == "three_stage"
     assert rows.keys() == {"conv1", "conv2", "fc1"}
 

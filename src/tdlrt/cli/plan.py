@@ -58,14 +58,15 @@ def _decision(layer: TuckerLayer, shape: LayerShape, mode: Mode) -> dict[str, An
 def plan_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The same as a table."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for name in ("layer", "shape", "ranks"):
-        table.add_column(name, overflow="fold")
-    for mode in MODES:
-        table.add_column(mode, no_wrap=True)
-        table.add_column("of dense", justify="right", no_wrap=True)
+    table.add_column("layer", overflow="fold")
+    for name in ("shape", "ranks", *MODES):
+        table.add_column(name, no_wrap=True)
     for row in rows:
-        cells = [row["layer"], format_shape(row["shape"]), format_shape(row["ranks"])]
-        for mode in MODES:
-            cells += [row[mode]["path"], f"{100 * row[mode]['of_dense']:.0f} %"]
-        table.add_row(*cells)
+        decisions = [
+            f"{row[mode]['path']:11} {100 * row[mode]['of_dense']:3.0f} %" for mode in MODES
+        ]
+        table.add_row(
+            row["layer"], format_shape(row["shape"]), format_shape(row["ranks"]), *decisions
+        )
+    table.caption = "path, and its estimated time relative to the dense layer"
     return table

@@ -49,8 +49,8 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256], help="batch sizes")
-    parser.add_argument("--repetitions", type=int, default=5, help="of each measurement, at least")
-    parser.add_argument("--seconds", type=float, default=0.3, help="for each row, at least")
+    parser.add_argument("--repetitions", type=int, default=4, help="of each measurement, at least")
+    parser.add_argument("--seconds", type=float, default=0.2, help="for each row, at least")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = []

@@ -15,6 +15,7 @@ def test_the_public_surface():
         "NonFiniteError",
         "NothingMatchedError",
         "ParameterBudget",
+        "PathError",
         "RankError",
         "RelativeTolerance",
         "StateDictError",
@@ -22,6 +23,7 @@ def test_the_public_surface():
         "TdlrtError",
         "UnsupportedLayerError",
         "UnsupportedOptimizerError",
+        "autotune_",
         "factorize_",
         "nn",
         "spectral_penalty",
@@ -51,6 +53,7 @@ def test_errors_are_the_library_s_and_the_matching_builtin():
     expected = {
         "UnsupportedLayerError": TypeError,
         "UnsupportedOptimizerError": TypeError,
+        "PathError": ValueError,
         "RankError": ValueError,
         "NothingMatchedError": ValueError,
         "IntegratorStateError": RuntimeError,

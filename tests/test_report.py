@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tdlrt
+from tdlrt.planning import PATHS
 
 
 def network():
@@ -45,8 +46,9 @@ def test_identities_of_unfactorised_modes_do_not_count():
     assert report.network_parameters == report.parameters + 16
 
 
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("rank", [0.3, "full"])
-def test_macs_are_half_the_flops_that_torch_counts(rank):
+def test_macs_are_half_the_flops_that_torch_counts(rank, path):
     model = network().eval()
     inputs = torch.randn(2, 3, 8, 16)
 
@@ -57,13 +59,26 @@ def test_macs_are_half_the_flops_that_torch_counts(rank):
 
     dense_flops = flops(model)
     tdlrt.factorize_(model, rank=rank)
-    plain_flops = flops(tdlrt.to_plain(model))
+    for layer in model:
+        if isinstance(layer, tdlrt.nn.TuckerLayer):
+            layer.path = path
     report = tdlrt.summary(model, (2, 3, 8, 16))
-    # The plain linear layers have the core folded in; here it is applied on its own.
-    linear = next(row for row in report.rows if row.name == "5")
-    core = 2 * linear.ranks[0] ** 2 if rank != "full" else linear.macs - linear.dense_macs
-    assert report.macs == plain_flops // 2 + core
+    assert report.macs == flops(tdlrt.to_plain(model)) // 2
     assert report.dense_macs == dense_flops // 2
+    assert [row.path for row in report.rows] == [path, path, None, path, None]
+
+
+def test_macs_are_those_of_the_path_that_inference_takes():
+    model = nn.Sequential(tdlrt.nn.TuckerConv2d(64, 64, 3, rank=8, padding=1))
+    macs = {}
+    for path in (*PATHS, "auto"):
+        model[0].path = path
+        (row,) = tdlrt.summary(model, (4, 64, 16, 16)).rows
+        macs[row.path] = row.macs
+    assert row.path == "three_stage"
+    assert macs["three_stage"] == 4 * 256 * (64 * 8 + 8 * 8 * 9 + 8 * 64)
+    assert macs["dense"] == row.dense_macs == 4 * 256 * 64 * 64 * 9
+    assert tdlrt.summary(model).rows[0].path is None
 
 
 def test_the_model_is_left_as_it_was():

@@ -5,6 +5,7 @@ from tdlrt.errors import (
     IntegratorStateError,
     NonFiniteError,
     NothingMatchedError,
+    PathError,
     RankError,
     StateDictError,
     TdlrtError,
@@ -22,6 +23,7 @@ from tdlrt.ranks import (
 from tdlrt.regularization import spectral_penalty
 from tdlrt.report import summary
 from tdlrt.surgery import factorize_, to_dense, to_plain
+from tdlrt.tuning import autotune_
 
 __all__ = [
     "TDLRT",
@@ -32,12 +34,14 @@ __all__ = [
     "NonFiniteError",
     "NothingMatchedError",
     "ParameterBudget",
+    "PathError",
     "RankError",
     "RelativeTolerance",
     "StateDictError",
     "TdlrtError",
     "UnsupportedLayerError",
     "UnsupportedOptimizerError",
+    "autotune_",
     "factorize_",
     "nn",
     "spectral_penalty",

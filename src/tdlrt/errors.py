@@ -5,6 +5,7 @@ __all__ = [
     "IntegratorStateError",
     "NonFiniteError",
     "NothingMatchedError",
+    "PathError",
     "RankError",
     "RunError",
     "StateDictError",
@@ -33,6 +34,10 @@ class RankError(TdlrtError, ValueError):
 
 class NothingMatchedError(TdlrtError, ValueError):
     """No layer of the model can be factorised, or a pattern matches no layer."""
+
+
+class PathError(TdlrtError, ValueError):
+    """A forward path is unknown, or does not fit the layer."""
 
 
 class IntegratorStateError(TdlrtError, RuntimeError):

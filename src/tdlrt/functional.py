@@ -1,49 +1,73 @@
-"""Forward passes of Tucker layers: the weight is applied through its factors, never formed."""
+"""Forward passes of Tucker layers, along the path that the planner finds cheapest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce as reduce_pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdlrt.linalg import mode_product
+from tdlrt.planning import (
+    FOLDS_IN,
+    FOLDS_OUT,
+    UNKNOWN_SIZE,
+    LayerShape,
+    Path,
+    PathChoice,
+    cached_path,
+    choose_path,
+    conv_shape,
+    linear_shape,
+)
 
-__all__ = ["conv_stages", "tucker_conv", "tucker_linear"]
+__all__ = ["conv_stages", "is_channels_last", "linear_stages", "tucker_conv", "tucker_linear"]
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def conv_stages(
-    core: Tensor, factors: Sequence[Tensor]
+    core: Tensor, factors: Sequence[Tensor], path: Path, *, channels_last: bool = False
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """Kernels of the three convolutions that a Tucker kernel factorises into.
+    """Kernels of the convolutions that a Tucker kernel is applied as.
 
-    The input channels are reduced by U_1^T (1x1), the core with the spatial factors folded in
-    (their cost does not grow with batch or image) acts on r_1 channels, and U_0 (1x1) expands
-    to the output channels. A channel mode of full rank is folded into the core: its 1x1 would
-    only cost.
+    'three_stage': the input channels are reduced by U_1^T (1x1), the core acts on r_1 channels,
+    and U_0 (1x1) expands to the output channels. 'fold_in' folds U_1 into the core, 'fold_out'
+    U_0, 'dense' both. The spatial factors are always folded: their cost does not grow with batch
+    or image. They are applied as one matrix, their Kronecker product of (taps x spatial ranks).
 
     Args:
         core: C, of shape r_0 x r_1 x (spatial ranks).
         factors: U_i, of shape n_i x r_i.
+        path: One of `PATHS`.
+        channels_last: Layout in memory of the kernel in the middle; the order of its contractions
+            follows, so that the largest tensor is not copied.
 
     Returns:
-        The kernels (r_1 x n_1 x 1..., or None), (r_0 x r_1 x k...), (n_0 x r_0 x 1..., or None).
+        The kernels (r_1 x n_1 x 1..., or None), (r_0 x r_1 x k...) with n in place of a rank that
+        is folded away, and (n_0 x r_0 x 1..., or None).
     """
-    kernel, dimensions = core, core.ndim - 2
-    for mode in range(2, core.ndim):
-        kernel = mode_product(kernel, factors[mode], mode)
-    ones = (1,) * dimensions
-    reduce = expand = None
-    if factors[1].shape[0] > factors[1].shape[1]:
-        reduce = factors[1].mT.reshape(*factors[1].mT.shape, *ones)
+    sizes = [factor.shape[0] for factor in factors[2:]]
+    ones = (1,) * len(sizes)
+    spatial = reduce_pairwise(torch.kron, factors[2:])
+    # r_0 x r_1 x taps from here on, in memory r_0 x taps x r_1 if channels_last: the layout of a
+    # convolution's weight would become that of its output.
+    if channels_last:
+        kernel = (spatial @ core.flatten(2).mT).mT
     else:
-        kernel = mode_product(kernel, factors[1], 1)
-    if factors[0].shape[0] > factors[0].shape[1]:
-        expand = factors[0].reshape(*factors[0].shape, *ones)
-    else:
-        kernel = mode_product(kernel, factors[0], 0)
+        kernel = F.linear(core.flatten(2), spatial)
+    if path in FOLDS_IN:
+        kernel = F.linear(kernel.mT, factors[1]).mT
+        kernel = kernel if channels_last else kernel.contiguous()
+    if path in FOLDS_OUT and channels_last:
+        rows = kernel.mT.flatten(1)
+        kernel = (factors[0] @ rows).reshape(-1, kernel.shape[2], kernel.shape[1]).mT
+    elif path in FOLDS_OUT:
+        kernel = (factors[0] @ kernel.flatten(1)).reshape(-1, *kernel.shape[1:])
+    kernel = kernel.reshape(*kernel.shape[:2], *sizes)
+    reduce = None if path in FOLDS_IN else factors[1].mT.reshape(*factors[1].mT.shape, *ones)
+    expand = None if path in FOLDS_OUT else factors[0].reshape(*factors[0].shape, *ones)
     return reduce, kernel, expand
 
 
@@ -58,8 +82,9 @@ def tucker_conv(
     dilation: Sequence[int] | int = 1,
     padding_mode: str = "zeros",
     border: Sequence[int] = (),
+    path: PathChoice = "auto",
 ) -> Tensor:
-    """Convolution with the kernel W = C x_j U_j in three stages: 1x1, core, 1x1.
+    """Convolution with the kernel W = C x_j U_j, along one of the paths of `conv_stages`.
 
     Args:
         input: x, of shape (batch, n_1, spatial...) or (n_1, spatial...).
@@ -71,12 +96,26 @@ def tucker_conv(
         dilation: As in torch's convolutions.
         padding_mode: 'zeros', 'reflect', 'replicate' or 'circular'.
         border: Widths for `torch.nn.functional.pad`; used where padding_mode is not 'zeros'.
+        path: One of `PATHS`, or 'auto' for the cheapest.
 
     Returns:
         The output, of shape (batch, n_0, spatial...) or (n_0, spatial...).
     """
     convolve = _CONV[core.ndim - 2]
-    reduce, kernel, expand = conv_stages(core, factors)
+    channels_last = is_channels_last(input, core.ndim)
+    if path == "auto":
+        shape = conv_shape(
+            _weight_shape(factors),
+            core.shape,
+            _known_shape(input),
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            channels_last=channels_last,
+            input_grad=input.requires_grad,
+        )
+        path = _plan(shape, input, core, factors)
+    reduce, kernel, expand = conv_stages(core, factors, path, channels_last=channels_last)
     if reduce is not None:
         input = convolve(input, reduce)
     if padding_mode != "zeros":  # padding commutes with the 1x1 and is cheaper after it
@@ -86,18 +125,87 @@ def tucker_conv(
     return output if expand is None else convolve(output, expand, bias)
 
 
+def linear_stages(core: Tensor, factors: Sequence[Tensor], path: Path) -> list[Tensor]:
+    """Matrices that are applied one after the other in place of W = U_0 C U_1^T.
+
+    Args:
+        core: C, of shape r_0 x r_1.
+        factors: U_0 (n_0 x r_0) and U_1 (n_1 x r_1).
+        path: One of `PATHS`.
+
+    Returns:
+        U_1^T, C, U_0 for 'three_stage'; C U_1^T, U_0 for 'fold_in'; U_1^T, U_0 C for 'fold_out';
+        U_0 C U_1^T for 'dense'.
+    """
+    expand, reduce = factors[0], factors[1].mT
+    if path == "three_stage":
+        return [reduce, core, expand]
+    if path == "fold_in":
+        return [core @ reduce, expand]
+    if path == "fold_out":
+        return [reduce, expand @ core]
+    return [expand @ (core @ reduce)]
+
+
 def tucker_linear(
-    input: Tensor, core: Tensor, factors: Sequence[Tensor], bias: Tensor | None = None
+    input: Tensor,
+    core: Tensor,
+    factors: Sequence[Tensor],
+    bias: Tensor | None = None,
+    *,
+    path: PathChoice = "auto",
 ) -> Tensor:
-    """Linear map y = x W^T + b with W = U_0 C U_1^T, in three stages.
+    """Linear map y = x W^T + b with W = U_0 C U_1^T, along one of the paths of `linear_stages`.
 
     Args:
         input: x, of shape (..., n_1).
         core: C, of shape r_0 x r_1.
         factors: U_0 (n_0 x r_0) and U_1 (n_1 x r_1).
         bias: b, of shape (n_0,).
+        path: One of `PATHS`, or 'auto' for the cheapest.
 
     Returns:
         The output, of shape (..., n_0).
     """
-    return F.linear(F.linear(F.linear(input, factors[1].mT), core), factors[0], bias)
+    if path == "auto":
+        weight, known = _weight_shape(factors), _known_shape(input)
+        shape = linear_shape(weight, core.shape, known, input.requires_grad)
+        path = _plan(shape, input, core, factors)
+    *first, last = linear_stages(core, factors, path)
+    for matrix in first:
+        input = F.linear(input, matrix)
+    return F.linear(input, last, bias)
+
+
+def _plan(shape: LayerShape, input: Tensor, core: Tensor, factors: Sequence[Tensor]) -> Path:
+    trains = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (input, core, *factors)
+    )
+    # A compiler sees through no cache; it runs this once per graph.
+    choose = choose_path if torch.compiler.is_compiling() else cached_path
+    return choose(shape, "training" if trains else "inference")
+
+
+def _weight_shape(factors: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(factor.shape[0] for factor in factors)
+
+
+def _known_shape(input: Tensor) -> tuple[int, ...]:
+    """The shape, with `UNKNOWN_SIZE` for what a tracer has not fixed, so that no guard is made."""
+    if torch.compiler.is_compiling():
+        # Imported here because it brings sympy along, which takes longer to load than tdlrt.
+        from torch.fx.experimental.symbolic_shapes import has_static_value
+
+        return tuple(size if has_static_value(size) else UNKNOWN_SIZE for size in input.shape)
+    return tuple(size if isinstance(size, int) else UNKNOWN_SIZE for size in input.shape)
+
+
+def is_channels_last(input: Tensor, order: int) -> bool:
+    """Whether a batch of images lies in memory with the channels last, by torch's own rule.
+
+    A single channel, or an image of one pixel, can be both; then the strides tell how it was made.
+    """
+    if order < 4 or input.ndim != order:
+        return False
+    strides = input.stride()
+    return strides[1] == 1 and strides[-1] == input.shape[1]

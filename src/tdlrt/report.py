@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tdlrt.nn import TuckerLayer, TuckerLinear
+from tdlrt.nn import TuckerLayer
+from tdlrt.nn.calls import LayerCall, watch_calls, zeros_for
 from tdlrt.nn.layer import weight_shape
+from tdlrt.planning import Path, path_macs
 from tdlrt.tables import format_shape, format_table
 
 __all__ = ["LayerSummary", "ModelSummary", "summary"]
@@ -30,6 +31,8 @@ class LayerSummary:
         dense_parameters: Numbers in the dense weight.
         macs: Multiply-adds of one forward pass, or None without an input size.
         dense_macs: Those of the dense layer.
+        path: Order of contractions in inference at this input size; None without one and for
+            dense layers.
     """
 
     name: str
@@ -40,6 +43,7 @@ class LayerSummary:
     dense_parameters: int
     macs: int | None
     dense_macs: int | None
+    path: Path | None = None
 
     @property
     def compression(self) -> float:
@@ -106,6 +110,7 @@ class ModelSummary:
 
     def __str__(self) -> str:
         header = ["layer", "shape", "ranks", "parameters", "MACs", "compression"]
+        header += ["path"] if self.macs is not None else []
         table = [
             [
                 row.name,
@@ -114,6 +119,7 @@ class ModelSummary:
                 f"{row.parameters:,}",
                 "-" if row.macs is None else f"{row.macs:,}",
                 "-" if row.ranks is None else f"{100 * row.compression:.1f}%",
+                *([row.path or "-"] if self.macs is not None else []),
             ]
             for row in self.rows
         ]
@@ -134,8 +140,9 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelS
     """Ranks, parameters and, given an input size, multiply-adds of a model.
 
     Multiply-adds (MACs, half the floating-point operations) are those of convolutions and linear
-    layers, without bias additions and without folding the spatial factors into the core, which
-    does not grow with the input. They are found by one forward pass on zeros in evaluation mode.
+    layers, without bias additions and without folding factors into the core, which does not grow
+    with the input; those of a Tucker layer are of the path that inference takes at this input
+    size. They are found by one forward pass on zeros in evaluation mode.
 
     Args:
         model: Any model; left as it is.
@@ -149,15 +156,23 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelS
         for name, module in model.named_modules()
         if isinstance(module, TuckerLayer | nn.modules.conv._ConvNd | nn.Linear)
     }
-    costs = {} if input_size is None else _measure(model, layers, input_size)
+    costs: dict[nn.Module, _Cost] = {}
+    if input_size is not None:
+        calls = watch_calls(model, layers.values(), zeros_for(model, input_size))
+        costs = {module: _cost(module, made) for module, made in calls.items()}
     rows = tuple(_row(name, module, costs.get(module)) for name, module in layers.items())
     total = sum(parameter.numel() for parameter in model.parameters())
     return ModelSummary(rows=rows, network_parameters=total)
 
 
-def _row(name: str, module: nn.Module, cost: tuple[int, int] | None) -> LayerSummary:
+class _Cost(NamedTuple):
+    macs: int
+    dense_macs: int
+    path: Path | None
+
+
+def _row(name: str, module: nn.Module, cost: _Cost | None) -> LayerSummary:
     shape = weight_shape(module)
-    macs, dense_macs = cost or (None, None)
     return LayerSummary(
         name=name,
         kind=type(module).__name__,
@@ -167,55 +182,30 @@ def _row(name: str, module: nn.Module, cost: tuple[int, int] | None) -> LayerSum
             module.weight_parameters if isinstance(module, TuckerLayer) else math.prod(shape)
         ),
         dense_parameters=math.prod(shape),
-        macs=macs,
-        dense_macs=dense_macs,
+        macs=cost and cost.macs,
+        dense_macs=cost and cost.dense_macs,
+        path=cost and cost.path,
     )
 
 
-def _measure(
-    model: nn.Module, layers: dict[str, nn.Module], input_size: Sequence[int]
-) -> dict[nn.Module, tuple[int, int]]:
-    """Multiply-adds (own, dense) of each layer, from the shapes seen in a forward pass."""
-    costs: dict[nn.Module, tuple[int, int]] = {}
-
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        own, dense = costs.get(module, (0, 0))
-        own_now, dense_now = _macs(module, inputs[0], output)
-        costs[module] = own + own_now, dense + dense_now
-
-    first: Any = next(model.parameters(), torch.zeros(0))
-    training = {module: module.training for module in model.modules()}
-    hooks = [module.register_forward_hook(record) for module in layers.values()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(torch.zeros(*input_size, dtype=first.dtype, device=first.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, was in training.items():
-            module.training = was
-    return costs
+def _cost(module: nn.Module, calls: Sequence[LayerCall]) -> _Cost:
+    """Multiply-adds (own, dense) of all calls, and the path of the last one."""
+    costs = [_call_cost(module, call) for call in calls]
+    path = costs[-1].path if costs else None
+    return _Cost(sum(one.macs for one in costs), sum(one.dense_macs for one in costs), path)
 
 
-def _macs(module: nn.Module, input: Tensor, output: Tensor) -> tuple[int, int]:
-    """Multiply-adds (own, dense) of one call."""
+def _call_cost(module: nn.Module, call: LayerCall) -> _Cost:
     shape = weight_shape(module)
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        dense = input.numel() * math.prod(shape[1:])
-        return dense, dense
-    dense = output.numel() * math.prod(shape[1:])
+        dense = call.input.numel() * math.prod(shape[1:])
+        return _Cost(dense, dense, None)
+    dense = math.prod(call.output) * math.prod(shape[1:])
     if not isinstance(module, TuckerLayer):
-        return dense, dense
-    outputs, inputs, *kernel = shape
-    positions_in, positions_out = input.numel() // inputs, output.numel() // outputs
-    r_out, r_in = module.ranks[:2]
-    if isinstance(module, TuckerLinear):
-        return positions_out * (inputs * r_in + r_in * r_out + r_out * outputs), dense
-    own = positions_out * r_out * r_in * math.prod(kernel)
-    own += positions_in * inputs * r_in if r_in < inputs else 0
-    own += positions_out * r_out * outputs if r_out < outputs else 0
-    return own, dense
+        return _Cost(dense, dense, None)
+    planned = module.plan_shape(call.input.shape, channels_last=call.channels_last)
+    path = module.planned_path(planned, "inference")
+    return _Cost(path_macs(path, planned), dense, path)
 
 
 def _total(values: Sequence[int | None]) -> int | None:

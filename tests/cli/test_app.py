@@ -230,3 +230,43 @@ def test_resuming_a_finished_run_says_so(tdlrt, tmp_path):
     assert code == 0
     assert "finished before, nothing left to train" in out
     assert out.splitlines()[-2].startswith("accuracy ")
+
+
+def test_plan_shows_the_path_of_every_layer(tdlrt):
+    code, out, err = tdlrt("plan", "lenet5", "--data", "mnist", "--rank", "0.2")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if "x" in line}
+    assert rows["conv1"][1:4] == ["20x1x5x5", "4x1x5x5", "dense"]
+    assert rows["conv2"][3] == "three_stage"
+    assert rows.keys() == {"conv1", "conv2", "fc1"}
+
+
+def test_plan_for_machines(tdlrt):
+    words = ["plan", "vgg16", "--data", "cifar100", "--batch-size", "2", "--json"]
+    code, out, _ = tdlrt(*words, "--rank", "conv1_2=full,conv5_3=0.1")
+    assert code == 0
+    plan = json.loads(out)
+    assert (plan["model"], plan["data"], plan["batch_size"]) == ("vgg16", "cifar100", 2)
+    first, last = plan["layers"]
+    assert (first["layer"], first["input"]) == ("conv1_2", [2, 64, 32, 32])
+    assert (last["shape"], last["ranks"]) == ([512, 512, 3, 3], [51, 51, 3, 3])
+    assert last["training"]["path"] == last["inference"]["path"] == "three_stage"
+    assert 0 < last["inference"]["of_dense"] < 1 <= first["inference"]["of_dense"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lenet", "--data", "mnist"], "unknown model 'lenet'"),
+        (["lenet5", "--data", "mnis"], "unknown data set 'mnis'"),
+        (["lenet5", "--data", "mnist", "--rank", "0"], "rank 0: expected a share"),
+        (["lenet5", "--data", "mnist", "--rank", "conv9=3"], "matches no layer"),
+        (["lenet5", "--data", "mnist", "--batch-size", "0"], "Invalid value for '--batch-size'"),
+        (["lenet5"], "Missing option '--data'"),
+    ],
+)
+def test_bad_arguments_of_plan(tdlrt, words, message):
+    code, out, err = tdlrt("plan", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and message in err

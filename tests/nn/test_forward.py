@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import reference
 import tdlrt
 from reference.cases import gaussian, on_every_device, relative_error, rounding
-from tdlrt.functional import conv_stages
 from tdlrt.nn import TuckerConv1d, TuckerConv2d, TuckerConv3d, TuckerLayer, TuckerLinear
+from tdlrt.planning import PATHS, Path
 from tdlrt.ranks import RelativeTolerance
 
 CONV = {nn.Conv1d: TuckerConv1d, nn.Conv2d: TuckerConv2d, nn.Conv3d: TuckerConv3d}
@@ -108,6 +108,7 @@ CASES = [
     Case("conv3d unbatched", nn.Conv3d, (3, 4, 2), (3, 3, 3, 3)),
 ]
 BY_NAME = {case.name: case for case in CASES}
+each_path = pytest.mark.parametrize("path", PATHS)
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
@@ -144,28 +145,38 @@ def test_full_rank_is_the_original_layer(device: str, dtype: torch.dtype, case: 
     assert relative_error(case.factorize(plain, "full")(x), plain(x)) <= allowed(dtype)
 
 
+@each_path
 @each_case
-def test_every_derivative_is_that_of_finite_differences(case: Case) -> None:
+def test_every_derivative_is_that_of_finite_differences(path: Path, case: Case) -> None:
     layer = case.factorize(case.plain())
+    layer.path = path
     names = [name for name, _ in layer.named_parameters()]
 
     def forward(x: Tensor, *values: Tensor) -> Tensor:
         return functional_call(layer, dict(zip(names, values, strict=True)), x)
 
     leaves = [case.input(), *(p.detach() for p in layer.parameters())]
-    assert torch.autograd.gradcheck(forward, [leaf.requires_grad_() for leaf in leaves])
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    assert torch.autograd.gradcheck(forward, leaves, fast_mode=True)
+    assert torch.autograd.gradgradcheck(forward, leaves, fast_mode=True)
 
 
 @on_every_device
+@each_path
 @each_case
-def test_gradients_are_those_through_the_dense_weight(device: str, case: Case) -> None:
+def test_every_path_is_the_dense_layer_gradients_included(
+    device: str, path: Path, case: Case
+) -> None:
     plain = case.plain(device=device)
     layer, x = case.factorize(plain), case.input(device=device).requires_grad_()
+    layer.path = path
     leaves = [x, *layer.parameters()]
     output = layer(x)
     z = gaussian(output.shape, 2, device=device)
     gradients = torch.autograd.grad((output * z).sum(), leaves)
-    dense = torch.autograd.grad((through_dense_weight(plain, layer, x) * z).sum(), leaves)
+    expected = through_dense_weight(plain, layer, x)
+    assert relative_error(output, expected) <= 1e-12
+    dense = torch.autograd.grad((expected * z).sum(), leaves)
     for gradient, expected in zip(gradients, dense, strict=True):
         assert relative_error(gradient, expected) <= 1e-12
 
@@ -206,13 +217,6 @@ def test_start_is_the_truncated_hosvd_of_the_weight(device: str, case: Case) -> 
     expected = reference.tucker_to_dense(core, factors)
     assert relative_error(layer.dense_weight(), expected) <= 1e-9
     layer.check_invariants()
-
-
-def test_a_channel_mode_of_full_rank_costs_no_stage() -> None:
-    for rank, expected in {(4, 5, 3, 3): (True, False), (5, 4, 3, 3): (False, True)}.items():
-        layer = TuckerConv2d(5, 5, 3, rank=rank)
-        reduce, _, expand = conv_stages(layer.core, list(layer.factors))
-        assert (expand is not None, reduce is not None) == expected
 
 
 def test_explicit_ranks_are_the_ranks() -> None:

@@ -1,5 +1,6 @@
 """Commands of `tdlrt`: parsing, choice of display, exit codes."""
 
+import json
 import shlex
 import sys
 import traceback
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 
 from tdlrt.cli.display import JsonDisplay, LineDisplay, LiveDisplay, SilentDisplay
+from tdlrt.cli.plan import plan_layers, plan_table
 from tdlrt.errors import RunError, TdlrtError
 from tdlrt.experiments.config import (
     DEFAULT_TAU,
@@ -22,9 +24,11 @@ from tdlrt.experiments.config import (
     RunConfig,
 )
 from tdlrt.experiments.data import DATA_SETS
-from tdlrt.experiments.models import MODELS
-from tdlrt.experiments.rank_option import number_or_word, parse_rank
+from tdlrt.experiments.models import MODELS, build_model
+from tdlrt.experiments.names import pick
+from tdlrt.experiments.rank_option import check_rank, number_or_word, parse_rank
 from tdlrt.experiments.runner import Interrupted, run
+from tdlrt.surgery import factorize_
 
 __all__ = ["app", "run_app"]
 
@@ -284,6 +288,39 @@ def train(
             )
         except KeyboardInterrupt as error:
             raise RunError("stopped at once; what was not stored by then is lost") from error
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{', '.join(MODELS)}.")],
+    data: Annotated[
+        str, _option(f"Data set, for the size of its images: {', '.join(DATA_SETS)}.", DATA)
+    ],
+    batch_size: Annotated[
+        int | None,
+        _option("Images per step.", DATA, min=1, show_default=_per_data_set("batch_size")),
+    ] = None,
+    rank: Annotated[str, _option("As for train.", METHOD, metavar="RANK")] = str(RunConfig.rank),
+    as_json: Annotated[bool, _option("Print one JSON object.", OUTPUT, "--json")] = False,
+    debug: Annotated[bool, _option("Show the traceback of an error.", OUTPUT, "--debug")] = False,
+) -> None:
+    """Show how each Tucker layer is applied, and its estimated cost against dense.
+
+    The cheapest order of contractions in training and in inference, by the
+    calibrated cost model; no data are read and nothing is trained.
+    """
+    info = pick("data set", data, DATA_SETS)
+    network = build_model(model, info.image_shape, info.classes)
+    ranks: Any = check_rank(parse_rank(rank))
+    factorize_(network, rank=ranks)
+    batch_size = batch_size or info.batch_size
+    layers = plan_layers(network, (batch_size, *info.image_shape))
+    if as_json:
+        print(
+            json.dumps({"model": model, "data": data, "batch_size": batch_size, "layers": layers})
+        )
+    else:
+        Console().print(plan_table(layers))
 
 
 def _display(as_json: bool, quiet: bool, out: str) -> SilentDisplay:

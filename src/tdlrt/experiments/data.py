@@ -63,9 +63,13 @@ class DatasetInfo:
         hub: Repository on the Hugging Face hub; empty for data that need no download.
         image: Name of the column of images in that repository.
         label: Name of the column of labels in that repository.
+        image_shape: Channels, height and width of an image.
+        classes: Number of classes.
     """
 
     epochs: int
+    image_shape: tuple[int, int, int]
+    classes: int = 10
     batch_size: int = 128
     mode: Literal["L", "RGB"] = "L"
     hub: str = ""
@@ -74,12 +78,22 @@ class DatasetInfo:
 
 
 DATA_SETS = {
-    "digits": DatasetInfo(epochs=20, batch_size=32),
-    "mnist": DatasetInfo(epochs=5, hub="ylecun/mnist"),
-    "fashion_mnist": DatasetInfo(epochs=10, hub="zalando-datasets/fashion_mnist"),
-    "cifar10": DatasetInfo(epochs=30, mode="RGB", hub="uoft-cs/cifar10", image="img"),
+    "digits": DatasetInfo(epochs=20, image_shape=(1, 8, 8), batch_size=32),
+    "mnist": DatasetInfo(epochs=5, image_shape=(1, 28, 28), hub="ylecun/mnist"),
+    "fashion_mnist": DatasetInfo(
+        epochs=10, image_shape=(1, 28, 28), hub="zalando-datasets/fashion_mnist"
+    ),
+    "cifar10": DatasetInfo(
+        epochs=30, image_shape=(3, 32, 32), mode="RGB", hub="uoft-cs/cifar10", image="img"
+    ),
     "cifar100": DatasetInfo(
-        epochs=30, mode="RGB", hub="uoft-cs/cifar100", image="img", label="fine_label"
+        epochs=30,
+        image_shape=(3, 32, 32),
+        classes=100,
+        mode="RGB",
+        hub="uoft-cs/cifar100",
+        image="img",
+        label="fine_label",
     ),
 }
 

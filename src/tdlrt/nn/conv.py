@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from tdlrt.errors import UnsupportedLayerError
 from tdlrt.functional import conv_stages, tucker_conv
 from tdlrt.nn.layer import Modes, TuckerLayer
+from tdlrt.planning import LayerShape, PathChoice, conv_shape
 from tdlrt.ranks import RankSpec
 
 __all__ = ["TuckerConv1d", "TuckerConv2d", "TuckerConv3d"]
@@ -20,7 +22,7 @@ _OPTIONS = ("stride", "padding", "dilation", "padding_mode")
 
 
 class _TuckerConv(TuckerLayer):
-    """y = conv(x, C x_1 U_1 ... x_d U_d) + b, applied as 1x1, core, 1x1.
+    """y = conv(x, C x_1 U_1 ... x_d U_d) + b, applied in the cheapest order (see `path`).
 
     Arguments are those of the torch layer of the same dimension, plus the following.
 
@@ -110,11 +112,28 @@ class _TuckerConv(TuckerLayer):
     def _options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _OPTIONS}
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply the convolution to (batch, in_channels, ...) or (in_channels, ...)."""
-        factors = list(self.factors)
+    def _apply_weight(self, input: Tensor) -> Tensor:
         return tucker_conv(
-            input, self.core, factors, self.bias, **self._options, border=self._border
+            input,
+            self.core,
+            list(self.factors),
+            self.bias,
+            **self._options,
+            border=self._border,
+            path=self._path,
+        )
+
+    def plan_shape(
+        self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
+    ) -> LayerShape:
+        """What the planner needs to know for an input of this shape."""
+        return conv_shape(
+            self.shape,
+            self.ranks,
+            input,
+            **{name: self._options[name] for name in ("stride", "padding", "dilation")},
+            channels_last=channels_last,
+            input_grad=input_grad,
         )
 
     def to_dense(self) -> nn.Module:
@@ -123,9 +142,10 @@ class _TuckerConv(TuckerLayer):
             self.training
         )
 
-    def to_plain(self) -> nn.Module:
-        """Torch convolutions in sequence: 1x1, core, 1x1; a stage of full rank is folded away."""
-        reduce, kernel, expand = conv_stages(self.core, list(self.factors))
+    def to_plain(self, path: PathChoice = "auto") -> nn.Module:
+        """Torch convolutions in sequence: 1x1, core, 1x1, or fewer where that is cheaper."""
+        factors, path = list(self.factors), self._plain_path(path)
+        reduce, kernel, expand = conv_stages(self.core, factors, path)
         stages = [] if reduce is None else [self._convolution(reduce, None)]
         if expand is None:
             stages.append(self._convolution(kernel, self.bias, **self._options))
@@ -151,7 +171,7 @@ class _TuckerConv(TuckerLayer):
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         for name, value in self._options.items():
             text += f", {name}={value!r}"
-        return f"{text}, bias={self.bias is not None}, ranks={self.ranks}"
+        return f"{text}, bias={self.bias is not None}, {self._own_repr}"
 
 
 class TuckerConv1d(_TuckerConv):

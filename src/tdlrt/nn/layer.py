@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tdlrt.errors import (
     IntegratorStateError,
@@ -25,6 +26,7 @@ from tdlrt.linalg import (
     polish_basis,
     truncate,
 )
+from tdlrt.planning import MANY_ROWS, LayerShape, Mode, Path, PathChoice, check_path, choose_path
 from tdlrt.ranks import RankSpec, initial_rank_rule
 from tdlrt.tables import format_shape
 
@@ -72,6 +74,8 @@ class TuckerLayer(nn.Module):
         core: C, a Parameter of shape r_1 x ... x r_d.
         factors: U_i, of shape n_i x r_i.
         bias: Parameter of shape (n_1,), or None.
+        recompute: Whether the backward pass computes the maps between the stages anew instead of
+            keeping them: memory for time. Not with torch.func's transforms.
 
     Source: arXiv:2305.19059, section 2.
     """
@@ -79,6 +83,9 @@ class TuckerLayer(nn.Module):
     core: nn.Parameter
     factors: FactorList
     bias: nn.Parameter | None
+
+    recompute: bool = False
+    _path: PathChoice = "auto"
 
     def _factorize(
         self, layer: nn.Module, rank: RankSpec, modes: Modes, init_scale: float | None
@@ -98,9 +105,58 @@ class TuckerLayer(nn.Module):
         """The torch layer with the weight in full; parameters are copies."""
         raise NotImplementedError
 
-    def to_plain(self) -> nn.Module:
-        """Torch layers that apply the weight through its factors; parameters are copies."""
+    def to_plain(self, path: PathChoice = "auto") -> nn.Module:
+        """Torch layers that apply the weight along a path; parameters are copies.
+
+        Args:
+            path: One of `tdlrt.planning.PATHS`; 'auto' is the layer's own or, if that is 'auto'
+                too, the cheapest for many positions, the folding not counted.
+        """
         raise NotImplementedError
+
+    @property
+    def path(self) -> PathChoice:
+        """Order of contractions: 'auto' for the cheapest at each shape, or one by name.
+
+        'three_stage', 'fold_in' (U_in folded into the core), 'fold_out' (U_out folded), 'dense'.
+
+        Raises:
+            PathError: When set to another name.
+        """
+        return self._path
+
+    @path.setter
+    def path(self, path: PathChoice) -> None:
+        self._path = check_path(path)
+
+    def plan_shape(
+        self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
+    ) -> LayerShape:
+        """What the planner needs to know for an input of this shape."""
+        raise NotImplementedError
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer along its path."""
+        if self.recompute and torch.is_grad_enabled():
+            applied: Tensor = checkpoint(
+                self._apply_weight, input, use_reentrant=False, preserve_rng_state=False
+            )
+            return applied
+        return self._apply_weight(input)
+
+    def _apply_weight(self, input: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def planned_path(self, shape: LayerShape, mode: Mode) -> Path:
+        """The layer's own path or, where that is 'auto', the cheapest (see `choose_path`)."""
+        return choose_path(shape, mode) if self._path == "auto" else self._path
+
+    def _plain_path(self, path: PathChoice) -> Path:
+        """The path that `to_plain` takes for a choice."""
+        if check_path(path) != "auto":
+            return cast("Path", path)
+        many = LayerShape(self.shape, self.ranks, MANY_ROWS, MANY_ROWS)
+        return self.planned_path(many, "plain")
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -123,6 +179,11 @@ class TuckerLayer(nn.Module):
     def weight_parameters(self) -> int:
         """Number of trainable numbers that stand for the weight: core and learned bases."""
         return self.core.numel() + sum(self.factors[mode].numel() for mode in self.learned_modes)
+
+    @property
+    def _own_repr(self) -> str:
+        forced = "" if self._path == "auto" else f", path={self._path!r}"
+        return f"ranks={self.ranks}{forced}"
 
     def dense_weight(self) -> Tensor:
         """The weight W in full, of shape n_1 x ... x n_d, differentiable in core and factors."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import UnsupportedLayerError
-from tdlrt.functional import tucker_linear
+from tdlrt.functional import linear_stages, tucker_linear
 from tdlrt.nn.layer import Modes, TuckerLayer
+from tdlrt.planning import LayerShape, PathChoice, linear_shape
 from tdlrt.ranks import RankSpec
 
 __all__ = ["TuckerLinear"]
 
 
 class TuckerLinear(TuckerLayer):
-    """y = x (U_0 C U_1^T)^T + b, applied as three small products.
+    """y = x (U_0 C U_1^T)^T + b, applied in the cheapest order (see `path`).
 
     Arguments are those of torch.nn.Linear, plus the following.
 
@@ -84,27 +87,31 @@ class TuckerLinear(TuckerLayer):
         """Size of the last dimension of the output."""
         return self.shape[0]
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply the map to (..., in_features)."""
-        return tucker_linear(input, self.core, list(self.factors), self.bias)
+    def _apply_weight(self, input: Tensor) -> Tensor:
+        return tucker_linear(input, self.core, list(self.factors), self.bias, path=self._path)
+
+    def plan_shape(
+        self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
+    ) -> LayerShape:
+        """What the planner needs to know for an input of this shape; layouts make no difference."""
+        return linear_shape(self.shape, self.ranks, input, input_grad)
 
     def to_dense(self) -> nn.Linear:
         """torch.nn.Linear with the weight W = U_0 C U_1^T in full."""
         return _linear(self.dense_weight(), self.bias).train(self.training)
 
-    def to_plain(self) -> nn.Module:
-        """Two torch.nn.Linear, x -> U_1^T x -> U_0 C (U_1^T x) + b; one where the rank is full."""
-        if self.ranks[0] == min(self.shape):
-            return self.to_dense()
-        reduce = _linear(self.factors[1].mT, None)
-        expand = _linear(self.factors[0] @ self.core, self.bias)
-        return nn.Sequential(reduce, expand).train(self.training)
+    def to_plain(self, path: PathChoice = "auto") -> nn.Module:
+        """Two torch.nn.Linear, or one where that is cheaper."""
+        *first, last = linear_stages(self.core, list(self.factors), self._plain_path(path))
+        stages = [*(_linear(matrix, None) for matrix in first), _linear(last, self.bias)]
+        plain = stages[0] if len(stages) == 1 else nn.Sequential(*stages)
+        return plain.train(self.training)
 
     def extra_repr(self) -> str:
         """Arguments of the constructor, as torch prints them, and the ranks."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, ranks={self.ranks}"
+            f"bias={self.bias is not None}, {self._own_repr}"
         )
 
 

@@ -1,0 +1,72 @@
+"""`tdlrt plan`: the forward path of every Tucker layer and what it is expected to cost."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from torch import nn
+
+from tdlrt.nn import TuckerLayer
+from tdlrt.nn.calls import watch_calls, zeros_for
+from tdlrt.planning import LayerShape, Mode, dense_cost, path_cost
+from tdlrt.tables import format_shape
+
+__all__ = ["plan_layers", "plan_table"]
+
+MODES: tuple[Mode, ...] = ("training", "inference")
+
+
+def plan_layers(model: nn.Module, input_size: Sequence[int]) -> list[dict[str, Any]]:
+    """What the planner decides for each Tucker layer, from one forward pass on zeros.
+
+    Args:
+        model: A model with Tucker layers, each called once.
+        input_size: Shape of the input with the batch.
+
+    Returns:
+        For each layer its name, shape, ranks and the shape of its input; for training and for
+        inference the path and the estimated time relative to the dense layer's.
+    """
+    layers = {name: one for name, one in model.named_modules() if isinstance(one, TuckerLayer)}
+    input = zeros_for(model, input_size)
+    calls = watch_calls(model, layers.values(), input)
+    rows = []
+    for name, layer in layers.items():
+        call = calls[layer][0]
+        shape = layer.plan_shape(
+            call.input.shape,
+            channels_last=call.channels_last,
+            input_grad=call.input is not input,  # nobody needs the gradient of the images
+        )
+        row = {
+            "layer": name,
+            "shape": list(layer.shape),
+            "ranks": list(layer.ranks),
+            "input": list(call.input.shape),
+        }
+        rows.append(row | {mode: _decision(layer, shape, mode) for mode in MODES})
+    return rows
+
+
+def _decision(layer: TuckerLayer, shape: LayerShape, mode: Mode) -> dict[str, Any]:
+    path = layer.planned_path(shape, mode)
+    ratio = path_cost(path, shape, mode) / dense_cost(shape, mode)
+    return {"path": path, "of_dense": round(ratio, 3)}
+
+
+def plan_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The same as a table."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    for name in ("shape", "ranks", *MODES):
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        decisions = [
+            f"{row[mode]['path']:11} {100 * row[mode]['of_dense']:3.0f} %" for mode in MODES
+        ]
+        table.add_row(
+            row["layer"], format_shape(row["shape"]), format_shape(row["ranks"]), *decisions
+        )
+    table.caption = "path, and its estimated time relative to the dense layer"
+    return table

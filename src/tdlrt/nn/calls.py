@@ -1,0 +1,73 @@
+"""What shapes the layers of a model meet: one forward pass, watched."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdlrt.functional import is_channels_last
+
+__all__ = ["LayerCall", "evaluating", "watch_calls", "zeros_for"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCall:
+    """One call of one layer.
+
+    Attributes:
+        input: The tensor it was called with.
+        output: The shape of what it returned.
+    """
+
+    input: Tensor
+    output: tuple[int, ...]
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the input is a batch of images with the channels last in memory."""
+        return is_channels_last(self.input, self.input.ndim)
+
+
+def zeros_for(model: nn.Module, input_size: Sequence[int]) -> Tensor:
+    """Zeros of a shape, of the type and on the device of the model's first parameter."""
+    first: Any = next(model.parameters(), torch.zeros(0))
+    return torch.zeros(*input_size, dtype=first.dtype, device=first.device)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode, and every module back into its own mode afterwards."""
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was
+
+
+def watch_calls(
+    model: nn.Module, layers: Collection[nn.Module], input: Tensor
+) -> dict[nn.Module, list[LayerCall]]:
+    """The calls that one forward pass in evaluation mode makes, per layer; none is an empty list.
+
+    The model is left as it is, batch-norm statistics included.
+    """
+    calls: dict[nn.Module, list[LayerCall]] = {layer: [] for layer in layers}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls[module].append(LayerCall(input=inputs[0], output=tuple(output.shape)))
+
+    hooks = [layer.register_forward_hook(record) for layer in layers]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(input)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls

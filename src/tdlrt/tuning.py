@@ -1,0 +1,172 @@
+"""`autotune_`: measure the forward paths of every Tucker layer on the user's own shapes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tdlrt.errors import NothingMatchedError, PathError
+from tdlrt.nn import TuckerLayer
+from tdlrt.nn.calls import LayerCall, watch_calls
+from tdlrt.planning import PATHS, Path
+from tdlrt.tables import format_shape, format_table
+
+__all__ = ["TuningReport", "TuningRow", "autotune_"]
+
+SECONDS_PER_LAYER = 0.2
+LEAST_REPETITIONS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningRow:
+    """What was measured for one layer.
+
+    Attributes:
+        name: Name in the model.
+        shape: Shape of the weight.
+        ranks: (r_1, ..., r_d).
+        inputs: Shapes that the layer was called with; none if the model did not call it.
+        seconds: Least time of each path over all of these calls.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    ranks: tuple[int, ...]
+    inputs: tuple[tuple[int, ...], ...]
+    seconds: Mapping[Path, float]
+
+    @property
+    def path(self) -> Path | None:
+        """The fastest path; None if the layer was not called."""
+        if not self.seconds:
+            return None
+        return min(self.seconds, key=lambda path: self.seconds[path])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningReport:
+    """The outcome of `autotune_`; prints as a table.
+
+    Attributes:
+        rows: One per Tucker layer.
+        training: Whether forward and backward passes were timed, or forward passes alone.
+    """
+
+    rows: tuple[TuningRow, ...]
+    training: bool
+
+    def __str__(self) -> str:
+        header = ["layer", "input", "ranks", *(f"{path} (ms)" for path in PATHS), "path"]
+        table = [
+            [
+                row.name,
+                ", ".join(map(format_shape, row.inputs)) or "not called",
+                format_shape(row.ranks),
+                *(f"{1e3 * row.seconds[path]:.3f}" if row.seconds else "-" for path in PATHS),
+                row.path or "-",
+            ]
+            for row in self.rows
+        ]
+        passes = "forward and backward" if self.training else "forward"
+        return f"{format_table(header, table)}\nleast times of {passes}"
+
+
+def autotune_(model: nn.Module, example_input: Tensor) -> TuningReport:
+    """Time every path of every Tucker layer and set the fastest one as its `path`, in place.
+
+    Forward and backward passes are timed if the model is in training mode, forward passes alone
+    otherwise. The inputs of the layers are those of one forward pass in evaluation mode. Set
+    `layer.path = "auto"` to go back to the planner. A measured path stays when ranks or shapes
+    change, so tune after `freeze_ranks()`.
+
+    Args:
+        model: A model with Tucker layers; only their `path` is changed.
+        example_input: A batch as the model will see it: size, type, device and memory format.
+
+    Returns:
+        A report with a row per Tucker layer; prints as a table.
+
+    Raises:
+        NothingMatchedError: The model has no Tucker layer.
+        PathError: The example is no tensor or has no entries.
+    """
+    layers = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, TuckerLayer)
+    }
+    if not layers:
+        raise NothingMatchedError(
+            "model: got one without Tucker layers, expected at least one; call "
+            "tdlrt.factorize_(model) first"
+        )
+    if not isinstance(example_input, Tensor) or not example_input.numel():
+        got = tuple(example_input.shape) if isinstance(example_input, Tensor) else example_input
+        raise PathError(
+            f"example_input: got {got!r}, expected a tensor with at least one sample; pass a "
+            "batch of the size the model will run on"
+        )
+    calls = watch_calls(model, list(layers.values()), example_input)
+    rows = []
+    for name, layer in layers.items():
+        seconds = _measure(layer, calls[layer], model.training) if calls[layer] else {}
+        inputs = tuple(tuple(call.input.shape) for call in calls[layer])
+        row = TuningRow(
+            name=name, shape=layer.shape, ranks=layer.ranks, inputs=inputs, seconds=seconds
+        )
+        rows.append(row)
+    for row, layer in zip(rows, layers.values(), strict=True):
+        layer.path = row.path or layer.path
+    return TuningReport(rows=tuple(rows), training=model.training)
+
+
+def _measure(layer: TuckerLayer, calls: Sequence[LayerCall], training: bool) -> dict[Path, float]:
+    """Least seconds of each path, the paths taken in turn so that a slow moment hits all."""
+    inputs = [call.input.detach().requires_grad_(training) for call in calls]
+    before, seconds = layer.path, dict.fromkeys(PATHS, float("inf"))
+    try:
+        run = _pass(layer, inputs, training)
+        repetitions, end = 0, float("inf")
+        while repetitions <= LEAST_REPETITIONS or time.perf_counter() < end:
+            for path in PATHS:
+                layer.path = path
+                took = _timed(run, inputs[0].device)
+                if repetitions:  # the first one warms up
+                    seconds[path] = min(seconds[path], took)
+            if not repetitions:
+                end = time.perf_counter() + SECONDS_PER_LAYER
+            repetitions += 1
+    finally:
+        layer.path = before
+    return seconds
+
+
+def _pass(layer: TuckerLayer, inputs: Sequence[Tensor], training: bool) -> Callable[[], None]:
+    if not training:
+
+        def forward() -> None:
+            with torch.no_grad():
+                for input in inputs:
+                    layer(input)
+
+        return forward
+
+    leaves = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        gradients = [torch.ones_like(layer(input)) for input in inputs]
+
+    def forward_and_backward() -> None:
+        outputs = [layer(input) for input in inputs]
+        torch.autograd.grad(outputs, [*inputs, *leaves], gradients)
+
+    return forward_and_backward
+
+
+def _timed(run: Callable[[], None], device: torch.device) -> float:
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

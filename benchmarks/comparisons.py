@@ -90,14 +90,17 @@ EXPERIMENTS = {
     "mnist_initial_rank": Experiment(
         note=(
             "The same budget, and the same tolerance, from different ranks at the start. Budget "
-            "rows have the recipe of budget_0.028 above, which starts at half of each mode; "
-            "tolerance rows start at a tenth of the norm and keep a quarter of spare ranks."
+            "rows have the recipe of budget_0.028 above, which starts at half of each mode and at "
+            "0.3 of the norm, as does rank 0.1; full rank starts at the norm unless told "
+            "otherwise. Tolerance rows start at a tenth of the norm and keep a quarter of spare "
+            "ranks."
         ),
         options={"model": "lenet5", "data": "mnist"},
         seeds=(1, 2, 3),
         rows={
             "rank_0.1": {"budget": 0.028, "rank": 0.1},
             "rank_full": {"budget": 0.028, "rank": "full"},
+            "rank_full_scaled": {"budget": 0.028, "rank": "full", "init_scale": 0.3},
             **{
                 f"tau_rank_{rank}": {"tau": 0.1, "rank": rank, "init_scale": 0.1, "spare": 0.25}
                 for rank in (0.1, 0.5, "full")

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tdlrt.errors import NothingMatchedError, PathError
+from tdlrt.errors import PathError
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.calls import LayerCall, watch_calls
+from tdlrt.nn.layer import tucker_layers
 from tdlrt.planning import PATHS, Path
 from tdlrt.tables import format_shape, format_table
 
@@ -94,14 +95,7 @@ def autotune_(model: nn.Module, example_input: Tensor) -> TuningReport:
         NothingMatchedError: The model has no Tucker layer.
         PathError: The example is no tensor or has no entries.
     """
-    layers = {
-        name: layer for name, layer in model.named_modules() if isinstance(layer, TuckerLayer)
-    }
-    if not layers:
-        raise NothingMatchedError(
-            "model: got one without Tucker layers, expected at least one; call "
-            "tdlrt.factorize_(model) first"
-        )
+    layers = tucker_layers(model)
     if not isinstance(example_input, Tensor) or not example_input.numel():
         got = tuple(example_input.shape) if isinstance(example_input, Tensor) else example_input
         raise PathError(

@@ -139,8 +139,8 @@ def test_bad_arguments_are_one_line_and_exit_code_2(tdlrt, tmp_path, words, mess
 def test_missing_or_unknown_words(tdlrt):
     assert tdlrt("train", "lenet", "--data", "digits")[::2] == (
         2,
-        "error: unknown model 'lenet'; did you mean lenet5 or resnet18? "
-        "Known: lenet5, rescnn, vgg16, resnet18\n",
+        "error: unknown model 'lenet'; did you mean lenet5 or alexnet? "
+        "Known: lenet5, rescnn, vgg16, alexnet, resnet18\n",
     )
     code, _, err = tdlrt("train", "lenet5")
     assert (code, err) == (2, "error: Missing option '--data'. See --help.\n")

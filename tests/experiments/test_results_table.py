@@ -93,7 +93,7 @@ def test_experiments_have_a_table_each(table, script):
     results = [result("tdlrt", seed, accuracy) for seed, accuracy in enumerate((70.0, 72.0))]
     text = table.section("cifar10_rescnn", cifar, results)
     assert text.startswith("## rescnn on cifar10\n")
-    assert "the first 10,000 training images" in text
+    assert "the first 20,000 training images" in text
     assert "`python benchmarks/accuracy.py --only cifar10_rescnn`" in text
     assert cifar.note in " ".join(text.split())
     short = table.short_table(cifar, results)

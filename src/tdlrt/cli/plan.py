@@ -9,6 +9,7 @@ from torch import nn
 
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.calls import watch_calls, zeros_for
+from tdlrt.nn.layer import tucker_layers
 from tdlrt.planning import LayerShape, Mode, dense_cost, path_cost
 from tdlrt.tables import format_shape
 
@@ -28,7 +29,7 @@ def plan_layers(model: nn.Module, input_size: Sequence[int]) -> list[dict[str, A
         For each layer its name, shape, ranks and the shape of its input; for training and for
         inference the path and the estimated time relative to the dense layer's.
     """
-    layers = {name: one for name, one in model.named_modules() if isinstance(one, TuckerLayer)}
+    layers = tucker_layers(model)
     input = zeros_for(model, input_size)
     calls = watch_calls(model, layers.values(), input)
     rows = []

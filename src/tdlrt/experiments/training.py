@@ -232,8 +232,11 @@ class Training:
         return 100 * int(correct) / len(self._test[1])
 
     def _normalise(self, images: Tensor) -> Tensor:
-        scaled = images.float().sub_(self._mean).div_(self._std)
-        return scaled.contiguous(memory_format=torch.channels_last)
+        # Made so from the start: images of one channel would count as laid out already.
+        laid = torch.empty(
+            images.shape, device=images.device, memory_format=torch.channels_last
+        ).copy_(images)
+        return laid.sub_(self._mean).div_(self._std)
 
 
 def _factorize(config: RunConfig, model: nn.Module) -> None:

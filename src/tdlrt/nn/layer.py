@@ -296,7 +296,8 @@ def tucker_layers(model: nn.Module) -> dict[str, TuckerLayer]:
     }
     if not layers:
         raise NothingMatchedError(
-            "model: got one without Tucker layers; call tdlrt.factorize_(model) first"
+            "model: got one without Tucker layers, expected at least one; call "
+            "tdlrt.factorize_(model) first"
         )
     return layers
 

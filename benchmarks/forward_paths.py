@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saved import saved_bytes
 from tdlrt.experiments.results import machine, versions
 from tdlrt.nn import TuckerConv2d, TuckerLayer, TuckerLinear
 from tdlrt.nn.calls import LayerCall
@@ -160,17 +161,7 @@ def least_times(
 
 def kept(layer: nn.Module, x: Tensor) -> int:
     """Bytes of saved tensors, parameters and gradients of a training step."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
-    saved: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            saved[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        layer(x)
-    activations = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    activations, _ = saved_bytes(layer, lambda: layer(x))
     return activations + sum(2 * parameter.nbytes for parameter in layer.parameters())
 
 

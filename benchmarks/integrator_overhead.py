@@ -7,8 +7,8 @@ The dense network with torch's optimiser is measured in the same run, in torch's
 in channels_last; the Tucker network is in channels_last. Ranks stay at their start: the fixed-rank
 steps by their policy, the others because the step size and the tolerance are too small to move
 them. Then one 3x3 convolution of n channels at ranks n/10 and n/5, the step alone. Every figure is
-the median of several steps. Writes benchmarks/results/integrator_overhead.json, docs/benchmarks.md
-and docs/figures/integrator_scaling.svg.
+the median of several steps. Writes benchmarks/results/integrator_overhead.json,
+docs/integrator-cost.md and docs/figures/integrator_scaling.svg.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def write(result: Row, folder: Path) -> None:
     """Write the result file, the page and the figure."""
     for name in ("benchmarks/results", "docs/figures"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    data, page = "benchmarks/results/integrator_overhead.json", "docs/benchmarks.md"
+    data, page = "benchmarks/results/integrator_overhead.json", "docs/integrator-cost.md"
     (folder / data).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (folder / page).write_text(document(result), encoding="utf-8")
     with matplotlib.rc_context({"svg.hashsalt": "tdlrt"}):  # the same bytes every time
@@ -267,7 +267,7 @@ def line(row: Row) -> str:
 
 
 def document(result: Row) -> str:
-    """The page docs/benchmarks.md."""
+    """The page docs/integrator-cost.md."""
     facts = [
         ", ".join(f"{key} {value}" for key, value in result[name].items())
         for name in ("versions", "machine")
@@ -277,11 +277,11 @@ def document(result: Row) -> str:
         f"| {row['ranks']} | {row['share']:g} n | {row['slope']:.2f} |" for row in result["slopes"]
     )
     return f"""\
-# Benchmarks
+# What the integrators cost
 
 Written by `{result["command"]}`; do not edit.
 
-## Overhead of the integrators
+## Beside forward and backward passes
 
 VGG16 for 32x32 images, *rank* of the channels of every mode, SGD with momentum 0.9 or Adam, in
 channels_last. *Passes* is the time of the forward and backward passes of a step (two of them for

@@ -9,10 +9,11 @@ Every case runs in a process of its own, a few steps, and reports
 - peak: how far the resident set (CUDA: the allocated memory) rose above that before the model.
 
 Adapts in every step, to a tolerance that leaves the ranks where they start. Writes
-benchmarks/results/memory.json.
+benchmarks/results/memory.json and docs/memory.md.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -24,11 +25,14 @@ import torch
 from torch.nn import functional as F
 
 import tdlrt
+from saved import saved_bytes
 from tdlrt.experiments.models import build_model
 from tdlrt.experiments.results import machine, versions, write_atomically
+from tdlrt.nn.layer import tucker_layers
 
-RESULT = Path(__file__).parent / "results/memory.json"
-RANKS = (None, 0.6, 0.5, 0.3, 0.2, 0.1)  # None is the dense network
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "benchmarks/results/memory.json"
+RANKS = (0.5, 0.3, 0.2, 0.1)
 OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"lr": 1e-6, "momentum": 0.9}),
     "adam": (torch.optim.Adam, {"lr": 1e-8}),
@@ -48,11 +52,12 @@ def main() -> None:
     rows = []
     for model in arguments.models:
         for optimizer in OPTIMIZERS:
-            for rank in RANKS:
+            for rank, recompute in [(None, False), *itertools.product(RANKS, (False, True))]:
                 case = {
                     "model": model,
                     "optimizer": optimizer,
                     "rank": rank,
+                    "recompute": recompute,
                     "batch": arguments.batch,
                     "device": arguments.device,
                 }
@@ -68,10 +73,11 @@ def main() -> None:
     }
     text = json.dumps(result, indent=1) + "\n"
     write_atomically(RESULT, lambda file: file.write(text.encode()))
+    (ROOT / "docs/memory.md").write_text(document(result), encoding="utf-8")
 
 
 def measure(
-    model: str, optimizer: str, rank: float | None, batch: int, device: str
+    model: str, optimizer: str, rank: float | None, recompute: bool, batch: int, device: str
 ) -> dict[str, Any]:
     """Bytes of one case."""
     torch.manual_seed(0)
@@ -89,31 +95,61 @@ def measure(
     else:
         tdlrt.factorize_(network, rank=rank)
         compression = tdlrt.summary(network).compression
+        for layer in tucker_layers(network).values():
+            layer.recompute = recompute
         network.to(device)
         policy = tdlrt.RelativeTolerance(0.01)
         trained = tdlrt.TDLRT(network, optimizer_cls, rank_policy=policy, **options)
-    saved = 0
     for _ in range(3):
         trained.zero_grad()
-        storages: dict[int, int] = {}
-
-        def pack(tensor: torch.Tensor, seen: dict[int, int] = storages) -> torch.Tensor:
-            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = F.cross_entropy(network(images), labels)
-        own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-        saved = sum(size for address, size in storages.items() if address not in own)
+        saved, loss = saved_bytes(network, lambda: F.cross_entropy(network(images), labels))
         loss.backward()
-        kept = kept_bytes(network, trained, hits)
         trained.step()
+    loss = F.cross_entropy(network(images), labels)
+    loss.backward()
     return {
         "compression": compression,
-        "kept": max(kept, kept_bytes(network, trained, hits)),
+        "kept": kept_bytes(network, trained, hits),
         "saved": saved,
         "peak": peak(device) - before,
     }
+
+
+def line(row: dict[str, Any], dense: dict[str, Any]) -> str:
+    """One line of the table: everything relative to the dense network."""
+    shares = [row[name] / dense[name] for name in ("kept", "saved", "peak")]
+    cells = [row["model"], row["optimizer"], str(row["rank"]), f"{100 * row['compression']:.1f}"]
+    cells += ["yes" if row["recompute"] else "no", *(f"{share:.2f}" for share in shares)]
+    return f"| {' | '.join(cells)} |"
+
+
+def document(result: dict[str, Any]) -> str:
+    """The page docs/memory.md."""
+    rows = result["rows"]
+    dense = {(row["model"], row["optimizer"]): row for row in rows if row["rank"] is None}
+    table = "\n".join(
+        line(row, dense[row["model"], row["optimizer"]]) for row in rows if row["rank"] is not None
+    )
+    facts = [
+        ", ".join(f"{key} {value}" for key, value in result[name].items())
+        for name in ("versions", "machine")
+    ]
+    return f"""\
+# Memory of a training step
+
+Written by `{result["command"]}`; do not edit.
+
+Relative to the dense network with torch's optimiser, batch {rows[0]["batch"]}, 32x32 images, ranks
+examined in every step. *Kept* is weights, gradients and state of the factorised layers; *saved*
+what autograd keeps of the whole network between the passes; *peak* how far the process grew, each
+network in a process of its own. *Recompute* is `layer.recompute`.
+
+| network | optimiser | rank | compression (%) | recompute | kept | saved | peak |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+{table}
+
+{facts[0]}; {facts[1]}
+"""
 
 
 def kept_bytes(network: torch.nn.Module, optimizer: torch.optim.Optimizer, hits: set[str]) -> int:

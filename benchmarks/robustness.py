@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--data-dir", help="folder with mnist/test.parquet; default: the hub")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="of accuracy.py")
     parser.add_argument("--images", type=int, default=2000, help="test images to attack")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="default: 1")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     arguments = parser.parse_args()
     data = load_data("mnist", arguments.data_dir)
     rows = []

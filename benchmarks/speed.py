@@ -14,15 +14,13 @@ the dense network, the faster of its NCHW and channels_last forms.
 - posthoc: TensorLy's partial Tucker of the channel modes at the same ranks, three convolutions.
 - pruned: Torch-Pruning, whole channels, to the same number of parameters.
 
-Writes benchmarks/results/speed.json, group after group; groups that are there are skipped.
-`python benchmarks/benchmarks_page.py` makes docs/benchmarks.md from it.
+Writes benchmarks/results/speed.json, group after group, and docs/benchmarks.md; groups that are
+there are skipped.
 """
 
 import argparse
 import copy
 import json
-import statistics
-import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -36,12 +34,12 @@ from torch.nn import functional as F
 import tdlrt
 from tdlrt.experiments.models import build_model
 from tdlrt.experiments.results import machine, versions, write_atomically
+from tdlrt.experiments.timing import Case, median_seconds
 
-RESULT = Path(__file__).parent / "results/speed.json"
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "benchmarks/results/speed.json"
 MODELS = ("vgg16", "resnet18", "alexnet", "linears")
 LR = 1e-6  # ranks stay at their start, and so does the work
-
-Run = Callable[[], Any]
 
 
 def main() -> None:
@@ -68,6 +66,9 @@ def main() -> None:
                     groups.append(group | {"machine": machine(torch.device("cpu"))})
                     print(json.dumps(group), flush=True)
                     store(arguments.out, groups)
+    if arguments.out == RESULT:
+        text = document(json.loads(RESULT.read_text()))
+        (ROOT / "docs/benchmarks.md").write_text(text, encoding="utf-8")
 
 
 def key(group: dict[str, Any]) -> tuple[Any, ...]:
@@ -90,29 +91,24 @@ def measure(
     """Median milliseconds of every method's training step, passes and inference."""
     network, shape = build(model)
     inputs, labels = torch.randn(batch, *shape), torch.randint(0, 10, (batch,))
-    cases: dict[str, dict[str, Run]] = {}
+    cases: dict[str, dict[str, Case]] = {}
+    parameters = {}
     compression = None
-    for name, make in methods(network, rank, shape).items():
+    for name, make in methods(network, rank, batch, shape).items():
         if only is None or name in only or name.startswith("dense"):
             subject = make()
             if name.startswith("tdlrt") and compression is None:
                 compression = tdlrt.summary(subject.train).compression
             cases[name] = runs(subject, inputs, labels)
-    times: dict[str, dict[str, list[float]]] = {
-        name: {what: [] for what in case} for name, case in cases.items()
-    }
-    for round_ in range(rounds + 1):
-        for name, case in cases.items():
-            for what, run in case.items():
-                seconds = run.seconds()
-                if round_:  # the first warms up
-                    times[name][what].append(seconds)
+            parameters[name] = sum(parameter.numel() for parameter in subject.plain.parameters())
+    flat = {(name, what): case for name, their in cases.items() for what, case in their.items()}
+    seconds = median_seconds(flat, rounds)
     return {
         "compression": compression,
-        "parameters": {name: case["inference"].parameters for name, case in cases.items()},
+        "parameters": parameters,
         "ms": {
-            name: {what: 1e3 * statistics.median(values) for what, values in case.items()}
-            for name, case in times.items()
+            name: {what: 1e3 * seconds[name, what] for what in their}
+            for name, their in cases.items()
         },
     }
 
@@ -143,24 +139,7 @@ class Subject:
         self.period = period
 
 
-class Timed:
-    """Something to time, and the number of parameters of the network behind it."""
-
-    def __init__(self, run: Run, model: nn.Module, period: int = 1) -> None:
-        self.run, self.period = run, period
-        self.parameters = sum(parameter.numel() for parameter in model.parameters())
-
-    def seconds(self) -> float:
-        """Mean time over a whole number of periods that take a twentieth of a second in all."""
-        start, runs = time.perf_counter(), 0
-        while not runs or (runs < 20 * self.period and time.perf_counter() - start < 0.05):
-            for _ in range(self.period):
-                self.run()
-            runs += self.period
-        return (time.perf_counter() - start) / runs
-
-
-def runs(subject: Subject, inputs: Tensor, labels: Tensor) -> dict[str, Timed]:
+def runs(subject: Subject, inputs: Tensor, labels: Tensor) -> dict[str, Case]:
     """What is timed: passes (forward and backward), the whole step, inference."""
     if subject.channels_last and inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -176,9 +155,9 @@ def runs(subject: Subject, inputs: Tensor, labels: Tensor) -> dict[str, Timed]:
         subject.plain(inputs)
 
     return {
-        "passes": Timed(closure, subject.train),
-        "step": Timed(lambda: subject.optimizer.step(closure), subject.train, subject.period),
-        "inference": Timed(infer, subject.plain),
+        "passes": Case(run=closure),
+        "step": Case(run=lambda: subject.optimizer.step(closure), period=subject.period),
+        "inference": Case(run=infer),
     }
 
 
@@ -209,7 +188,7 @@ class Tokens(nn.Module):
 
 
 def methods(
-    network: nn.Module, rank: float, shape: tuple[int, ...]
+    network: nn.Module, rank: float, batch: int, shape: tuple[int, ...]
 ) -> dict[str, Callable[[], Subject]]:
     """A maker for every method that fits the network."""
     dense = {
@@ -217,9 +196,9 @@ def methods(
         "dense channels_last": lambda: Subject(channels_last_copy(network), channels_last=True),
     }
     ours = {
-        "tdlrt parallel": lambda: tucker(network, rank, shape),
-        "tdlrt parallel every 10": lambda: tucker(network, rank, shape, adapt_every=10),
-        "tdlrt bug": lambda: tucker(network, rank, shape, integrator="bug"),
+        "tdlrt parallel": lambda: tucker(network, rank, batch, shape),
+        "tdlrt parallel every 10": lambda: tucker(network, rank, batch, shape, adapt_every=10),
+        "tdlrt bug": lambda: tucker(network, rank, batch, shape, integrator="bug"),
     }
     if not any(isinstance(module, nn.Conv2d) for module in network.modules()):
         del dense["dense channels_last"]
@@ -237,7 +216,9 @@ def channels_last_copy(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).to(memory_format=torch.channels_last)
 
 
-def tucker(network: nn.Module, rank: float, shape: tuple[int, ...], **options: Any) -> Subject:
+def tucker(
+    network: nn.Module, rank: float, batch: int, shape: tuple[int, ...], **options: Any
+) -> Subject:
     """A Tucker network that examines its ranks and does not change them."""
     model = copy.deepcopy(network)
     tdlrt.factorize_(model, rank=rank)
@@ -250,7 +231,7 @@ def tucker(network: nn.Module, rank: float, shape: tuple[int, ...], **options: A
         **options,
     )
     period = options.get("adapt_every", 1)
-    plain = tdlrt.to_plain(model)
+    plain = tdlrt.to_plain(model, input_size=(batch, *shape)).to(memory_format=torch.channels_last)
     return Subject(model, optimizer, plain, channels_last=True, period=period)
 
 
@@ -347,6 +328,56 @@ def pruned(network: nn.Module, rank: float, shape: tuple[int, ...]) -> nn.Module
         else:
             high = ratio
     return best.to(memory_format=torch.channels_last)
+
+
+def line(group: dict[str, Any], method: str) -> str:
+    """One line of a table: times relative to dense, in the faster of its layouts."""
+    shares = []
+    for what in ("passes", "step", "inference"):
+        dense = min(ms[what] for name, ms in group["ms"].items() if name.startswith("dense"))
+        shares.append(f"{group['ms'][method][what] / dense:.2f}")
+    parameters = group["parameters"][method] / group["parameters"]["dense"]
+    cells = [str(group[name]) for name in ("batch", "threads", "rank")]
+    cells += [f"{100 * group['compression']:.1f}", method, f"{parameters:.3f}", *shares]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(groups: list[dict[str, Any]]) -> str:
+    """Lines of all methods but dense."""
+    head = ["batch", "threads", "rank", "compression (%)", "method", "parameters", "passes"]
+    head += ["step", "inference"]
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for group in sorted(groups, key=lambda g: (g["batch"], g["threads"], -g["rank"])):
+        lines += [line(group, name) for name in group["ms"] if not name.startswith("dense")]
+    return "\n".join(lines)
+
+
+def document(result: dict[str, Any]) -> str:
+    """The page docs/benchmarks.md."""
+    groups = result["groups"]
+    tables = [
+        f"## {model}\n\n{table([group for group in groups if group['model'] == model])}\n"
+        for model in MODELS
+        if any(group["model"] == model for group in groups)
+    ]
+    facts = {**result["versions"], **groups[0]["machine"]}
+    del facts["threads"]  # a column
+    return f"""\
+# Benchmarks
+
+Written by `{result["command"]}`; do not edit. More: [single layers](forward-paths.md),
+[the integrators' own time](integrator-cost.md), [memory](memory.md).
+
+Everything relative to the dense network in the same run, in the faster of NCHW and channels_last,
+with torch's SGD: below 1 is faster, or smaller. *Passes* is forward and backward, *step* the whole
+training step, *inference* that of the network one would use (`to_plain` for tdlrt), *compression*
+that of the layers tdlrt factorises, *rank* their share of the channels. Ranks stay at their start.
+The other methods have the same ranks or, pruned, the same number of parameters; TensorLy-Torch
+factorises convolutions only.
+
+{chr(10).join(tables)}
+{", ".join(f"{key} {value}" for key, value in facts.items())}
+"""
 
 
 if __name__ == "__main__":

@@ -136,6 +136,22 @@ def test_bad_arguments_are_one_line_and_exit_code_2(tdlrt, tmp_path, words, mess
     assert err.count("\n") == 1
 
 
+def test_bench_measures_and_prints(tdlrt):
+    words = ("bench", "lenet5", "--data", "digits", "--batch-size", "2", "--rounds", "1")
+    code, out, err = tdlrt(*words, "--rank", "0.1", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert [row["network"] for row in found["networks"]] == ["dense", "tucker"]
+    assert [row["layer"] for row in found["layers"]] == ["conv1", "conv2", "fc1"]
+    code, out, err = tdlrt(*words)
+    assert (code, err) == (0, "")
+    assert "inference (ms)" in out
+    assert "of dense" in out
+    code, out, err = tdlrt("bench", "lenet5", "--data", "digits", "--device", "cuda:99")
+    assert (code, out) == (2, "")
+    assert "device 'cuda:99': not available" in err
+
+
 def test_missing_or_unknown_words(tdlrt):
     assert tdlrt("train", "lenet", "--data", "digits")[::2] == (
         2,

@@ -8,9 +8,11 @@ from dataclasses import fields
 from importlib.metadata import version
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 
+from tdlrt.cli.bench import layer_times, network_times
 from tdlrt.cli.display import JsonDisplay, LineDisplay, LiveDisplay, SilentDisplay
 from tdlrt.cli.plan import plan_layers, plan_table
 from tdlrt.errors import RunError, TdlrtError
@@ -22,12 +24,15 @@ from tdlrt.experiments.config import (
     WITH_BUDGET,
     WITH_TAU,
     RunConfig,
+    torch_device,
 )
 from tdlrt.experiments.data import DATA_SETS
 from tdlrt.experiments.models import MODELS, build_model
 from tdlrt.experiments.names import pick
 from tdlrt.experiments.rank_option import check_rank, number_or_word, parse_rank
 from tdlrt.experiments.runner import Interrupted, run
+from tdlrt.experiments.timing import compare_networks
+from tdlrt.ranks import RelativeTolerance
 from tdlrt.surgery import factorize_
 
 __all__ = ["app", "run_app"]
@@ -321,6 +326,49 @@ def plan(
         )
     else:
         Console().print(plan_table(layers))
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{', '.join(MODELS)}.")],
+    data: Annotated[
+        str, _option(f"Data set, for the size of its images: {', '.join(DATA_SETS)}.", DATA)
+    ],
+    batch_size: Annotated[
+        int | None,
+        _option("Images per step.", DATA, min=1, show_default=_per_data_set("batch_size")),
+    ] = None,
+    rank: Annotated[str, _option("As for train.", METHOD, metavar="RANK")] = str(RunConfig.rank),
+    threads: Annotated[
+        int | None, _option("Threads of torch.", TRAINING, min=1, show_default="torch's")
+    ] = None,
+    rounds: Annotated[int, _option("Timed rounds; medians are shown.", TRAINING, min=1)] = 5,
+    device: Annotated[str, _option("auto, cpu, cuda or cuda:N.", TRAINING)] = RunConfig.device,
+    as_json: Annotated[bool, _option("Print one JSON object.", OUTPUT, "--json")] = False,
+    debug: Annotated[bool, _option("Show the traceback of an error.", OUTPUT, "--debug")] = False,
+) -> None:
+    """Measure a network in Tucker format against the dense one.
+
+    Milliseconds of a training step, ranks examined in every one, and of inference, beside
+    parameters and bytes; then of each layer. On random images; nothing is trained.
+    """
+    info = pick("data set", data, DATA_SETS)
+    network = build_model(model, info.image_shape, info.classes)
+    ranks: Any = check_rank(parse_rank(rank))
+    batch_size = batch_size or info.batch_size
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = torch_device(device)
+    images = torch.randn(batch_size, *info.image_shape, device=place)
+    labels = torch.randint(info.classes, (batch_size,), device=place)
+    policy = RelativeTolerance(0.01)  # examines, and cuts nothing of a random start
+    found = compare_networks(network.to(place), images, labels, ranks, policy, rounds)
+    if as_json:
+        print(json.dumps({"model": model, "data": data, "batch_size": batch_size, **found}))
+    else:
+        console = Console()
+        console.print(network_times(found["networks"]))
+        console.print(layer_times(found["layers"]))
 
 
 def _display(as_json: bool, quiet: bool, out: str) -> SilentDisplay:

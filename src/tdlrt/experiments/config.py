@@ -24,6 +24,7 @@ __all__ = [
     "WITH_TAU",
     "ConfigError",
     "RunConfig",
+    "torch_device",
 ]
 
 LEARNING_RATES = {
@@ -193,17 +194,7 @@ class RunConfig:
         Raises:
             ConfigError: The device is unknown or not present.
         """
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(
-                f"device {self.device!r}: not available on this machine; "
-                "expected auto, cpu, cuda or cuda:N"
-            ) from error
-        return device
+        return torch_device(self.device)
 
     def to_dict(self) -> dict[str, Any]:
         """All options as plain types."""
@@ -214,6 +205,24 @@ class RunConfig:
         mine = self.to_dict()
         names = [field.name for field in fields(self) if field.name != "data_dir"]
         return [name for name in names if mine[name] != other.get(name)]
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of a name; "auto" is a GPU where there is one.
+
+    Raises:
+        ConfigError: The device is unknown or not present.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {name!r}: not available on this machine; expected auto, cpu, cuda or cuda:N"
+        ) from error
+    return device
 
 
 def _is_share(value: float) -> bool:

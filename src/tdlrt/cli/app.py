@@ -52,6 +52,10 @@ EXAMPLES = """\
   tdlrt train vgg16 --data cifar10 --weight-decay 5e-4 --out runs/vgg
 
   tdlrt train vgg16 --data cifar10 --weight-decay 5e-4 --out runs/vgg --resume
+
+  tdlrt plan vgg16 --data cifar10 --rank 0.2
+
+  tdlrt bench vgg16 --data cifar10 --rank 0.2 --batch-size 64
 """
 
 app = typer.Typer(
@@ -349,8 +353,9 @@ def bench(
 ) -> None:
     """Measure a network in Tucker format against the dense one.
 
-    Milliseconds of a training step, ranks examined in every one, and of inference, beside
-    parameters and bytes; then of each layer. On random images; nothing is trained.
+    Milliseconds of a training step, in which ranks are examined, and of
+    inference, beside parameters and bytes; then of each layer. On random
+    images; nothing is trained.
     """
     info = pick("data set", data, DATA_SETS)
     network = build_model(model, info.image_shape, info.classes)

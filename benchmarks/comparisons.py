@@ -89,22 +89,19 @@ EXPERIMENTS = {
     ),
     "mnist_initial_rank": Experiment(
         note=(
-            "The same budget, and the same tolerance, from different ranks at the start. Budget "
-            "rows have the recipe of budget_0.028 above, which starts at half of each mode and at "
-            "0.3 of the norm, as does rank 0.1; full rank starts at the norm unless told "
-            "otherwise. Tolerance rows start at a tenth of the norm and keep a quarter of spare "
-            "ranks."
+            "The same budget from different ranks at the start, with and without warm-up. The row "
+            "budget_0.028 above starts at half of each mode; it and rank 0.1 start at 0.3 of the "
+            "norm, full rank at the norm unless told otherwise."
         ),
-        options={"model": "lenet5", "data": "mnist"},
+        options={"model": "lenet5", "data": "mnist", "budget": 0.028},
         seeds=(1, 2, 3),
         rows={
-            "rank_0.1": {"budget": 0.028, "rank": 0.1},
-            "rank_full": {"budget": 0.028, "rank": "full"},
-            "rank_full_scaled": {"budget": 0.028, "rank": "full", "init_scale": 0.3},
-            **{
-                f"tau_rank_{rank}": {"tau": 0.1, "rank": rank, "init_scale": 0.1, "spare": 0.25}
-                for rank in (0.1, 0.5, "full")
-            },
+            "rank_0.1": {"rank": 0.1},
+            "rank_full": {"rank": "full"},
+            "rank_full_scaled": {"rank": "full", "init_scale": 0.3},
+            "rank_0.1_warm": {"rank": 0.1, "warmup": 0.05},
+            "rank_0.5_warm": {"warmup": 0.05},
+            "rank_full_warm": {"rank": "full", "init_scale": 0.3, "warmup": 0.05},
         },
     ),
     "mnist_robustness": Experiment(

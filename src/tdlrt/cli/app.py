@@ -138,6 +138,19 @@ RATES = "; ".join(
 )
 
 
+# What the commands share. A command without training needs no data, only the size of images.
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"{', '.join(MODELS)}.")]
+Sizes = Annotated[
+    str, _option(f"Data set, for the size of its images: {', '.join(DATA_SETS)}.", DATA)
+]
+Batch = Annotated[
+    int | None, _option("Images per step.", DATA, min=1, show_default=_per_data_set("batch_size"))
+]
+Ranks = Annotated[str, _option("As for train.", METHOD, metavar="RANK")]
+AsJson = Annotated[bool, _option("Print one JSON object.", OUTPUT, "--json")]
+Debug = Annotated[bool, _option("Show the traceback of an error.", OUTPUT, "--debug")]
+
+
 def _recipe(option: str) -> str:
     return f"{WITH_TAU[option]}; {WITH_BUDGET[option]} with --budget"
 
@@ -145,7 +158,7 @@ def _recipe(option: str) -> str:
 @app.command(epilog=EXAMPLES)
 def train(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{', '.join(MODELS)}.")],
+    model: Model,
     data: Annotated[str, _option(f"Data set: {', '.join(DATA_SETS)}.", DATA)],
     data_dir: Annotated[
         str | None,
@@ -273,7 +286,7 @@ def train(
         bool, _option("Print one JSON object per line: epochs, then summary.", OUTPUT, "--json")
     ] = False,
     quiet: Annotated[bool, _option("Print nothing but errors.", OUTPUT, "--quiet")] = False,
-    debug: Annotated[bool, _option("Show the traceback of an error.", OUTPUT, "--debug")] = False,
+    debug: Debug = False,
 ) -> None:
     """Train a network and write a run directory.
 
@@ -301,17 +314,12 @@ def train(
 
 @app.command()
 def plan(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{', '.join(MODELS)}.")],
-    data: Annotated[
-        str, _option(f"Data set, for the size of its images: {', '.join(DATA_SETS)}.", DATA)
-    ],
-    batch_size: Annotated[
-        int | None,
-        _option("Images per step.", DATA, min=1, show_default=_per_data_set("batch_size")),
-    ] = None,
-    rank: Annotated[str, _option("As for train.", METHOD, metavar="RANK")] = str(RunConfig.rank),
-    as_json: Annotated[bool, _option("Print one JSON object.", OUTPUT, "--json")] = False,
-    debug: Annotated[bool, _option("Show the traceback of an error.", OUTPUT, "--debug")] = False,
+    model: Model,
+    data: Sizes,
+    batch_size: Batch = None,
+    rank: Ranks = str(RunConfig.rank),
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Show how each Tucker layer is applied, and its estimated cost against dense.
 
@@ -334,22 +342,17 @@ def plan(
 
 @app.command()
 def bench(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{', '.join(MODELS)}.")],
-    data: Annotated[
-        str, _option(f"Data set, for the size of its images: {', '.join(DATA_SETS)}.", DATA)
-    ],
-    batch_size: Annotated[
-        int | None,
-        _option("Images per step.", DATA, min=1, show_default=_per_data_set("batch_size")),
-    ] = None,
-    rank: Annotated[str, _option("As for train.", METHOD, metavar="RANK")] = str(RunConfig.rank),
+    model: Model,
+    data: Sizes,
+    batch_size: Batch = None,
+    rank: Ranks = str(RunConfig.rank),
     threads: Annotated[
         int | None, _option("Threads of torch.", TRAINING, min=1, show_default="torch's")
     ] = None,
     rounds: Annotated[int, _option("Timed rounds; medians are shown.", TRAINING, min=1)] = 5,
     device: Annotated[str, _option("auto, cpu, cuda or cuda:N.", TRAINING)] = RunConfig.device,
-    as_json: Annotated[bool, _option("Print one JSON object.", OUTPUT, "--json")] = False,
-    debug: Annotated[bool, _option("Show the traceback of an error.", OUTPUT, "--debug")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Measure a network in Tucker format against the dense one.
 

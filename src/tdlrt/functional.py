@@ -52,14 +52,15 @@ def conv_stages(
     ones = (1,) * len(sizes)
     spatial = reduce_pairwise(torch.kron, factors[2:])
     # r_0 x r_1 x taps from here on, in memory r_0 x taps x r_1 if channels_last: the layout of a
-    # convolution's weight would become that of its output.
+    # convolution's weight would become that of its output. All products are of two matrices:
+    # `matmul` of other shapes rounds in one way or another depending on who requires a gradient.
+    r_out, r_in = core.shape[:2]
+    kernel = (core.reshape(r_out * r_in, -1) @ spatial.mT).reshape(r_out, r_in, -1)
     if channels_last:
-        kernel = (spatial @ core.flatten(2).mT).mT
-    else:
-        kernel = F.linear(core.flatten(2), spatial)
+        kernel = kernel.mT.contiguous().mT
     if path in FOLDS_IN:
-        kernel = F.linear(kernel.mT, factors[1]).mT
-        kernel = kernel if channels_last else kernel.contiguous()
+        kernel = (kernel.mT.reshape(-1, r_in) @ factors[1].mT).reshape(r_out, kernel.shape[2], -1)
+        kernel = kernel.mT if channels_last else kernel.mT.contiguous()
     if path in FOLDS_OUT and channels_last:
         rows = kernel.mT.flatten(1)
         kernel = (factors[0] @ rows).reshape(-1, kernel.shape[2], kernel.shape[1]).mT

@@ -400,6 +400,8 @@ class TDLRT(torch.optim.Optimizer):
 
     def _observe(self, names: Iterable[str]) -> None:
         """Take the gradients into the running mean squares of the entries of grad_C L."""
+        if self._frozen and not self._settling:  # nobody will ask again
+            return
         for name in names:
             if self._slots[name].layer.core.grad is not None:
                 square = self._slots[name].core_gradient().double().square().mean()

@@ -23,9 +23,10 @@ from comparisons import EXPERIMENTS, RESULTS, stored_options
 from tdlrt.errors import NonFiniteError, RunError, TdlrtError
 from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.rank_option import format_rank
-from tdlrt.experiments.results import EpochMetrics, RunDirectory, write_atomically
+from tdlrt.experiments.results import EpochMetrics, RunDirectory
 from tdlrt.experiments.runner import Interrupted, Observer, run
 from tdlrt.experiments.training import Training
+from tdlrt.files import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,8 +33,9 @@ from torch.nn import functional as F
 
 import tdlrt
 from tdlrt.experiments.models import build_model
-from tdlrt.experiments.results import machine, versions, write_atomically
+from tdlrt.experiments.results import machine, versions
 from tdlrt.experiments.timing import Case, median_seconds
+from tdlrt.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/speed.json"

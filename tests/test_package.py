@@ -8,6 +8,7 @@ import tdlrt
 
 def test_the_public_surface():
     assert set(tdlrt.__all__) == {
+        "CheckpointError",
         "CubicSchedule",
         "FixedRank",
         "IntegratorStateError",
@@ -25,7 +26,9 @@ def test_the_public_surface():
         "UnsupportedOptimizerError",
         "autotune_",
         "factorize_",
+        "load",
         "nn",
+        "save",
         "spectral_penalty",
         "summary",
         "to_dense",
@@ -53,6 +56,7 @@ def test_errors_are_the_library_s_and_the_matching_builtin():
     expected = {
         "UnsupportedLayerError": TypeError,
         "UnsupportedOptimizerError": TypeError,
+        "CheckpointError": ValueError,
         "PathError": ValueError,
         "RankError": ValueError,
         "NothingMatchedError": ValueError,

@@ -2,6 +2,7 @@
 
 from tdlrt import nn
 from tdlrt.errors import (
+    CheckpointError,
     IntegratorStateError,
     NonFiniteError,
     NothingMatchedError,
@@ -22,11 +23,13 @@ from tdlrt.ranks import (
 )
 from tdlrt.regularization import spectral_penalty
 from tdlrt.report import summary
+from tdlrt.serialization import load, save
 from tdlrt.surgery import factorize_, to_dense, to_plain
 from tdlrt.tuning import autotune_
 
 __all__ = [
     "TDLRT",
+    "CheckpointError",
     "CubicSchedule",
     "FixedRank",
     "IntegratorStateError",
@@ -43,7 +46,9 @@ __all__ = [
     "UnsupportedOptimizerError",
     "autotune_",
     "factorize_",
+    "load",
     "nn",
+    "save",
     "spectral_penalty",
     "summary",
     "to_dense",

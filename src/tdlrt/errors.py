@@ -1,6 +1,7 @@
 """Exceptions: each says which argument, what came, what was expected and what to do."""
 
 __all__ = [
+    "CheckpointError",
     "DataError",
     "IntegratorStateError",
     "NonFiniteError",
@@ -34,6 +35,10 @@ class RankError(TdlrtError, ValueError):
 
 class NothingMatchedError(TdlrtError, ValueError):
     """No layer of the model can be factorised, or a pattern matches no layer."""
+
+
+class CheckpointError(TdlrtError, ValueError):
+    """A file of a model cannot be written or read, or does not fit; the model is as before."""
 
 
 class PathError(TdlrtError, ValueError):

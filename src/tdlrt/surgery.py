@@ -26,6 +26,9 @@ __all__ = [
     "FactorizationRow",
     "Patterns",
     "factorize_",
+    "obstacle",
+    "replace_modules",
+    "tied_weights",
     "to_dense",
     "to_plain",
 ]
@@ -143,7 +146,7 @@ def factorize_(
     candidates = _candidates(model)
     ranks = rank if isinstance(rank, Mapping) else {"*": rank}
     _check_patterns(candidates, ranks, include, exclude)
-    tied, head = _tied_weights(model), _output_head(candidates)
+    tied, head = tied_weights(model), _output_head(candidates)
     replacements: dict[nn.Module, nn.Module] = {}
     rows = []
     for name, module in candidates.items():
@@ -164,7 +167,7 @@ def factorize_(
     if not replacements:
         raise NothingMatchedError(f"model: no layer can be factorised\n{report}")
     if not dry_run:
-        _replace_modules(model, replacements)
+        replace_modules(model, replacements)
     return report
 
 
@@ -234,11 +237,12 @@ def _replaced(model: nn.Module, convert: Callable[[TuckerLayer], nn.Module]) -> 
     if isinstance(model, TuckerLayer):
         return convert(model)
     layers = [module for module in model.modules() if isinstance(module, TuckerLayer)]
-    _replace_modules(model, {layer: convert(layer) for layer in layers})
+    replace_modules(model, {layer: convert(layer) for layer in layers})
     return model
 
 
-def _replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Put other modules in the place of some, wherever they stand in the model."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is not None and child in replacements:
@@ -288,8 +292,17 @@ def _selection_reason(
 
 
 def _layer_reason(module: nn.Module, tied: set[nn.Module], modes: Modes) -> str | None:
-    """Why a layer cannot be factorised, or None."""
-    kind, shape = type(module).__name__, weight_shape(module)
+    """Why a layer is not factorised, or None."""
+    shape = weight_shape(module)
+    reason = obstacle(module, tied)
+    if reason is None and _smallest_size(shape, modes) >= math.prod(shape):
+        return "too small to save anything"
+    return reason
+
+
+def obstacle(module: nn.Module, tied: set[nn.Module]) -> str | None:
+    """Why a layer cannot be replaced by a Tucker layer, or None; `tied` are the `tied_weights`."""
+    kind = type(module).__name__
     if isinstance(module, TuckerLayer):
         return "in Tucker format already"
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
@@ -304,8 +317,6 @@ def _layer_reason(module: nn.Module, tied: set[nn.Module], modes: Modes) -> str 
         return "weight tied to another layer"
     if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)):
         return "has hooks, which would be lost"
-    if _smallest_size(shape, modes) >= math.prod(shape):
-        return "too small to save anything"
     return None
 
 
@@ -319,7 +330,8 @@ def _output_head(candidates: Mapping[str, nn.Module]) -> nn.Module | None:
     return last[0] if last and type(last[0]) is nn.Linear else None
 
 
-def _tied_weights(model: nn.Module) -> set[nn.Module]:
+def tied_weights(model: nn.Module) -> set[nn.Module]:
+    """Layers whose weight is that of another layer too."""
     owners = [
         (id(module._parameters["weight"]), module)
         for module in model.modules()

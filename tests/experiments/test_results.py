@@ -4,7 +4,8 @@ import pytest
 
 from tdlrt.errors import RunError
 from tdlrt.experiments.config import RunConfig
-from tdlrt.experiments.results import EpochMetrics, RunDirectory, read_results, write_atomically
+from tdlrt.experiments.results import EpochMetrics, RunDirectory, read_results
+from tdlrt.files import write_atomically
 
 CONFIG = RunConfig(model="lenet5", data="digits")
 
@@ -100,20 +101,6 @@ def test_broken_summary(finished):
     finished.summary.write_text('{"accuracy": ')
     with pytest.raises(RunError, match=r"summary\.json: no result of a finished run"):
         finished.read_summary()
-
-
-def test_failing_in_the_middle_of_a_file_keeps_the_old_one(tmp_path):
-    path = tmp_path / "file"
-    write_atomically(path, lambda file: file.write(b"old"))
-
-    def fail(file):
-        file.write(b"ne")
-        raise MemoryError
-
-    with pytest.raises(MemoryError):
-        write_atomically(path, fail)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_collected_results(tmp_path):

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from tdlrt.errors import RunError
-from tdlrt.experiments.results import write_atomically
 from tdlrt.experiments.training import Training
+from tdlrt.files import write_atomically
+from tdlrt.serialization import save
 
 __all__ = ["load_checkpoint", "save_checkpoint", "save_model"]
 
@@ -46,8 +46,9 @@ def load_checkpoint(training: Training, path: Path) -> None:
 
 
 def save_model(training: Training, path: Path) -> None:
-    """Store the weights alone, as safetensors."""
-    weights = {
-        name: t.detach().cpu().contiguous() for name, t in training.model.state_dict().items()
-    }
-    write_atomically(path, lambda file: file.write(save(weights, metadata={"format": "pt"})))
+    """Store the network alone; `tdlrt.load` takes it up in a new dense one."""
+    config = training.config
+    limits = ("tau", "budget") if config.method == "tdlrt" else ()
+    options = {name: getattr(config, name) for name in ("model", "data", "method", *limits)}
+    texts = {name: str(value) for name, value in options.items() if value is not None}
+    save(training.model, path, metadata=texts)

@@ -4,17 +4,17 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import yaml
 
 from tdlrt.errors import RunError
 from tdlrt.experiments.config import RunConfig
+from tdlrt.files import write_atomically
 
 __all__ = [
     "EpochMetrics",
@@ -22,7 +22,6 @@ __all__ = [
     "machine",
     "read_results",
     "versions",
-    "write_atomically",
 ]
 
 FILES = (
@@ -215,20 +214,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: no result of a finished run ({error})") from error
     return summary
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that at any moment either the old or the whole new one is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:

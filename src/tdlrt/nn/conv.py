@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tdlrt.errors import UnsupportedLayerError
 from tdlrt.functional import conv_stages, tucker_conv
-from tdlrt.nn.layer import Modes, TuckerLayer
+from tdlrt.nn.layer import Modes, Start, TuckerLayer
 from tdlrt.planning import LayerShape, PathChoice, conv_shape
 from tdlrt.ranks import RankSpec
 
@@ -69,7 +69,7 @@ class _TuckerConv(TuckerLayer):
         cls: type[Self],
         conv: nn.Module,
         *,
-        rank: RankSpec = 0.5,
+        rank: Start = 0.5,
         modes: Modes = "all",
         init_scale: float | None = None,
     ) -> Self:
@@ -77,13 +77,13 @@ class _TuckerConv(TuckerLayer):
 
         Args:
             conv: A convolution of exactly the class this one stands for, with groups=1.
-            rank: See the class.
+            rank: See the class; or a `TuckerTensor` that takes the place of the weight.
             modes: See the class.
             init_scale: See the class.
 
         Raises:
             UnsupportedLayerError: The layer is of another class, or grouped.
-            RankError: The rank is not positive, or larger than its mode.
+            RankError: The rank is not positive, or larger than its mode; the tensor does not fit.
             NonFiniteError: The weight is not finite.
         """
         layer = cls.__new__(cls)
@@ -91,7 +91,7 @@ class _TuckerConv(TuckerLayer):
         return layer
 
     def _take_over(
-        self, conv: nn.Module, rank: RankSpec, modes: Modes, init_scale: float | None
+        self, conv: nn.Module, rank: Start, modes: Modes, init_scale: float | None
     ) -> None:
         if type(conv) is not self.plain:
             raise UnsupportedLayerError(

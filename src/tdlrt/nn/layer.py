@@ -30,9 +30,10 @@ from tdlrt.planning import MANY_ROWS, LayerShape, Mode, Path, PathChoice, check_
 from tdlrt.ranks import RankSpec, initial_rank_rule
 from tdlrt.tables import format_shape
 
-__all__ = ["FactorList", "Modes", "TuckerLayer", "tucker_layers", "weight_shape"]
+__all__ = ["FactorList", "Modes", "Start", "TuckerLayer", "tucker_layers", "weight_shape"]
 
 Modes: TypeAlias = Literal["all", "channels"]
+Start: TypeAlias = RankSpec | TuckerTensor
 
 
 class FactorList(nn.Module):
@@ -88,7 +89,7 @@ class TuckerLayer(nn.Module):
     _path: PathChoice = "auto"
 
     def _factorize(
-        self, layer: nn.Module, rank: RankSpec, modes: Modes, init_scale: float | None
+        self, layer: nn.Module, rank: Start, modes: Modes, init_scale: float | None
     ) -> None:
         """Take over weight and bias of a torch layer; called once, in place of __init__."""
         weight = layer.get_parameter("weight")
@@ -229,7 +230,7 @@ class TuckerLayer(nn.Module):
         Raises:
             RankError: The shapes do not fit together or do not fit the layer.
         """
-        _check_shapes(self, core, factors)
+        _check_shapes(self.shape, self.learned_modes, core, factors)
         if tuple(core.shape) != self.ranks:
             for parameter in (self.core, *(self.factors[mode] for mode in self.learned_modes)):
                 parameter.grad = None
@@ -275,7 +276,7 @@ class TuckerLayer(nn.Module):
     def _adopt_ranks(self, prefix: str, incoming: list[Tensor]) -> None:
         core, *factors = incoming
         try:
-            _check_shapes(self, core, factors)
+            _check_shapes(self.shape, self.learned_modes, core, factors)
         except RankError as error:
             raise StateDictError(
                 f"{prefix.rstrip('.') or 'layer'}: the state_dict does not fit a "
@@ -322,9 +323,12 @@ def _learned_modes(modes: Modes, order: int) -> tuple[int, ...]:
 
 @torch.no_grad()
 def _initial_tensor(
-    weight: Tensor, rank: RankSpec, learned: Collection[int], init_scale: float | None
+    weight: Tensor, rank: Start, learned: Collection[int], init_scale: float | None
 ) -> TuckerTensor:
     """Truncated HOSVD of a weight, its norm set to init_scale times that of the weight."""
+    if isinstance(rank, TuckerTensor):
+        _check_shapes(weight.shape, learned, *rank)
+        return _stored(weight, *rank)
     if init_scale is not None and not (
         isinstance(init_scale, int | float) and 0 < init_scale < math.inf
     ):
@@ -348,20 +352,27 @@ def _initial_tensor(
         else polish_basis(projection)
         for size, projection in zip(weight.shape, projections, strict=True)
     )
-    parts = [part.to(weight.dtype, copy=True).contiguous() for part in (core, *factors)]
+    return _stored(weight, core, factors)
+
+
+def _stored(weight: Tensor, core: Tensor, factors: Sequence[Tensor]) -> TuckerTensor:
+    """Copies with the type and the device of a weight."""
+    parts = [part.to(weight, copy=True).contiguous() for part in (core, *factors)]
     return TuckerTensor(parts[0], tuple(parts[1:]))
 
 
-def _check_shapes(layer: TuckerLayer, core: Tensor, factors: Sequence[Tensor]) -> None:
-    expected = tuple(zip(layer.shape, core.shape, strict=False))
+def _check_shapes(
+    shape: Sequence[int], learned: Collection[int], core: Tensor, factors: Sequence[Tensor]
+) -> None:
+    expected = tuple(zip(shape, core.shape, strict=False))
     got = tuple(tuple(factor.shape) for factor in factors)
-    if core.ndim != len(layer.shape) or got != expected:
+    if core.ndim != len(shape) or got != expected:
         raise RankError(
             f"core of shape {tuple(core.shape)} with factors of shapes {got}: expected a core of "
-            f"{len(layer.shape)} modes and factors of shapes (n_i, r_i) for n = {layer.shape}"
+            f"{len(shape)} modes and factors of shapes (n_i, r_i) for n = {tuple(shape)}"
         )
     for mode, (size, rank) in enumerate(expected):
-        if mode not in layer.learned_modes and rank != size:
+        if mode not in learned and rank != size:
             raise RankError(
                 f"mode {mode}: got rank {rank}, expected {size}, as the layer leaves it "
                 "unfactorised; build it with modes='all'"

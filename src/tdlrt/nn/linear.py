@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tdlrt.errors import UnsupportedLayerError
 from tdlrt.functional import linear_stages, tucker_linear
-from tdlrt.nn.layer import Modes, TuckerLayer
+from tdlrt.nn.layer import Modes, Start, TuckerLayer
 from tdlrt.planning import LayerShape, PathChoice, linear_shape
 from tdlrt.ranks import RankSpec
 
@@ -52,7 +52,7 @@ class TuckerLinear(TuckerLayer):
         cls,
         linear: nn.Module,
         *,
-        rank: RankSpec = 0.5,
+        rank: Start = 0.5,
         modes: Modes = "all",
         init_scale: float | None = None,
     ) -> TuckerLinear:
@@ -60,13 +60,13 @@ class TuckerLinear(TuckerLayer):
 
         Args:
             linear: A torch.nn.Linear, not a subclass.
-            rank: See the class.
+            rank: See the class; or a `TuckerTensor` that takes the place of the weight.
             modes: See the class.
             init_scale: See the class.
 
         Raises:
             UnsupportedLayerError: The layer is of another class.
-            RankError: The rank is not positive, or larger than its mode.
+            RankError: The rank is not positive, or larger than its mode; the tensor does not fit.
             NonFiniteError: The weight is not finite.
         """
         if type(linear) is not nn.Linear:

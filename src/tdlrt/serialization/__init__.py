@@ -1,0 +1,5 @@
+"""Models in files: `save` and `load`."""
+
+from tdlrt.serialization.checkpoints import load, save
+
+__all__ = ["load", "save"]

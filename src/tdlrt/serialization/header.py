@@ -1,0 +1,118 @@
+"""What a file says of itself: version, layers in Tucker format, shared tensors, checksum."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from tdlrt.errors import CheckpointError
+
+__all__ = ["FORMAT", "KEY", "Header", "LayerFormat", "checksum", "maps_strings"]
+
+FORMAT = 1
+KEY = "tdlrt"
+"""The entry of the safetensors metadata that holds the header."""
+
+
+class LayerFormat(NamedTuple):
+    """A layer in Tucker format.
+
+    Attributes:
+        ranks: (r_1, ..., r_d).
+        learned: Modes that are factorised.
+    """
+
+    ranks: tuple[int, ...]
+    learned: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a file holds beside tensors.
+
+    Attributes:
+        layers: Layers in Tucker format by name.
+        aliases: Names of tensors that are stored under another name, and that name.
+        metadata: Texts of the user.
+    """
+
+    layers: dict[str, LayerFormat]
+    aliases: dict[str, str]
+    metadata: dict[str, str]
+
+    def to_json(self, checksum: int | None = None) -> str:
+        """As text, with keys in order; equal headers give equal texts."""
+        layers = {name: layer._asdict() for name, layer in self.layers.items()}
+        fields = {"version": FORMAT, "checksum": checksum, **asdict(self), "layers": layers}
+        return json.dumps(fields, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | None) -> tuple[Header, int]:
+        """The header in a text of this or an earlier version, and the checksum beside it.
+
+        Raises:
+            CheckpointError: There is none, or it is damaged or of a newer version.
+        """
+        if text is None:
+            raise CheckpointError(
+                "is a safetensors file, but tdlrt.save did not write it; take "
+                "safetensors.torch.load_model"
+            )
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError):
+            fields = None
+        version = fields.get("version") if isinstance(fields, dict) else None
+        if type(version) is int and version > FORMAT:
+            raise CheckpointError(
+                f"has format {version}, expected at most {FORMAT}; a newer tdlrt wrote it, upgrade"
+            )
+        if version != FORMAT or not _is_well_formed(fields):
+            raise CheckpointError("has a damaged header; take another copy of it")
+        layers = {
+            name: LayerFormat(tuple(layer["ranks"]), tuple(layer["learned"]))
+            for name, layer in fields["layers"].items()
+        }
+        header = cls(layers=layers, aliases=fields["aliases"], metadata=fields["metadata"])
+        return header, fields["checksum"]
+
+
+def checksum(header: Header, tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of a header and of tensors on the CPU, in the order of their names."""
+    value = zlib.crc32(header.to_json().encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        value = zlib.crc32(ctypes.string_at(tensor.data_ptr(), tensor.nbytes), value)
+    return value
+
+
+def maps_strings(value: object) -> bool:
+    """Whether a value is a mapping from strings to strings."""
+    return isinstance(value, Mapping) and all(
+        isinstance(text, str) for item in value.items() for text in item
+    )
+
+
+def _is_well_formed(fields: Mapping[str, Any]) -> bool:
+    layers = fields.get("layers")
+    return (
+        maps_strings(fields.get("aliases"))
+        and maps_strings(fields.get("metadata"))
+        and type(fields.get("checksum")) is int
+        and isinstance(layers, dict)
+        and all(
+            isinstance(layer, dict)
+            and all(_lists_ints(layer.get(name)) for name in LayerFormat._fields)
+            for layer in layers.values()
+        )
+    )
+
+
+def _lists_ints(value: object) -> bool:
+    return isinstance(value, list) and all(type(number) is int for number in value)

@@ -134,7 +134,7 @@ def _named_after(path: Path) -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch has no memory to map the file into
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: {_kind(path)} ({error})") from error

@@ -69,7 +69,9 @@ class Header:
         except (ValueError, RecursionError):
             fields = None
         version = fields.get("version") if isinstance(fields, dict) else None
-        if type(version) is int and version > FORMAT:
+        if type(version) is not int:  # True is none, though it equals 1
+            version = None
+        if version is not None and version > FORMAT:
             raise CheckpointError(
                 f"has format {version}, expected at most {FORMAT}; a newer tdlrt wrote it, upgrade"
             )

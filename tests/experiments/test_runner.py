@@ -8,10 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import tdlrt
 from tdlrt.errors import NonFiniteError, RunError
 from tdlrt.experiments.checkpoint import load_checkpoint, save_checkpoint
 from tdlrt.experiments.config import ConfigError, RunConfig
 from tdlrt.experiments.data import load_data
+from tdlrt.experiments.models import build_model
 from tdlrt.experiments.results import RunDirectory
 from tdlrt.experiments.runner import Interrupted, Observer, run
 from tdlrt.experiments.signals import stop_requests
@@ -99,6 +101,16 @@ def test_stored_model_is_the_trained_one(finished):
     assert {name: list(weights[f"{name}.core"].shape) for name in ranks} == ranks
     checkpoint = torch.load(finished.checkpoint, weights_only=True)
     assert all(torch.equal(weights[name], t) for name, t in checkpoint["model"].items())
+
+
+def test_stored_model_loads_into_a_new_dense_network(finished):
+    model = build_model("lenet5", (1, 8, 8), 10)
+    texts = tdlrt.load(finished.model, model)
+    assert texts == {"model": "lenet5", "data": "digits", "method": "tdlrt", "tau": "0.5"}
+    weights = load_file(finished.model)
+    assert all(torch.equal(weights[name], t) for name, t in model.state_dict().items())
+    texts = tdlrt.load(finished.baseline.model, build_model("lenet5", (1, 8, 8), 10))
+    assert texts == {"model": "lenet5", "data": "digits", "method": "dense"}
 
 
 @pytest.fixture(scope="module", params=["parallel", "bug"])

@@ -4,6 +4,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "IntegratorStateError",
+    "MissingExtraError",
     "NonFiniteError",
     "NothingMatchedError",
     "PathError",
@@ -55,6 +56,10 @@ class StateDictError(TdlrtError, RuntimeError):
 
 class NonFiniteError(TdlrtError, ArithmeticError):
     """A gradient or a weight is NaN or infinite; nothing was changed."""
+
+
+class MissingExtraError(TdlrtError, ImportError):
+    """An optional package is not installed."""
 
 
 class UnknownNameError(TdlrtError, ValueError):

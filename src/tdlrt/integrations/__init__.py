@@ -1,0 +1,1 @@
+"""Thin bridges to training stacks, each imported only where it is used."""

@@ -1,0 +1,207 @@
+"""Hugging Face Hub: save_pretrained, from_pretrained and a model card for networks of any ranks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.benchmark import Timer
+
+from tdlrt.errors import CheckpointError
+from tdlrt.extras import needs_extra
+from tdlrt.files import write_atomically
+from tdlrt.nn.calls import zeros_for
+from tdlrt.report import summary
+from tdlrt.serialization import load, save
+from tdlrt.surgery import to_dense, to_plain
+from tdlrt.tables import format_shape
+
+with needs_extra("hf", "tdlrt.integrations.hub"):
+    from huggingface_hub import ModelCard, PyTorchModelHubMixin
+
+__all__ = ["Latency", "TuckerHubMixin", "measure_latency"]
+
+CARD = """---
+{{ card_data }}
+---
+
+# {{ name }}
+
+<!-- tdlrt: save_pretrained writes from here to the end of tdlrt anew -->
+{% if size.ranks -%}
+Trained in Tucker format by [TDLRT]({{ paper_url }}). Compression:
+{{ "%.1f" | format(100 * size.compression) }} % of the weights in Tucker format,
+{{ "%.1f" | format(100 * size.network_compression) }} % of all parameters.
+{%- else -%}
+No layer is in Tucker format.
+{%- endif %}
+
+| | this network | dense |
+| --- | --- | --- |
+| parameters | {{ "{:,}".format(size.network_parameters) }} | {{
+"{:,}".format(size.network_dense_parameters) }} |
+{%- if accuracy is not none or dense_accuracy is not none %}
+| accuracy (%) | {{ accuracy if accuracy is not none }} | {{
+dense_accuracy if dense_accuracy is not none }} |
+{%- endif %}
+{%- if latency is not none %}
+| latency (ms) | {{ "%.3f" | format(latency.milliseconds) }} | {{
+"%.3f" | format(latency.dense_milliseconds) }} |
+
+Latency is the median time of a forward pass as plain torch layers on an input of
+{{ shape(latency.input_size) }} ({{ latency.conditions }}).
+{%- endif %}
+
+| layer | weight | ranks | parameters | dense |
+| --- | --- | --- | --- | --- |
+{%- for row in size.rows %}
+| {{ row.name }} | {{ shape(row.shape) }} | {{ shape(row.ranks) if row.ranks else "-" }} | {{
+"{:,}".format(row.parameters) }} | {{ "{:,}".format(row.dense_parameters) }} |
+{%- endfor %}
+
+<!-- end of tdlrt -->
+
+With the class `{{ name }}` at hand, `{{ name }}.from_pretrained(...)` restores the network, ranks
+included. Needs `tdlrt`.
+"""
+
+_BLOCK = re.compile(r"<!-- tdlrt: .*<!-- end of tdlrt -->", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """How long a forward pass takes.
+
+    Attributes:
+        milliseconds: Median time of the network as `to_plain` makes it.
+        dense_milliseconds: That of the dense network.
+        input_size: Shape of the input with the batch.
+        conditions: Where it was measured, in words.
+    """
+
+    milliseconds: float
+    dense_milliseconds: float
+    input_size: tuple[int, ...]
+    conditions: str
+
+
+def measure_latency(model: nn.Module, input_size: Sequence[int], seconds: float = 1.0) -> Latency:
+    """Time forward passes of a model in evaluation mode, as plain torch layers and dense.
+
+    Args:
+        model: A model with Tucker layers or without; not changed.
+        input_size: Shape of the input with the batch, such as (1, 3, 32, 32).
+        seconds: How long to measure either of the two.
+    """
+    input = zeros_for(model, input_size)
+    threads = torch.get_num_threads()
+    times = []
+    for network in (to_plain(model, input_size=input_size), to_dense(model)):
+        timer = Timer(
+            "network(input)",
+            globals={"network": network.eval(), "input": input},
+            num_threads=threads,
+        )
+        with torch.inference_mode():
+            times.append(1e3 * timer.blocked_autorange(min_run_time=seconds).median)
+    device = "CPU" if input.device.type == "cpu" else torch.cuda.get_device_name(input.device)
+    return Latency(
+        milliseconds=times[0],
+        dense_milliseconds=times[1],
+        input_size=tuple(input_size),
+        conditions=f"{device}, threads: {threads}, torch {torch.__version__}",
+    )
+
+
+class TuckerHubMixin(
+    PyTorchModelHubMixin,
+    library_name="tdlrt",
+    tags=["tucker", "low-rank"],
+    paper_url="https://arxiv.org/abs/2305.19059",
+    model_card_template=CARD,
+):
+    """Second base class of a network, for the Hugging Face Hub and for folders in its layout.
+
+    `save_pretrained(folder)` writes the arguments of `__init__`, the weights with their ranks
+    (`tdlrt.save`) and a model card; `from_pretrained(folder or repository)` builds the network with
+    these arguments, takes up weights and ranks (`tdlrt.load`) and sets it to evaluation mode.
+    No pickle is written or read.
+    """
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> str | None:
+        """Write the network to a folder, and to the Hub if asked to.
+
+        A README.md that is there keeps its text, but for the part that tells ranks and sizes.
+
+        Args:
+            save_directory: The folder; made if it does not exist.
+            model_card_kwargs: What `generate_model_card` takes.
+            options: See `huggingface_hub.PyTorchModelHubMixin`.
+
+        Raises:
+            CheckpointError: The state cannot be stored.
+        """
+        path, given = Path(save_directory) / "README.md", model_card_kwargs or {}
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        url = super().save_pretrained(save_directory, model_card_kwargs=given, **options)
+        new = _BLOCK.search(str(self.generate_model_card(**given)))
+        if new and _BLOCK.search(old):
+            text = _BLOCK.sub(lambda _: new[0], old)
+            write_atomically(path, lambda file: file.write(text.encode()))
+        return url
+
+    def generate_model_card(
+        self,
+        *args: Any,
+        accuracy: float | None = None,
+        dense_accuracy: float | None = None,
+        latency: Latency | None = None,
+        **options: Any,
+    ) -> ModelCard:
+        """The model card: size, ranks of every layer, and what else is given; nothing is measured.
+
+        Args:
+            args: See `huggingface_hub.ModelHubMixin`.
+            accuracy: In percent.
+            dense_accuracy: That of the dense network, in percent.
+            latency: What `measure_latency` returned.
+            options: See `huggingface_hub.ModelHubMixin`.
+        """
+        return super().generate_model_card(
+            *args,
+            name=type(self).__name__,
+            size=summary(self),  # type: ignore[arg-type]
+            shape=format_shape,
+            accuracy=accuracy,
+            dense_accuracy=dense_accuracy,
+            latency=latency,
+            **options,
+        )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save(self, save_directory / "model.safetensors")  # type: ignore[arg-type]
+
+    @classmethod
+    def _load_as_safetensor(
+        cls, model: Any, model_file: str, map_location: str, strict: bool
+    ) -> Any:
+        load(model_file, model)
+        return model.to(map_location).eval()
+
+    @classmethod
+    def _load_as_pickle(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
+        raise CheckpointError(
+            f"{model_file}: is a pickle, which is not read; expected a repository with a "
+            "model.safetensors that save_pretrained wrote"
+        )

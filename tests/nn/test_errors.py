@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tdlrt.errors import IntegratorStateError, NonFiniteError, RankError, UnsupportedLayerError
+from tdlrt.linalg import TuckerTensor
 from tdlrt.nn import TuckerConv1d, TuckerConv2d, TuckerConv3d, TuckerLinear
 
 
@@ -147,3 +148,12 @@ def test_resize_refuses_shapes_that_do_not_fit(
     with pytest.raises(RankError, match="core of shape"):
         layer.resize_(torch.ones(core_shape), [torch.ones(shape) for shape in factor_shapes])
     assert torch.equal(layer.dense_weight(), weight)
+
+
+def test_a_tensor_that_does_not_fit_the_weight_is_refused() -> None:
+    layer = TuckerLinear(6, 5, rank=2)
+    other = TuckerTensor(layer.core.detach(), tuple(factor.detach() for factor in layer.factors))
+    with pytest.raises(RankError, match=r"expected a core of 2 modes .* for n = \(6, 5\)"):
+        TuckerLinear.from_linear(nn.Linear(5, 6), rank=other)
+    taken = TuckerLinear.from_linear(nn.Linear(6, 5).double(), rank=other)
+    assert torch.equal(taken.dense_weight(), layer.double().dense_weight())

@@ -212,7 +212,7 @@ HEADERS = {
     "more ranks": (layer(ranks=[2, 2, 3, 2, 1]), UNFIT),
     "fewer ranks": (layer(ranks=[2, 2]), UNFIT),
     "other rank": (layer(ranks=[2, 1, 3, 2]), r"conv\.core: got shape \(2, 2, 3, 2\), expected \("),
-    "odd modes": (layer(learned=[0, 2]), UNFIT),
+    "odd modes": (layer(learned=[0, 2, 3]), UNFIT),
     "cut mode that is not learned": (layer(learned=[0, 1]), UNFIT),
     "layer of no module": (
         field(layers={"nowhere": {"ranks": [1], "learned": [0]}}),

@@ -6,7 +6,9 @@ Every case runs in a process of its own, a few steps, and reports
 
 - kept: bytes of the weights of the factorised layers, their gradients and the optimiser's state;
 - saved: bytes that autograd keeps between forward and backward, each storage once;
-- peak: how far the resident set (CUDA: the allocated memory) rose above that before the model.
+- peak: how far the resident set (CUDA: the allocated memory) rose above that before the model;
+  on a CPU with an allocator that returns what is freed, so that it is memory in use, and once more
+  with the system's settings, under which freed memory may stay with the process.
 
 Adapts in every step, to a tolerance that leaves the ranks where they start. Writes
 benchmarks/results/memory.json and docs/memory.md.
@@ -15,7 +17,9 @@ benchmarks/results/memory.json and docs/memory.md.
 import argparse
 import itertools
 import json
+import os
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +38,7 @@ from tdlrt.nn.layer import tucker_layers
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/memory.json"
 RANKS = (0.5, 0.3, 0.2, 0.1)
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"lr": 1e-6, "momentum": 0.9}),
     "adam": (torch.optim.Adam, {"lr": 1e-8}),
@@ -62,12 +67,11 @@ def main() -> None:
                     "batch": arguments.batch,
                     "device": arguments.device,
                 }
-                words = [sys.executable, __file__, "--case", json.dumps(case)]
-                done = subprocess.run(words, check=True, capture_output=True, text=True)
-                rows.append(case | json.loads(done.stdout))
+                found, kept_by_process = in_process(case, RETURNING), in_process(case, {})
+                rows.append(case | found | {"peak_by_default": kept_by_process["peak"]})
                 print(rows[-1], flush=True)
     result = {
-        "command": "python benchmarks/memory.py",
+        "command": shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]),
         "versions": versions(),
         "machine": machine(torch.device(arguments.device)),
         "rows": rows,
@@ -75,6 +79,14 @@ def main() -> None:
     text = json.dumps(result, indent=1) + "\n"
     write_atomically(RESULT, lambda file: file.write(text.encode()))
     (ROOT / "docs/memory.md").write_text(document(result), encoding="utf-8")
+
+
+def in_process(case: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
+    """What `measure` finds in a process of its own."""
+    words = [sys.executable, __file__, "--case", json.dumps(case)]
+    settings = {**os.environ, **environment}
+    done = subprocess.run(words, check=True, capture_output=True, text=True, env=settings)
+    return json.loads(done.stdout)
 
 
 def measure(
@@ -118,7 +130,7 @@ def measure(
 
 def line(row: dict[str, Any], dense: dict[str, Any]) -> str:
     """One line of the table: everything relative to the dense network."""
-    shares = [row[name] / dense[name] for name in ("kept", "saved", "peak")]
+    shares = [row[name] / dense[name] for name in ("kept", "saved", "peak", "peak_by_default")]
     cells = [row["model"], row["optimizer"], str(row["rank"]), f"{100 * row['compression']:.1f}"]
     cells += ["yes" if row["recompute"] else "no", *(f"{share:.2f}" for share in shares)]
     return f"| {' | '.join(cells)} |"
@@ -143,10 +155,12 @@ Written by `{result["command"]}`; do not edit.
 Relative to the dense network with torch's optimiser, batch {rows[0]["batch"]}, 32x32 images, ranks
 examined in every step. *Kept* is weights, gradients and state of the factorised layers; *saved*
 what autograd keeps of the whole network between the passes; *peak* how far the process grew, each
-network in a process of its own. *Recompute* is `layer.recompute`.
+network in a process of its own, with an allocator that returns what is freed: the memory in use.
+*Peak by default* is the same with the system's allocator, whose freed blocks may stay with the
+process. *Recompute* is `layer.recompute`.
 
-| network | optimiser | rank | compression (%) | recompute | kept | saved | peak |
-| --- | --- | --- | --- | --- | --- | --- | --- |
+| network | optimiser | rank | compression (%) | recompute | kept | saved | peak | peak by default |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {table}
 
 {facts[0]}; {facts[1]}

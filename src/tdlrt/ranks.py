@@ -129,7 +129,14 @@ class Candidate(NamedTuple):
 
 
 class RankPolicy(ABC):
-    """Says which ranks to keep, for all layers at once."""
+    """Says which ranks to keep, for all layers at once.
+
+    Attributes:
+        joint: Whether the rule of a layer may depend on the other layers. Where it does not, it is
+            asked for with that layer as the only candidate, which saves memory.
+    """
+
+    joint: ClassVar[bool] = True
 
     @abstractmethod
     def rules(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, RankRule]:
@@ -189,6 +196,8 @@ class RelativeTolerance(RankPolicy):
     Raises:
         RankError: A value is out of its range.
     """
+
+    joint: ClassVar[bool] = False
 
     tau: float | Schedule
     min_rank: int = 1

@@ -348,20 +348,36 @@ class TDLRT(torch.optim.Optimizer):
         torch.clear_autocast_cache()
 
     def _parallel_pass(self) -> None:
-        examined = self._examines()
+        active = self._active_slots()
+        examined = active if self._examines() else {}
+        updates = self._examined_steps(active) if examined else self._fixed_rank_steps(active)
+        self._assign(updates)
+        self._finish_step(examined)
+
+    def _fixed_rank_steps(self, active: Mapping[str, LayerSlot]) -> dict[str, Iterate]:
+        updates = {
+            name: fixed_rank_step(slot.iterate(self.state, rule), slot.gradient(), rule)
+            for name, slot in active.items()
+            for rule in [self._rule(name)]
+        }
+        self._check_finite((), updates.values())
+        self._observe(updates)
+        return updates
+
+    def _examined_steps(self, active: Mapping[str, LayerSlot]) -> dict[str, Iterate]:
+        """Steps with truncation: layer by layer where the policy allows, for memory's sake."""
+        joint = self._policy().joint
         updates: dict[str, Iterate] = {}
-        augmented: dict[str, Augmented] = {}
-        for name, slot in self._active_slots().items():
-            rule = self._rule(name)
-            iterate, gradient = slot.iterate(self.state, rule), slot.gradient()
-            if examined:
-                augmented[name] = augmented_step(iterate, gradient, rule)
-            else:
-                updates[name] = fixed_rank_step(iterate, gradient, rule)
-        self._check_finite(augmented.values(), updates.values())
-        self._observe(augmented or updates)
-        self._assign(updates | self._retracted(augmented))
-        self._finish_step(augmented)
+        for number, batch in enumerate([active] if joint else [{n: active[n]} for n in active]):
+            augmented = {
+                name: augmented_step(slot.iterate(self.state, rule), slot.gradient(), rule)
+                for name, slot in batch.items()
+                for rule in [self._rule(name)]
+            }
+            self._check_finite(augmented.values(), inputs=number == 0)
+            self._observe(augmented)
+            updates |= self._retracted(augmented)
+        return updates
 
     def _basis_pass(self) -> None:
         active = self._active_slots()
@@ -455,13 +471,15 @@ class TDLRT(torch.optim.Optimizer):
 
     def _retracted(self, steps: Mapping[str, Augmented | Lifted]) -> dict[str, Iterate]:
         """Truncate all layers to the ranks that the policy chooses for them together."""
+        policy = self._policy()
         candidates = {
             name: self._candidate(name, steps[name].point.core)
             if name in steps
             else self._candidate(name, slot.layer.core.detach())._replace(resting=True)
             for name, slot in self._slots.items()
+            if policy.joint or name in steps
         }
-        rules = self._policy().rules(candidates, self._steps + 1)
+        rules = policy.rules(candidates, self._steps + 1)
         updates = {}
         for name, step in steps.items():
             rule = self._rule(name)
@@ -518,20 +536,25 @@ class TDLRT(torch.optim.Optimizer):
             self._slots[name].assign_(update, self.state, self._rule(name))
 
     def _check_finite(
-        self, steps: Iterable[Augmented | Lifted], updates: Collection[Iterate] = ()
+        self,
+        steps: Iterable[Augmented | Lifted],
+        updates: Collection[Iterate] = (),
+        *,
+        inputs: bool = True,
     ) -> None:
         """Refuse values, gradients and results that are not finite, and settle the new spaces.
 
         One synchronisation for all: the device is not waited for elsewhere in a step at fixed rank.
         """
-        parameters = list(self._names)
+        parameters = list(self._names) if inputs else []
         tensors = [p.detach() for p in parameters if p.is_floating_point()]
         tensors += [p.grad for p in parameters if p.grad is not None]
         cores = [step.point.core for step in (*steps, *updates)]
         device = self._device()
+        tensors.append(torch.zeros((), device=device))  # there may be none
         norms = [norm.to(device).float() for norm in torch._foreach_norm(tensors, 2)]
         results = [torch.linalg.vector_norm(core, dtype=torch.float64).to(device) for core in cores]
-        results.append(torch.zeros((), dtype=torch.float64, device=device))  # cores may be none
+        results.append(torch.zeros((), dtype=torch.float64, device=device))
         flags = [torch.stack(scalars).isfinite().all()[None] for scalars in (norms, results)]
         flags += [update.space.well_conditioned().to(device) for update in updates]
         given_finite, found_finite, *safe = torch.cat(flags).tolist()

@@ -13,12 +13,14 @@ def test_the_public_surface():
         "FixedRank",
         "IntegratorStateError",
         "LinearSchedule",
+        "MissingExtraError",
         "NonFiniteError",
         "NothingMatchedError",
         "ParameterBudget",
         "PathError",
         "RankError",
         "RelativeTolerance",
+        "SetupError",
         "StateDictError",
         "TDLRT",
         "TdlrtError",
@@ -27,6 +29,7 @@ def test_the_public_surface():
         "autotune_",
         "factorize_",
         "load",
+        "metrics",
         "nn",
         "save",
         "spectral_penalty",
@@ -44,6 +47,7 @@ before = torch.get_rng_state(), random.getstate(), torch.get_default_dtype(), lo
 loaded = set(sys.modules)
 import tdlrt
 extras = {"typer", "rich", "yaml", "matplotlib", "sklearn", "datasets", "pyarrow", "PIL"}
+extras |= {"lightning", "transformers", "accelerate", "tensorboard"}
 new = {name.split(".")[0] for name in set(sys.modules) - loaded}
 assert not new & extras, new & extras
 after = torch.get_rng_state(), random.getstate(), torch.get_default_dtype(), logging.root.handlers
@@ -60,6 +64,8 @@ def test_errors_are_the_library_s_and_the_matching_builtin():
         "PathError": ValueError,
         "RankError": ValueError,
         "NothingMatchedError": ValueError,
+        "SetupError": ValueError,
+        "MissingExtraError": ImportError,
         "IntegratorStateError": RuntimeError,
         "StateDictError": RuntimeError,
         "NonFiniteError": ArithmeticError,

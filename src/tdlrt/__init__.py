@@ -4,10 +4,12 @@ from tdlrt import nn
 from tdlrt.errors import (
     CheckpointError,
     IntegratorStateError,
+    MissingExtraError,
     NonFiniteError,
     NothingMatchedError,
     PathError,
     RankError,
+    SetupError,
     StateDictError,
     TdlrtError,
     UnsupportedLayerError,
@@ -22,7 +24,7 @@ from tdlrt.ranks import (
     RelativeTolerance,
 )
 from tdlrt.regularization import spectral_penalty
-from tdlrt.report import summary
+from tdlrt.report import metrics, summary
 from tdlrt.serialization import load, save
 from tdlrt.surgery import factorize_, to_dense, to_plain
 from tdlrt.tuning import autotune_
@@ -34,12 +36,14 @@ __all__ = [
     "FixedRank",
     "IntegratorStateError",
     "LinearSchedule",
+    "MissingExtraError",
     "NonFiniteError",
     "NothingMatchedError",
     "ParameterBudget",
     "PathError",
     "RankError",
     "RelativeTolerance",
+    "SetupError",
     "StateDictError",
     "TdlrtError",
     "UnsupportedLayerError",
@@ -47,6 +51,7 @@ __all__ = [
     "autotune_",
     "factorize_",
     "load",
+    "metrics",
     "nn",
     "save",
     "spectral_penalty",

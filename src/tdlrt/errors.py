@@ -10,6 +10,7 @@ __all__ = [
     "PathError",
     "RankError",
     "RunError",
+    "SetupError",
     "StateDictError",
     "TdlrtError",
     "UnknownNameError",
@@ -56,6 +57,10 @@ class StateDictError(TdlrtError, RuntimeError):
 
 class NonFiniteError(TdlrtError, ArithmeticError):
     """A gradient or a weight is NaN or infinite; nothing was changed."""
+
+
+class SetupError(TdlrtError, ValueError):
+    """A training stack is set up in a way that is wrong for Tucker layers."""
 
 
 class MissingExtraError(TdlrtError, ImportError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from tdlrt.nn.layer import weight_shape
 from tdlrt.planning import Path, path_macs
 from tdlrt.tables import format_shape, format_table
 
-__all__ = ["LayerSummary", "ModelSummary", "summary"]
+__all__ = ["LayerSummary", "ModelSummary", "metrics", "named_metrics", "summary"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +163,41 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelS
     rows = tuple(_row(name, module, costs.get(module)) for name, module in layers.items())
     total = sum(parameter.numel() for parameter in model.parameters())
     return ModelSummary(rows=rows, network_parameters=total)
+
+
+def metrics(model: nn.Module) -> dict[str, float]:
+    """Scalars for a logger: ranks, parameters and compression of the Tucker layers.
+
+    They are read off shapes; no device is waited for.
+
+    Args:
+        model: Any model; left as it is.
+
+    Returns:
+        `tdlrt/rank/<layer>/<mode>`, `tdlrt/parameters` and `tdlrt/compression` (see `summary`).
+
+    >>> from tdlrt.nn import TuckerLinear
+    >>> metrics(nn.Sequential(TuckerLinear(10, 10, rank=2)))
+    {'tdlrt/rank/0/0': 2.0, 'tdlrt/rank/0/1': 2.0, 'tdlrt/parameters': 44.0, 'tdlrt/compression': 0.56}
+    """
+    size = summary(model)
+    return named_metrics(size.ranks, size.parameters, size.compression)
+
+
+def named_metrics(
+    ranks: Mapping[str, Sequence[int]], parameters: int, compression: float
+) -> dict[str, float]:
+    """The scalars of `metrics` from what is known of a model."""
+    scalars = {
+        f"tdlrt/rank/{layer}/{mode}": float(rank)
+        for layer, modes in ranks.items()
+        for mode, rank in enumerate(modes)
+    }
+    return {
+        **scalars,
+        "tdlrt/parameters": float(parameters),
+        "tdlrt/compression": compression,
+    }
 
 
 class _Cost(NamedTuple):

@@ -177,8 +177,12 @@ def metrics(model: nn.Module) -> dict[str, float]:
         `tdlrt/rank/<layer>/<mode>`, `tdlrt/parameters` and `tdlrt/compression` (see `summary`).
 
     >>> from tdlrt.nn import TuckerLinear
-    >>> metrics(nn.Sequential(TuckerLinear(10, 10, rank=2)))
-    {'tdlrt/rank/0/0': 2.0, 'tdlrt/rank/0/1': 2.0, 'tdlrt/parameters': 44.0, 'tdlrt/compression': 0.56}
+    >>> for name, value in metrics(nn.Sequential(TuckerLinear(10, 10, rank=2))).items():
+    ...     print(name, value)
+    tdlrt/rank/0/0 2.0
+    tdlrt/rank/0/1 2.0
+    tdlrt/parameters 44.0
+    tdlrt/compression 0.56
     """
     size = summary(model)
     return named_metrics(size.ranks, size.parameters, size.compression)

@@ -86,7 +86,7 @@ class TDLRTCallback(Callback):
         """Freeze the ranks when it is time, and log."""
         epochs = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
         self._freeze_if_due(trainer, epochs)
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             # Straight to the loggers: log_dict would make a tensor on the device of every number.
             for logger in trainer.loggers:
                 logger.log_metrics(metrics(pl_module), step=trainer.global_step - 1)

@@ -100,7 +100,7 @@ class TDLRTCallback(TrainerCallback):
         one, so adding to the record of the loss would be too late for them.
         """
         if logs and "loss" in logs:
-            self._trainer.log(metrics(self._trainer.model))
+            self._trainer.log(metrics(kwargs["model"]))
 
     def _freeze_if_due(self, state: TrainerState) -> None:
         share = state.global_step / max(1, state.max_steps)

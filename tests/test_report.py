@@ -100,6 +100,20 @@ def test_it_prints_as_a_table():
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_metrics_are_flat_floats():
+    model = network()
+    tdlrt.factorize_(model, rank={"0": (8, 3, 3, 3), "5": 10})
+    scalars = tdlrt.metrics(model)
+    report = tdlrt.summary(model)
+    assert scalars == {
+        **{f"tdlrt/rank/0/{mode}": rank for mode, rank in enumerate((8, 3, 3, 3))},
+        **{f"tdlrt/rank/5/{mode}": 10 for mode in range(2)},
+        "tdlrt/parameters": report.parameters,
+        "tdlrt/compression": report.compression,
+    }
+    assert {type(value) for value in scalars.values()} == {float}
+
+
 def test_dense_and_empty_models():
     report = tdlrt.summary(network(), (1, 3, 8, 16))
     assert report.compression == report.network_compression == 0

@@ -15,6 +15,7 @@ from rich.console import Console
 from tdlrt.cli.bench import layer_times, network_times
 from tdlrt.cli.display import JsonDisplay, LineDisplay, LiveDisplay, SilentDisplay
 from tdlrt.cli.plan import plan_layers, plan_table
+from tdlrt.cli.tensorboard import TensorBoardLog
 from tdlrt.errors import RunError, TdlrtError
 from tdlrt.experiments.config import (
     DEFAULT_TAU,
@@ -30,7 +31,7 @@ from tdlrt.experiments.data import DATA_SETS
 from tdlrt.experiments.models import MODELS, build_model
 from tdlrt.experiments.names import pick
 from tdlrt.experiments.rank_option import check_rank, number_or_word, parse_rank
-from tdlrt.experiments.runner import Interrupted, run
+from tdlrt.experiments.runner import Interrupted, Observers, run
 from tdlrt.experiments.timing import compare_networks
 from tdlrt.ranks import RelativeTolerance
 from tdlrt.surgery import factorize_
@@ -282,6 +283,9 @@ def train(
     overwrite: Annotated[
         bool, _option("Replace an earlier run in OUT.", OUTPUT, "--overwrite")
     ] = False,
+    tensorboard: Annotated[
+        bool, _option("Write event files in OUT/tensorboard too.", OUTPUT, "--tensorboard")
+    ] = False,
     as_json: Annotated[
         bool, _option("Print one JSON object per line: epochs, then summary.", OUTPUT, "--json")
     ] = False,
@@ -297,7 +301,8 @@ def train(
     options = {field.name: context.params[field.name] for field in fields(RunConfig)}
     config = RunConfig(**{**options, "rank": parse_rank(rank)})
     out = out or f"runs/{model}-{data}-{method}-{seed}"
-    with _display(as_json, quiet, out) as display:
+    log = TensorBoardLog(out) if tensorboard else SilentDisplay()
+    with _display(as_json, quiet, out) as display, log:
         try:
             run(
                 config,
@@ -305,7 +310,7 @@ def train(
                 baseline=baseline,
                 resume=resume,
                 overwrite=overwrite,
-                observer=display,
+                observer=Observers(display, log),
                 command=shlex.join(["tdlrt", *sys.argv[1:]]),
             )
         except KeyboardInterrupt as error:

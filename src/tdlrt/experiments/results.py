@@ -78,6 +78,7 @@ class RunDirectory:
         self.checkpoint = self.path / "checkpoints" / "last.pt"
         self.model = self.path / "checkpoints" / "model.safetensors"
         self.plots = self.path / "plots"
+        self.tensorboard = self.path / "tensorboard"
 
     @property
     def baseline(self) -> "RunDirectory":
@@ -141,9 +142,16 @@ class RunDirectory:
             self.baseline.clear()
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
-        for folder in (self.path / name for name in (*FOLDERS, "baseline")):
+        self.clear_events()
+        folders = [self.path / name for name in (*FOLDERS, "baseline", "tensorboard")]
+        for folder in (*self.tensorboard.glob("*"), *folders):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+    def clear_events(self, method: str = "*") -> None:
+        """Delete the TensorBoard files of a method, or of all."""
+        for file in self.tensorboard.glob(f"{method}/events.out.tfevents.*"):
+            file.unlink()
 
     def write_config(self, config: RunConfig) -> None:
         """Store the options of the run."""

@@ -17,7 +17,7 @@ from tdlrt.experiments.signals import stop_requests
 from tdlrt.experiments.training import Training
 from tdlrt.report import LayerSummary
 
-__all__ = ["Interrupted", "Observer", "run"]
+__all__ = ["Interrupted", "Observer", "Observers", "run"]
 
 
 class Interrupted(RunError):
@@ -44,6 +44,43 @@ class Observer:
 
     def finished(self, summary: dict[str, Any]) -> None:
         """Everything is done; `summary` is the content of `summary.json`."""
+
+
+class Observers(Observer):
+    """Several observers, told in their order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def loading(self, part: str, done: int, total: int) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.loading(part, done, total)
+
+    def started(self, training: Training, data: ImageData) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.started(training, data)
+
+    def stepped(self, training: Training) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.stepped(training)
+
+    def epoch_ended(self, training: Training, metrics: EpochMetrics) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.epoch_ended(training, metrics)
+
+    def already_finished(self, directory: RunDirectory) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.already_finished(directory)
+
+    def finished(self, summary: dict[str, Any]) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.finished(summary)
 
 
 def run(

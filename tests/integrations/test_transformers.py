@@ -101,7 +101,7 @@ def test_resuming_continues_the_loss_curve_bit_for_bit(tmp_path, integrator, ste
     assert_same_weights(resumed.layers, plain)
 
 
-def test_metrics_reach_logs_and_reporters(tmp_path):
+def test_metrics_reach_logs_and_reporters_but_not_the_console(tmp_path, capsys):
     seen = []
 
     class Reporter(TrainerCallback):
@@ -121,6 +121,9 @@ def test_metrics_reach_logs_and_reporters(tmp_path):
     assert [record["step"] for record in history] == [step for step, _ in reported] == [12, STEPS]
     assert history[1]["tdlrt/rank/layers.3/0"] == size.ranks["layers.3"][0]
     assert reported[1][1]["tdlrt/compression"] == size.compression
+    assert all("loss" in record for record in history)
+    assert "'loss'" in (printed := capsys.readouterr().out)
+    assert "tdlrt/" not in printed
     assert history[0]["tdlrt/parameters"] > history[1]["tdlrt/parameters"]
 
 

@@ -11,6 +11,8 @@ from tdlrt.report import metrics
 
 with needs_extra("hf", "tdlrt.integrations.transformers"):
     from transformers import (
+        PrinterCallback,
+        ProgressCallback,
         Trainer,
         TrainerCallback,
         TrainerControl,
@@ -94,13 +96,18 @@ class TDLRTCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Log the metrics beside a training loss.
+        """Put the metrics into the record of a training loss, and tell those who report it.
 
-        A record of their own: the callbacks that report to TensorBoard and others run before this
-        one, so adding to the record of the loss would be too late for them.
+        They run before this callback, so that they need a call of their own. What prints to the
+        console is left out: a rank per layer and mode would bury the loss.
         """
-        if logs and "loss" in logs:
-            self._trainer.log(metrics(kwargs["model"]))
+        if not logs or "loss" not in logs:
+            return
+        scalars = metrics(kwargs["model"])
+        state.log_history[-1].update(scalars)
+        for callback in self._trainer.callback_handler.callbacks:
+            if not isinstance(callback, TDLRTCallback | PrinterCallback | ProgressCallback):
+                callback.on_log(args, state, control, logs=dict(scalars), **kwargs)
 
     def _freeze_if_due(self, state: TrainerState) -> None:
         share = state.global_step / max(1, state.max_steps)

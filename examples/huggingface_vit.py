@@ -1,0 +1,69 @@
+"""A Hugging Face ViT from its config, trained by the Trainer with the integrator `bug`."""
+
+import argparse
+import tempfile
+
+import torch
+from digits import load_digits
+from torch.utils.data import StackDataset
+from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
+
+import tdlrt
+from tdlrt.integrations.transformers import TDLRTCallback
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--epochs", type=int, default=10)
+epochs = parser.parse_args().epochs
+
+set_seed(0)
+images, labels, test_images, test_labels = load_digits()
+train = StackDataset(pixel_values=images, labels=labels)
+test = StackDataset(pixel_values=test_images, labels=test_labels)
+
+config = ViTConfig(
+    image_size=8,
+    patch_size=2,
+    num_channels=1,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_labels=10,
+)
+model = ViTForImageClassification(config)
+tdlrt.factorize_(model, rank=0.5, exclude="*patch_embeddings*")  # ViT reads its weight
+print("before", tdlrt.summary(model), sep="\n")
+
+# The Trainer passes no closure: calls of `bug` alternate between bases and cores.
+optimizer = tdlrt.TDLRT(
+    model,
+    torch.optim.AdamW,
+    lr=3e-3,
+    integrator="bug",
+    rank_policy=tdlrt.ParameterBudget(0.2),
+)
+
+with tempfile.TemporaryDirectory() as folder:
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            folder,
+            num_train_epochs=epochs,
+            per_device_train_batch_size=32,
+            per_device_eval_batch_size=128,
+            max_grad_norm=0.0,
+            logging_strategy="epoch",
+            save_strategy="no",
+            report_to="none",
+        ),
+        train_dataset=train,
+        eval_dataset=test,
+        compute_metrics=lambda p: {"accuracy": (p.predictions.argmax(1) == p.label_ids).mean()},
+        optimizers=(optimizer, None),  # Trainer makes its own scheduler: a line down to 0
+    )
+    trainer.add_callback(TDLRTCallback(trainer, freeze_at_share=0.5))
+    trainer.train()
+    accuracy = trainer.evaluate()["eval_accuracy"]
+
+print("after", tdlrt.summary(model), sep="\n")
+print(f"test accuracy {accuracy:.1%}")

@@ -7,12 +7,12 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from digits import load_digits
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import tdlrt
+from digits import load_digits
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=8)

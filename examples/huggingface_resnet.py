@@ -4,7 +4,6 @@ import argparse
 import tempfile
 
 import torch
-from digits import load_digits
 from torch.utils.data import StackDataset
 from transformers import (
     ResNetConfig,
@@ -16,6 +15,7 @@ from transformers import (
 )
 
 import tdlrt
+from digits import load_digits
 from tdlrt.integrations.transformers import TDLRTCallback
 
 parser = argparse.ArgumentParser(description=__doc__)

@@ -3,13 +3,13 @@
 import argparse
 
 import torch
-from digits import load_digits
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import tdlrt
+from digits import load_digits
 from tdlrt.integrations.lightning import TDLRTCallback
 
 

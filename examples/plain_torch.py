@@ -3,11 +3,11 @@
 import argparse
 
 import torch
-from digits import load_digits
 from torch import nn
 from torch.nn import functional as F
 
 import tdlrt
+from digits import load_digits
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=12)

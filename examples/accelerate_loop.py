@@ -3,7 +3,6 @@
 import argparse
 import tempfile
 
-import safetensors.torch
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -20,8 +19,8 @@ epochs = parser.parse_args().epochs
 
 
 def build_model() -> nn.Module:
-    """A small network in Tucker format."""
-    model = nn.Sequential(
+    """A small dense network."""
+    return nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1),
         nn.ReLU(),
         nn.MaxPool2d(2),
@@ -30,14 +29,13 @@ def build_model() -> nn.Module:
         nn.ReLU(),
         nn.Linear(128, 10),
     )
-    tdlrt.factorize_(model, rank=0.5)
-    return model
 
 
 set_seed(0)
 images, labels, test_images, test_labels = load_digits()
 loader = DataLoader(TensorDataset(images, labels), batch_size=32, shuffle=True)
 model = build_model()
+tdlrt.factorize_(model, rank=0.5)
 print("before", tdlrt.summary(model), sep="\n")
 
 steps = epochs * len(loader)
@@ -58,11 +56,11 @@ for _ in range(epochs):
         scheduler.step()
         optimizer.zero_grad()
 
-# A model that starts at other ranks takes over those of the file.
+# A dense model takes up ranks and weights from the file.
 restored = build_model().eval()
 with tempfile.TemporaryDirectory() as folder:
-    accelerator.save_model(model, folder)
-    safetensors.torch.load_model(restored, f"{folder}/model.safetensors")
+    tdlrt.save(accelerator.unwrap_model(model), f"{folder}/digits.safetensors")
+    tdlrt.load(f"{folder}/digits.safetensors", restored)
 with torch.no_grad():
     accuracy = (restored(test_images).argmax(1) == test_labels).float().mean().item()
 

@@ -1,4 +1,4 @@
-"""A plain training loop: three lines more than without tdlrt."""
+"""A plain training loop to a budget, and the plain network at its end."""
 
 import argparse
 

@@ -3,6 +3,7 @@
 __all__ = [
     "CheckpointError",
     "DataError",
+    "ExportError",
     "IntegratorStateError",
     "MissingExtraError",
     "NonFiniteError",
@@ -65,6 +66,10 @@ class SetupError(TdlrtError, ValueError):
 
 class MissingExtraError(TdlrtError, ImportError):
     """An optional package is not installed."""
+
+
+class ExportError(TdlrtError, ValueError):
+    """A network cannot be written as asked, or an exported file cannot be read."""
 
 
 class UnknownNameError(TdlrtError, ValueError):

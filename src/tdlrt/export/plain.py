@@ -1,0 +1,151 @@
+"""Format `plain`: the weights as safetensors, and in the header how to make their layers."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from tdlrt.errors import ExportError
+from tdlrt.export.source import Source
+from tdlrt.nn import TuckerLayer
+
+__all__ = ["dump", "load", "load_plain"]
+
+VERSION = "1"
+
+_CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("Conv1d", "Conv2d", "Conv3d"), (*_CONV, "padding_mode")),
+    "Linear": ("in_features", "out_features"),
+    "Identity": (),
+}
+
+
+def load_plain(path: str | Path, model: nn.Module) -> nn.Module:
+    """The network of a file in format `plain`, made from the model it was trained as.
+
+    Args:
+        path: The file.
+        model: The network as it was before `factorize_`; its weights do not matter and it is not
+            changed.
+
+    Returns:
+        A copy of the model with the layers and weights of the file.
+
+    Raises:
+        ExportError: The file is broken, of another format or version, or of another network.
+    """
+    try:
+        return load(Path(path).read_bytes(), model)
+    except ExportError as error:
+        raise ExportError(f"{path}: {error}") from error
+
+
+def dump(source: Source) -> bytes:
+    """The file of a network."""
+    if source.calibration is not None:
+        raise ExportError(
+            "format 'plain' with int8: torch's plain layers compute in floats; use format 'onnx' "
+            "or 'pt2'"
+        )
+    tensors = {
+        # Cloned, since safetensors refuses modules that share a tensor.
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in source.plain.state_dict().items()
+    }
+    header = {
+        **source.metadata,
+        "format": "pt",
+        "plain": VERSION,
+        "layers": json.dumps(_changed_layers(source.model, source.plain)),
+    }
+    return save(tensors, header)
+
+
+def load(data: bytes, model: nn.Module) -> nn.Module:
+    """The network in the bytes of a file; layers are made without memory, then given theirs."""
+    tensors, layers = _read(data)
+    result = copy.deepcopy(model)
+    try:
+        for name, stages in layers.items():
+            made = [_make(**stage) for stage in stages]
+            layer = made[0] if len(made) == 1 else nn.Sequential(*made)
+            result = _with_layer(result, name, layer.train(model.training))
+        result.load_state_dict(tensors, assign=True)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ExportError(
+            f"does not fit the model ({error}); give the network as it was before factorize_"
+        ) from error
+    return result
+
+
+def _read(data: bytes) -> tuple[dict[str, Tensor], dict[str, list[dict[str, Any]]]]:
+    """Tensors and description of the layers in the bytes of a file."""
+    try:
+        tensors = load_tensors(data)
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        if header.get("plain") != VERSION:
+            raise ExportError(
+                f"version {header.get('plain')!r}; expected a file that tdlrt exported in format "
+                f"'plain', version {VERSION!r}"
+            )
+        return tensors, json.loads(header["layers"])
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ExportError(f"not a readable export ({error}); export the network anew") from error
+
+
+def _changed_layers(model: nn.Module, plain: nn.Module) -> dict[str, list[dict[str, Any]]]:
+    """The layers of `plain` that a new dense network does not have like this, by name."""
+    modules = dict(plain.named_modules(remove_duplicate=False))
+    return {
+        name: [_describe(stage) for stage in _stages(modules[name])]
+        for name, layer in model.named_modules(remove_duplicate=False)
+        if isinstance(layer, TuckerLayer)
+        or (name in modules and _is_fused(layer, modules[name]))
+    }
+
+
+def _is_fused(layer: nn.Module, plain: nn.Module) -> bool:
+    """Whether a batch norm went into a layer, or was such a norm."""
+    gone = type(layer) is not type(plain)
+    return gone or (getattr(layer, "bias", None) is None) != (getattr(plain, "bias", None) is None)
+
+
+def _stages(module: nn.Module) -> list[nn.Module]:
+    return list(module) if isinstance(module, nn.Sequential) else [module]
+
+
+def _describe(layer: nn.Module) -> dict[str, Any]:
+    """Class and arguments of a plain layer."""
+    kind = type(layer).__name__
+    described = {"kind": kind} | {name: getattr(layer, name) for name in _ARGUMENTS[kind]}
+    return described if kind == "Identity" else described | {"bias": layer.bias is not None}
+
+
+def _make(kind: str, **arguments: Any) -> nn.Module:
+    """The layer of a description, its weights without memory."""
+    if kind not in _ARGUMENTS:
+        raise ExportError(f"layer of class {kind!r}; expected one of {', '.join(_ARGUMENTS)}")
+    make: Any = getattr(nn, kind)
+    with torch.device("meta"):
+        layer: nn.Module = make(**arguments)
+    return layer
+
+
+def _with_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
+    """The model with a layer put in place; the layer itself if that is all of it."""
+    if not name:
+        return layer
+    parent, _, child = name.rpartition(".")
+    model.get_submodule(name)
+    setattr(model.get_submodule(parent), child, layer)
+    return model

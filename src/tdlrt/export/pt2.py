@@ -1,0 +1,86 @@
+"""Format `pt2`: the graph with its weights, by torch.export; int8 by torchao (PT2E)."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from tdlrt.export.source import EXTRA, Source, quiet, trace
+from tdlrt.extras import needs_extra
+
+__all__ = ["METADATA", "dump", "load"]
+
+METADATA = "metadata.json"
+
+
+def dump(source: Source) -> bytes:
+    """The file of a network."""
+    program = trace(source.plain, source.example)
+    if source.calibration is not None:
+        program = trace(_quantized(program, source), source.example)
+    _forget_origin(program)
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={METADATA: json.dumps(dict(source.metadata))})
+    return _packed(file)
+
+
+def load(data: bytes, model: nn.Module) -> nn.Module:
+    """The network in the bytes of a file, which needs no model."""
+    # Registers the operators of an int8 graph; torch alone has them.
+    import torch.ao.quantization.fx._decomposed  # noqa: F401
+
+    return torch.export.load(io.BytesIO(data)).module()
+
+
+def _quantized(program: ExportedProgram, source: Source) -> nn.Module:
+    """The graph in int8: weights per channel, activations by their range in the calibration."""
+    with needs_extra(EXTRA, "int8 in format 'pt2'"), quiet():
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+    quantizer = x86.X86InductorQuantizer()
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+    observed = prepare_pt2e(program.module(), quantizer)
+    with torch.no_grad():
+        for batch in source.calibration_batches():
+            observed(batch)
+    quantized = convert_pt2e(observed)
+    _drop_unused(quantized)
+    return quantized
+
+
+def _drop_unused(graph: torch.fx.GraphModule) -> None:
+    """Delete the float weights, which stay behind beside those in int8."""
+    used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    for name, _ in (*graph.named_parameters(), *graph.named_buffers()):
+        if name not in used:
+            parent, _, own = name.rpartition(".")
+            delattr(graph.get_submodule(parent), own)
+
+
+def _forget_origin(program: ExportedProgram) -> None:
+    """Leave out the example and where in which source file a node comes from: bytes and paths."""
+    program.example_inputs = None
+    for node in _nodes(program.graph_module):
+        node.meta = {key: value for key, value in node.meta.items() if key == "val"}
+
+
+def _packed(file: io.BytesIO) -> bytes:
+    """The archive with its graph compressed, which torch leaves larger than a small network."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(file) as before, zipfile.ZipFile(packed, "w") as after:
+        for name in before.namelist():
+            kind = zipfile.ZIP_DEFLATED if name.endswith(".json") else zipfile.ZIP_STORED
+            after.writestr(name, before.read(name), kind)
+    return packed.getvalue()
+
+
+def _nodes(graph: nn.Module) -> Iterator[torch.fx.Node]:
+    for module in graph.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            yield from module.graph.nodes

@@ -1,0 +1,191 @@
+"""Write a trained network to a file, read it back and compare."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tdlrt.errors import ExportError, NonFiniteError, UnknownNameError
+from tdlrt.export import onnx, plain, pt2
+from tdlrt.export.source import Source
+from tdlrt.files import write_atomically
+from tdlrt.surgery import to_plain
+
+__all__ = ["FORMATS", "ExportReport", "Format", "export", "load_network"]
+
+Network: TypeAlias = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a network becomes a file of one kind, and how that file becomes a network."""
+
+    suffix: str
+    dump: Callable[[Source], bytes]
+    load: Callable[[bytes, nn.Module], Network]
+
+
+FORMATS = {
+    "plain": Format(".safetensors", plain.dump, plain.load),
+    "pt2": Format(".pt2", pt2.dump, pt2.load),
+    "onnx": Format(".onnx", onnx.dump, onnx.load),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was measured of an exported file.
+
+    Attributes:
+        path: The file.
+        format: One of `FORMATS`.
+        int8: Whether weights and activations are integers of 8 bits.
+        parity: max |y - y_0| / max |y_0| over the outputs y of the file and y_0 of the model.
+        parameters: Parameters of the plain network.
+        bytes: Size of the file.
+        seconds: Time it took to write and to compare.
+    """
+
+    path: Path
+    format: str
+    int8: bool
+    parity: float
+    parameters: int
+    bytes: int
+    seconds: float
+
+    @property
+    def size_ratio(self) -> float:
+        """Size of the file relative to 4 bytes per parameter."""
+        return self.bytes / (4 * self.parameters)
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    inputs: Tensor,
+    *,
+    format: str = "onnx",
+    calibration: Tensor | None = None,
+    fuse_batch_norm: bool = True,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write a trained network to a file that runs without this library.
+
+    The network is made plain (`to_plain`, planned for the shape of `inputs`), written for any
+    batch size, read back and compared with the model before the file appears at `path`.
+
+    Args:
+        model: A model of one tensor that returns one tensor, both with the batch first; exported
+            in evaluation mode and not changed.
+        path: The file to write; missing folders are made.
+        inputs: Inputs to compare with, (N, ...); better real ones than random ones.
+        format: "plain" (safetensors, for those who have the code of the model: see `load_plain`),
+            "pt2" (torch.export) or "onnx".
+        calibration: Some hundred typical inputs, (N, ...); given, weights and activations become
+            int8 after training. For "pt2" and "onnx".
+        fuse_batch_norm: Fold batch norms into the layers before them where `to_plain` can.
+        metadata: Text to store in the file, such as how inputs are normalised.
+        overwrite: Replace a file at `path`.
+
+    Returns:
+        What was measured of the file.
+
+    Raises:
+        UnknownNameError: The format is not known.
+        ExportError: The path is taken, the inputs do not fit, or the model cannot be traced.
+        NonFiniteError: The model gives values that are not finite.
+        MissingExtraError: A package that the format needs is not installed.
+    """
+    started = time.perf_counter()
+    path = Path(path)
+    _check(path, inputs, format, calibration, overwrite)
+    model = copy.deepcopy(model).cpu().eval()
+    inputs = inputs.detach().cpu()
+    outputs = _outputs(model, inputs)
+    plainly = to_plain(
+        model,
+        input_size=inputs.shape if inputs.is_floating_point() else None,
+        fuse_batch_norm=fuse_batch_norm,
+    ).requires_grad_(False)
+    source = Source(
+        model=model,
+        plain=plainly,
+        example=torch.cat([inputs[:1], inputs[:1]]),  # a batch of 1 would be traced as a constant
+        calibration=None if calibration is None else calibration.detach().cpu(),
+        metadata=metadata or {},
+    )
+    data = FORMATS[format].dump(source)
+    with torch.no_grad():
+        found = FORMATS[format].load(data, model)(inputs)
+    write_atomically(path, lambda file: file.write(data))
+    return ExportReport(
+        path=path,
+        format=format,
+        int8=calibration is not None,
+        parity=float((found - outputs).abs().max() / outputs.abs().max()),
+        parameters=sum(parameter.numel() for parameter in plainly.parameters()),
+        bytes=len(data),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def load_network(path: str | Path, format: str, model: nn.Module) -> Network:
+    """The network of an exported file, on the CPU.
+
+    Args:
+        path: The file.
+        format: Its format.
+        model: The model that was exported; only format "plain" needs it.
+
+    Raises:
+        ExportError: The file is broken or of another format (format "plain").
+    """
+    if format == "plain":
+        return plain.load_plain(path, model)
+    return FORMATS[format].load(Path(path).read_bytes(), model)
+
+
+def _check(
+    path: Path, inputs: Tensor, format: str, calibration: Tensor | None, overwrite: bool
+) -> None:
+    if format not in FORMATS:
+        raise UnknownNameError(f"unknown format {format!r}. Known: {', '.join(FORMATS)}")
+    if path.is_dir():
+        raise ExportError(f"{path}: is a folder; expected the path of a file")
+    if path.exists() and not overwrite:
+        raise ExportError(f"{path}: exists already; choose another path, or ask to overwrite it")
+    if inputs.ndim == 0 or len(inputs) == 0:
+        raise ExportError(
+            f"inputs: got a tensor of shape {tuple(inputs.shape)}, expected at least one input, "
+            "with the batch first"
+        )
+    if calibration is not None and (
+        calibration.ndim == 0 or len(calibration) == 0 or calibration.shape[1:] != inputs.shape[1:]
+    ):
+        raise ExportError(
+            f"calibration: got a tensor of shape {tuple(calibration.shape)}, expected at least "
+            f"one input of shape {tuple(inputs.shape[1:])}, with the batch first"
+        )
+
+
+def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    """What the trained model gives."""
+    with torch.no_grad():
+        outputs = model(inputs)
+    if not isinstance(outputs, Tensor):
+        raise ExportError(
+            f"model: returned a {type(outputs).__name__}, expected one tensor; wrap it in a module "
+            "that returns the tensor you need"
+        )
+    if not outputs.isfinite().all():
+        raise NonFiniteError("model: its outputs are not finite; nothing was written")
+    return outputs

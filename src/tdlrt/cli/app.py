@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tdlrt.cli.bench import layer_times, network_times
 from tdlrt.cli.display import JsonDisplay, LineDisplay, LiveDisplay, SilentDisplay
+from tdlrt.cli.export import closing_lines, export_table
 from tdlrt.cli.plan import plan_layers, plan_table
 from tdlrt.cli.tensorboard import TensorBoardLog
 from tdlrt.errors import RunError, TdlrtError
@@ -28,11 +29,13 @@ from tdlrt.experiments.config import (
     torch_device,
 )
 from tdlrt.experiments.data import DATA_SETS
+from tdlrt.experiments.exporting import export_run
 from tdlrt.experiments.models import MODELS, build_model
 from tdlrt.experiments.names import pick
 from tdlrt.experiments.rank_option import check_rank, number_or_word, parse_rank
 from tdlrt.experiments.runner import Interrupted, Observers, run
 from tdlrt.experiments.timing import compare_networks
+from tdlrt.export import FORMATS
 from tdlrt.ranks import RelativeTolerance
 from tdlrt.surgery import factorize_
 
@@ -57,6 +60,8 @@ EXAMPLES = """\
   tdlrt plan vgg16 --data cifar10 --rank 0.2
 
   tdlrt bench vgg16 --data cifar10 --rank 0.2 --batch-size 64
+
+  tdlrt export runs/vgg --format onnx --int8
 """
 
 app = typer.Typer(
@@ -382,6 +387,68 @@ def bench(
         console = Console()
         console.print(network_times(found["networks"]))
         console.print(layer_times(found["layers"]))
+
+
+@app.command()
+def export(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Run directory of train.")],
+    format: Annotated[
+        str,
+        _option(
+            f"{', '.join(FORMATS)}. plain: weights (safetensors) for those who have the code of "
+            "the network.",
+            OUTPUT,
+        ),
+    ],
+    int8: Annotated[
+        bool,
+        _option(
+            "Weights and activations of 8 bits, calibrated with training images.", OUTPUT, "--int8"
+        ),
+    ] = False,
+    out: Annotated[
+        str | None, _option("The file.", OUTPUT, show_default="RUN/export/MODEL...")
+    ] = None,
+    overwrite: Annotated[bool, _option("Replace the file.", OUTPUT, "--overwrite")] = False,
+    data_dir: Annotated[
+        str | None,
+        _option(
+            "Folder with NAME/train.parquet and NAME/test.parquet.",
+            DATA,
+            show_default="that of the run",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        _option(
+            "Test images to compare and time with.", DATA, min=1, show_default="that of the run"
+        ),
+    ] = None,
+    rounds: Annotated[int, _option("Timed rounds; medians are shown.", DATA, min=1)] = 5,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write the network of a finished run to a file that runs without tdlrt.
+
+    Reads the file back and shows the parity error, the largest difference of
+    its outputs from those of the trained network relative to the largest
+    output, and its size and speed next to dense and to the Tucker network.
+    """
+    found = export_run(
+        run_dir,
+        out,
+        format=format,
+        int8=int8,
+        data_dir=data_dir,
+        batch_size=batch_size,
+        rounds=rounds,
+        overwrite=overwrite,
+    )
+    if as_json:
+        print(json.dumps(found))
+    else:
+        Console().print(export_table(found))
+        print("\n".join(closing_lines(found)))
 
 
 def _display(as_json: bool, quiet: bool, out: str) -> SilentDisplay:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
+from tdlrt.cli.tables import number_table
 from tdlrt.tables import format_shape
 
 __all__ = ["layer_times", "network_times"]
@@ -13,7 +13,7 @@ __all__ = ["layer_times", "network_times"]
 
 def network_times(rows: Sequence[dict[str, Any]]) -> Table:
     """Parameters, bytes and times of the networks; the last line relates them to the first."""
-    table = _table("network", "parameters", "bytes", "step (ms)", "inference (ms)")
+    table = number_table("network", "parameters", "bytes", "step (ms)", "inference (ms)")
     for row in rows:
         table.add_row(
             row["network"],
@@ -31,7 +31,7 @@ def network_times(rows: Sequence[dict[str, Any]]) -> Table:
 
 def layer_times(rows: Sequence[dict[str, Any]]) -> Table:
     """Forward and backward passes of each Tucker layer next to those of the dense one."""
-    table = _table("layer", "ranks", "parameters", "dense (ms)", "tucker (ms)", "of dense")
+    table = number_table("layer", "ranks", "parameters", "dense (ms)", "tucker (ms)", "of dense")
     for row in rows:
         table.add_row(
             row["layer"],
@@ -41,12 +41,4 @@ def layer_times(rows: Sequence[dict[str, Any]]) -> Table:
             f"{row['tucker_ms']:.2f}",
             f"{row['tucker_ms'] / row['dense_ms']:.3f}",
         )
-    return table
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -1,4 +1,4 @@
-"""What is printed at the end of a run."""
+"""Tables of the commands, and what is printed at the end of a run."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from rich.table import Table
 
 from tdlrt.tables import format_shape
 
-__all__ = ["closing_line", "layer_table"]
+__all__ = ["closing_line", "layer_table", "number_table"]
 
 
 def layer_table(summary: dict[str, Any]) -> Table:
@@ -38,6 +38,15 @@ def layer_table(summary: dict[str, Any]) -> Table:
     if summary["ranks"]:
         parameters = f"{summary['network_dense_parameters']:,}"
         table.add_row("dense network", "", "", parameters, _count(summary["dense_macs"]), "")
+    return table
+
+
+def number_table(first: str, *others: str) -> Table:
+    """An empty table with a column of names and columns of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 

@@ -51,6 +51,11 @@ class ImageData:
         _, channels, height, width = self.train_images.shape
         return channels, height, width
 
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images (uint8) as a network is given them: (x / 255 - mean) / std, per channel."""
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return (images / 255 - mean) / std
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:

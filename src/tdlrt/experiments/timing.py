@@ -18,7 +18,14 @@ from tdlrt.optim import TDLRT
 from tdlrt.ranks import RankPolicy
 from tdlrt.surgery import factorize_, to_plain
 
-__all__ = ["Case", "compare_networks", "median_seconds", "weight_bytes"]
+__all__ = [
+    "Case",
+    "channels_last",
+    "compare_networks",
+    "inference",
+    "median_seconds",
+    "weight_bytes",
+]
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -84,7 +91,7 @@ def compare_networks(
         'networks', a row each for dense and tucker, and 'layers', a row per Tucker layer; times of
         a row are milliseconds.
     """
-    dense, last = copy.deepcopy(model), _channels_last(copy.deepcopy(model))
+    dense, last = copy.deepcopy(model), channels_last(copy.deepcopy(model))
     tucker = copy.deepcopy(model)
     factorize_(tucker, rank=rank)
     laid_out = images.contiguous(memory_format=torch.channels_last)
@@ -100,9 +107,9 @@ def compare_networks(
         name: _step(network, optimizers[name], images if name == "dense" else laid_out, labels)
         for name, network in trained.items()
     }
-    used = {"dense": dense, "dense, channels last": last, "tucker": _channels_last(plain)}
+    used = {"dense": dense, "dense, channels last": last, "tucker": channels_last(plain)}
     passes = {
-        name: _inference(copy.deepcopy(network), images if name == "dense" else laid_out)
+        name: inference(copy.deepcopy(network).eval(), images if name == "dense" else laid_out)
         for name, network in used.items()
     }
     step_times, pass_times = median_seconds(steps, rounds), median_seconds(passes, rounds)
@@ -136,7 +143,7 @@ def _layers(model: nn.Module, images: Tensor, rounds: int) -> list[dict[str, Any
             continue
         given = calls[layer][0].input
         contiguous = given.contiguous()
-        dense, last = layer.to_dense(), _channels_last(layer.to_dense())
+        dense, last = layer.to_dense(), channels_last(layer.to_dense())
         cases = {
             "dense": _passes(dense, contiguous),
             "dense, channels last": _passes(last, given),
@@ -156,7 +163,8 @@ def _layers(model: nn.Module, images: Tensor, rounds: int) -> list[dict[str, Any
     return rows
 
 
-def _channels_last(model: nn.Module) -> nn.Module:
+def channels_last(model: nn.Module) -> nn.Module:
+    """Lay the weights of a model out with the channels last, in place."""
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
@@ -173,12 +181,12 @@ def _step(
     return Case(run=lambda: optimizer.step(closure))  # type: ignore[arg-type]
 
 
-def _inference(model: nn.Module, images: Tensor) -> Case:
-    model.eval()
+def inference(network: Callable[[Tensor], Tensor], images: Tensor) -> Case:
+    """A forward pass of a network in evaluation mode."""
 
     def run() -> None:
         with torch.inference_mode():
-            model(images)
+            network(images)
 
     return Case(run=run)
 

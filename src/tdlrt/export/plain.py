@@ -51,11 +51,6 @@ def load_plain(path: str | Path, model: nn.Module) -> nn.Module:
 
 def dump(source: Source) -> bytes:
     """The file of a network."""
-    if source.calibration is not None:
-        raise ExportError(
-            "format 'plain' with int8: torch's plain layers compute in floats; use format 'onnx' "
-            "or 'pt2'"
-        )
     tensors = {
         # Cloned, since safetensors refuses modules that share a tensor.
         name: tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -109,8 +104,7 @@ def _changed_layers(model: nn.Module, plain: nn.Module) -> dict[str, list[dict[s
     return {
         name: [_describe(stage) for stage in _stages(modules[name])]
         for name, layer in model.named_modules(remove_duplicate=False)
-        if isinstance(layer, TuckerLayer)
-        or (name in modules and _is_fused(layer, modules[name]))
+        if isinstance(layer, TuckerLayer) or (name in modules and _is_fused(layer, modules[name]))
     }
 
 

@@ -33,7 +33,7 @@ def dump(source: Source) -> bytes:
 def load(data: bytes, model: nn.Module) -> nn.Module:
     """The network in the bytes of a file, which needs no model."""
     # Registers the operators of an int8 graph; torch alone has them.
-    import torch.ao.quantization.fx._decomposed  # noqa: F401
+    import torch.ao.quantization.fx._decomposed
 
     return torch.export.load(io.BytesIO(data)).module()
 
@@ -49,7 +49,7 @@ def _quantized(program: ExportedProgram, source: Source) -> nn.Module:
     with torch.no_grad():
         for batch in source.calibration_batches():
             observed(batch)
-    quantized = convert_pt2e(observed)
+    quantized: torch.fx.GraphModule = convert_pt2e(observed)
     _drop_unused(quantized)
     return quantized
 

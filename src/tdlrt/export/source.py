@@ -46,7 +46,7 @@ class Source:
     def calibration_batches(self) -> Iterator[Tensor]:
         """The calibration inputs, some at a time."""
         if self.calibration is not None:
-            yield from self.calibration.split(_CALIBRATION_BATCH)
+            yield from torch.split(self.calibration, _CALIBRATION_BATCH)
 
 
 def trace(model: nn.Module, example: Tensor) -> ExportedProgram:

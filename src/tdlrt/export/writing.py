@@ -30,10 +30,11 @@ class Format:
     suffix: str
     dump: Callable[[Source], bytes]
     load: Callable[[bytes, nn.Module], Network]
+    has_int8: bool = True
 
 
 FORMATS = {
-    "plain": Format(".safetensors", plain.dump, plain.load),
+    "plain": Format(".safetensors", plain.dump, plain.load, has_int8=False),
     "pt2": Format(".pt2", pt2.dump, pt2.load),
     "onnx": Format(".onnx", onnx.dump, onnx.load),
 }
@@ -159,6 +160,11 @@ def _check(
 ) -> None:
     if format not in FORMATS:
         raise UnknownNameError(f"unknown format {format!r}. Known: {', '.join(FORMATS)}")
+    if calibration is not None and not FORMATS[format].has_int8:
+        raise ExportError(
+            f"format {format!r} with calibration: torch's plain layers compute in floats; use "
+            "format 'onnx' or 'pt2' for int8"
+        )
     if path.is_dir():
         raise ExportError(f"{path}: is a folder; expected the path of a file")
     if path.exists() and not overwrite:

@@ -12,6 +12,7 @@ DOCS = Path(__file__).parents[1] / "docs"
     "name",
     [
         "checkpoints.md",
+        "export.md",
         "training-loops.md",
         pytest.param("training-stacks.md", marks=pytest.mark.slow),
     ],

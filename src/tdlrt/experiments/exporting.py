@@ -26,7 +26,7 @@ from tdlrt.experiments.timing import (
 from tdlrt.export import FORMATS, export, load_network
 from tdlrt.surgery import factorize_, to_dense
 
-__all__ = ["accuracy", "export_run"]
+__all__ = ["accuracy", "calibration_images", "export_run", "inference_times", "load_run"]
 
 CALIBRATION_IMAGES = 512
 TEST_BATCH = 500
@@ -73,24 +73,23 @@ def export_run(
     path = directory.path / "export" / name if out is None else Path(out)
     if path.exists() and not overwrite:
         raise ExportError(
-            f"{path}: exists already; replace it with --overwrite, or choose another "
-            "path with --out"
+            f"{path}: exists already; replace it with --overwrite, or choose another path with "
+            "--out"
         )
-    data = load_data(config.data, data_dir or config.data_dir, train_images=config.train_images)
-    model = _trained(config, data, directory.model)
+    model, data = load_run(run, data_dir)
     images = data.normalise(data.test_images[: batch_size or config.batch_size])
     report = export(
         model,
         path,
         images,
         format=format,
-        calibration=_calibration(data, config.seed) if int8 else None,
+        calibration=calibration_images(data) if int8 else None,
         metadata=_metadata(data),
         overwrite=overwrite,
     )
     exported = load_network(path, format, model)
     dense = to_dense(model)
-    times = _times(dense, model, exported, images, rounds)
+    times = inference_times(dense, model, exported, images, rounds)
     sizes = {
         "dense": (sum(p.numel() for p in dense.parameters()), weight_bytes(dense)),
         "tucker": (sum(p.numel() for p in model.parameters()), weight_bytes(model)),
@@ -116,6 +115,28 @@ def export_run(
             if name != "tucker" or config.method != "dense"
         ],
     }
+
+
+def load_run(run: str | Path, data_dir: str | Path | None = None) -> tuple[nn.Module, ImageData]:
+    """The network of a finished run, in evaluation mode on the CPU, and its data.
+
+    Args:
+        run: The run directory.
+        data_dir: Folder of the parquet files; None is where the run found them.
+
+    Raises:
+        RunError: There is no finished run, or its model cannot be read.
+        DataError: The data cannot be read.
+    """
+    directory = RunDirectory(run)
+    config = _finished(directory)
+    data = load_data(config.data, data_dir or config.data_dir, train_images=config.train_images)
+    model = build_model(config.model, data.image_shape, len(data.classes))
+    rank: Any = config.rank
+    if config.method != "dense":
+        factorize_(model, rank=rank)
+    load_model_(model, directory.model)
+    return model.eval(), data
 
 
 def accuracy(network: Callable[[Tensor], Tensor], data: ImageData) -> float:
@@ -149,17 +170,9 @@ def _finished(directory: RunDirectory) -> RunConfig:
         ) from error
 
 
-def _trained(config: RunConfig, data: ImageData, path: Path) -> nn.Module:
-    model = build_model(config.model, data.image_shape, len(data.classes))
-    rank: Any = config.rank
-    if config.method != "dense":
-        factorize_(model, rank=rank)
-    load_model_(model, path)
-    return model.eval()
-
-
-def _calibration(data: ImageData, seed: int) -> Tensor:
-    order = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(seed))
+def calibration_images(data: ImageData) -> Tensor:
+    """Some training images, drawn with a fixed seed."""
+    order = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(0))
     return data.normalise(data.train_images[order[:CALIBRATION_IMAGES]])
 
 
@@ -175,7 +188,7 @@ def _metadata(data: ImageData) -> dict[str, str]:
     }
 
 
-def _times(
+def inference_times(
     dense: nn.Module,
     model: nn.Module,
     exported: Callable[[Tensor], Tensor],

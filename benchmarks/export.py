@@ -148,8 +148,8 @@ trained. *Size* is that of the file over 4 bytes per parameter, *accuracy* over 
 {files}
 
 Batch {result["batch"]}. *Export* is the time until the file is written and compared, with all
-imports, *CPU* that of the processor. The exported network is run by torch without compilation, or by
-onnxruntime.
+imports, *CPU* that of the processor. The exported network is run by torch without compilation, or
+by onnxruntime.
 
 | network | format | export (s) | CPU (s) | dense (ms) | tucker (ms) | exported (ms) |
 | --- | --- | --- | --- | --- | --- | --- |

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import ExportError, RunError
-from tdlrt.experiments.checkpoint import load_model_
 from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.data import ImageData, load_data
 from tdlrt.experiments.models import build_model
@@ -24,7 +23,8 @@ from tdlrt.experiments.timing import (
     weight_bytes,
 )
 from tdlrt.export import FORMATS, export, load_network
-from tdlrt.surgery import factorize_, to_dense
+from tdlrt.serialization import load
+from tdlrt.surgery import to_dense
 
 __all__ = ["accuracy", "calibration_images", "export_run", "inference_times", "load_run"]
 
@@ -63,7 +63,8 @@ def export_run(
     Raises:
         UnknownNameError: The format is not known.
         ExportError: The path is taken, or the format and int8 exclude each other.
-        RunError: There is no finished run, or its model cannot be read.
+        RunError: There is no finished run.
+        CheckpointError: Its model cannot be read.
         DataError: The data cannot be read.
         MissingExtraError: A package that the format needs is not installed.
     """
@@ -125,17 +126,15 @@ def load_run(run: str | Path, data_dir: str | Path | None = None) -> tuple[nn.Mo
         data_dir: Folder of the parquet files; None is where the run found them.
 
     Raises:
-        RunError: There is no finished run, or its model cannot be read.
+        RunError: There is no finished run.
+        CheckpointError: Its model cannot be read.
         DataError: The data cannot be read.
     """
     directory = RunDirectory(run)
     config = _finished(directory)
     data = load_data(config.data, data_dir or config.data_dir, train_images=config.train_images)
     model = build_model(config.model, data.image_shape, len(data.classes))
-    rank: Any = config.rank
-    if config.method != "dense":
-        factorize_(model, rank=rank)
-    load_model_(model, directory.model)
+    load(directory.model, model)
     return model.eval(), data
 
 

@@ -7,23 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tdlrt.cli import main
-
 RUN = ["train", "lenet5", "--data", "digits", "--batch-size", "256", "--epochs", "2"]
-
-
-@pytest.fixture
-def tdlrt(monkeypatch, capsys):
-    """Run a command line in this process; gives exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tdlrt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        return exit_.value.code, *capsys.readouterr()
-
-    monkeypatch.setenv("COLUMNS", "80")
-    return call
 
 
 def test_version_and_help(tdlrt):

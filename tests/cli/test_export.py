@@ -5,26 +5,11 @@ import sys
 import pytest
 import torch
 
-from tdlrt.cli import main
 from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.runner import run
 from tdlrt.export import FORMATS
 
 OPTIONS = {"model": "lenet5", "data": "digits", "batch_size": 64, "epochs": 6}
-
-
-@pytest.fixture
-def tdlrt(monkeypatch, capsys):
-    """Run a command line in this process; gives exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tdlrt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        return exit_.value.code, *capsys.readouterr()
-
-    monkeypatch.setenv("COLUMNS", "80")
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 __all__ = [
     "CheckpointError",
+    "ConfigError",
     "DataError",
     "ExportError",
     "IntegratorStateError",
@@ -74,6 +75,10 @@ class ExportError(TdlrtError, ValueError):
 
 class UnknownNameError(TdlrtError, ValueError):
     """A model, data set or method name is not known."""
+
+
+class ConfigError(TdlrtError, ValueError):
+    """An option of a run is outside its range, or two options contradict each other."""
 
 
 class DataError(TdlrtError, ValueError):

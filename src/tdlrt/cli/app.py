@@ -30,6 +30,7 @@ from tdlrt.experiments.config import (
 )
 from tdlrt.experiments.data import DATA_SETS
 from tdlrt.experiments.exporting import export_run
+from tdlrt.experiments.methods import METHODS
 from tdlrt.experiments.models import MODELS, build_model
 from tdlrt.experiments.names import pick
 from tdlrt.experiments.rank_option import check_rank, number_or_word, parse_rank
@@ -175,8 +176,21 @@ def train(
     train_images: Annotated[
         int | None, _option("Train on the first so many images.", DATA, show_default="all")
     ] = None,
+    validation: Annotated[
+        Any,
+        _option(
+            "Share or number of training images held out and measured in place of the test set.",
+            DATA,
+            parser=number_or_word,
+            metavar="PART",
+            show_default="none",
+        ),
+    ] = None,
+    augment: Annotated[
+        str, _option("none, or standard: random shifts and mirror images.", DATA)
+    ] = RunConfig.augment,
     method: Annotated[
-        str, _option(f"{', '.join(LEARNING_RATES)} (cores and bases as free parameters).", METHOD)
+        str, _option(f"{', '.join(METHODS)}.", METHOD)
     ] = RunConfig.method,
     tau: Annotated[
         float | None,
@@ -244,6 +258,10 @@ def train(
             show_default=_recipe("freeze_at"),
         ),
     ] = None,
+    dense_until: Annotated[
+        float,
+        _option("Share of the training after which what starts dense has its size.", METHOD),
+    ] = RunConfig.dense_until,
     epochs: Annotated[
         int | None,
         _option("Passes over the training set.", TRAINING, show_default=_per_data_set("epochs")),

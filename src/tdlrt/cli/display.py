@@ -69,7 +69,7 @@ class LineDisplay(SilentDisplay):
         config = training.config
         self._print(
             f"{config.model} ({config.method}) on {config.data}: "
-            f"{len(data.train_labels):,} training, {len(data.test_labels):,} test images "
+            f"{len(data.train_labels):,} training, {len(data.test_labels):,} {data.split} images "
             f"{format_shape(data.image_shape)}"
         )
         if training.step:
@@ -78,10 +78,10 @@ class LineDisplay(SilentDisplay):
     def epoch_ended(self, training: Training, metrics: EpochMetrics) -> None:
         """Print the metrics of the epoch."""
         epochs = str(training.config.epochs)
-        compression = f"  compression {100 * metrics.compression:5.1f} %" if metrics.ranks else ""
+        compression = f"  compression {100 * metrics.compression:5.1f} %" if training.layers else ""
         self._print(
             f"epoch {metrics.epoch:>{len(epochs)}}/{epochs}  loss {metrics.loss:7.4f}"
-            f"  accuracy {metrics.test_accuracy:6.2f} %{compression}  {metrics.seconds:6.1f} s"
+            f"  accuracy {metrics.accuracy:6.2f} %{compression}  {metrics.seconds:6.1f} s"
         )
 
     def already_finished(self, directory: RunDirectory) -> None:

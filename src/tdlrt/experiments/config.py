@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 import torch
 
-from tdlrt.errors import RankError, TdlrtError
+from tdlrt.errors import ConfigError, RankError
 from tdlrt.experiments.data import DATA_SETS
+from tdlrt.experiments.methods import DEFAULT_TAU, METHODS, OPTIMIZERS, RAMPS, Method
 from tdlrt.experiments.models import MODELS
 from tdlrt.experiments.names import pick
 from tdlrt.experiments.rank_option import RankOption, check_rank
-from tdlrt.ranks import CubicSchedule, LinearSchedule
 
 __all__ = [
+    "AUGMENTATIONS",
     "DEFAULT_TAU",
     "DEPENDS",
     "LEARNING_RATES",
@@ -27,11 +28,7 @@ __all__ = [
     "torch_device",
 ]
 
-LEARNING_RATES = {
-    "tdlrt": {"sgd": 0.05, "adam": 0.006, "adamw": 0.006},
-    "dense": {"sgd": 0.02, "adam": 0.001, "adamw": 0.001},
-    "tucker": {"sgd": 0.02, "adam": 0.006, "adamw": 0.006},
-}
+LEARNING_RATES = {name: method.learning_rates for name, method in METHODS.items()}
 """Methods, and the learning rate that each uses with an optimiser unless told otherwise."""
 
 WITH_TAU = {
@@ -50,22 +47,13 @@ WITH_BUDGET = {
 }
 """The recipe of a run that is given a budget, and of one that is not (docs/algorithm.md)."""
 
-DEFAULT_TAU = 0.1
-
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
-
-RAMPS: dict[str, type[LinearSchedule | CubicSchedule] | None] = {
-    "constant": None,
-    "linear": LinearSchedule,
-    "cubic": CubicSchedule,
-}
+AUGMENTATIONS = ("none", "standard")
 
 DEPENDS: Any = None
 """Default of an option that depends on others; a finished `RunConfig` holds its value instead."""
+
+METHOD_OPTIONS = frozenset[str]().union(*(method.options for method in METHODS.values()))
+"""Options that some methods take and others do not."""
 
 RANK_OPTIONS = ("tau", "budget", "spare")
 
@@ -73,12 +61,9 @@ NAMED: dict[str, Mapping[str, object]] = {
     "integrator": dict.fromkeys(("parallel", "bug")),
     "ramp": RAMPS,
     "optimizer": OPTIMIZERS,
+    "augment": dict.fromkeys(AUGMENTATIONS),
 }
 """Options that take a name, and the names that each takes."""
-
-
-class ConfigError(TdlrtError, ValueError):
-    """An option of a run is outside its range, or two options contradict each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +75,15 @@ class RunConfig:
         data: Name of the data set, one of `tdlrt.experiments.data.DATA_SETS`.
         data_dir: Folder of the parquet files; None takes the data from the hub.
         train_images: Train on the first so many images; None for all.
-        method: "tdlrt" trains in Tucker format and finds the ranks, "dense" the network as it is,
-            "tucker" the cores and bases as free parameters at fixed ranks, by the plain optimiser.
+        validation: Images that are carved from the training set, at random by the seed: a share
+            in (0, 1) or a count from 1. Accuracies are then theirs, and the test set is not
+            looked at. None measures on the test set.
+        augment: "none", or "standard": every training image shifted by up to 4 pixels each way
+            and mirrored or not, at random.
+        method: One of `tdlrt.experiments.methods.METHODS` (docs/methods.md).
         tau: Relative truncation tolerance, in [0, 1); None is 0.1, or no tolerance with a budget.
-        budget: Share in (0, 1] of the dense parameters of the factorised layers that the ranks
-            may cost together, in place of a tolerance.
+        budget: Share in (0, 1] of the dense parameters of the factorised layers that these
+            may have together, in place of a tolerance.
         ramp: How tau rises from 0, or the budget falls from at least 0.5, over the first three
             quarters of the steps before the ranks stay: "constant" (not at all), "linear" or
             "cubic". None is the value of `WITH_BUDGET` or `WITH_TAU`, as for spare, adapt_every,
@@ -110,6 +99,8 @@ class RunConfig:
         core_steps: Core steps per basis step of "bug".
         freeze_at: Share of the training after which the ranks stay, in [0, 1]; with 0 they stay
             what `rank` says.
+        dense_until: Share of the training, in (0, 1), after which a method that starts dense has
+            its size.
         epochs: Passes over the training set; None is the default of the data set.
         batch_size: Images per step; None is the default of the data set.
         optimizer: "sgd", "adam" or "adamw", of all parameters and for every method.
@@ -119,7 +110,7 @@ class RunConfig:
         momentum: Momentum of SGD, in [0, 1); the other optimisers have none.
         weight_decay: As in torch; with "tdlrt" it acts on the core of a Tucker layer; not negative.
         spectral_penalty: Weight of `tdlrt.spectral_penalty` in the loss once the ranks stay; for
-            "tdlrt" alone, not negative.
+            "tdlrt" and "matrix_dlrt" alone, not negative.
         seed: Seed of the initial weights and of the order of the images.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
@@ -131,6 +122,8 @@ class RunConfig:
     data: str
     data_dir: str | None = None
     train_images: int | None = None
+    validation: float | int | None = None
+    augment: str = "none"
     method: str = "tdlrt"
     tau: float | None = DEPENDS
     budget: float | None = None
@@ -142,6 +135,7 @@ class RunConfig:
     adapt_every: int = DEPENDS
     core_steps: int = 1
     freeze_at: float = DEPENDS
+    dense_until: float = 0.6
     epochs: int = DEPENDS
     batch_size: int = DEPENDS
     optimizer: str = DEPENDS
@@ -157,13 +151,13 @@ class RunConfig:
         """Fill in the defaults that depend on other options, then check every range."""
         pick("model", self.model, MODELS)
         info = pick("data set", self.data, DATA_SETS)
-        rates = pick("method", self.method, LEARNING_RATES)
+        method = pick("method", self.method, METHODS)
         if self.tau is not None and self.budget is not None:
             raise ConfigError(
                 f"tau {self.tau!r} and budget {self.budget!r}: expected one of them; both say how "
                 "the ranks are chosen"
             )
-        if self.spectral_penalty and self.method != "tdlrt":
+        if self.spectral_penalty and "spectral_penalty" not in method.options:
             raise ConfigError(
                 f"spectral_penalty {self.spectral_penalty!r}: expected 0 for method "
                 f"{self.method!r}; it needs the orthonormal bases of 'tdlrt'"
@@ -172,7 +166,7 @@ class RunConfig:
         for name, table in NAMED.items():
             pick(name, getattr(self, name), table)
         self._default({"epochs": info.epochs, "batch_size": info.batch_size})
-        self._default({"lr": rates[self.optimizer]})
+        self._default({"lr": method.learning_rates[self.optimizer]})
         self._default({"tau": DEFAULT_TAU if self.budget is None else None})
         object.__setattr__(self, "rank", check_rank(self.rank))
         for name, (holds, expected) in RULES.items():
@@ -180,7 +174,22 @@ class RunConfig:
             if not holds(value):
                 error = RankError if name in RANK_OPTIONS else ConfigError
                 raise error(f"{name} {value!r}: expected {expected}")
+        self._check_method(method)
         self.torch_device()
+
+    def _check_method(self, method: Method) -> None:
+        """Refuse options that the method has no use for, unless they are at their defaults."""
+        defaults = {field.name: field.default for field in fields(self)}
+        defaults |= WITH_TAU if self.budget is None else WITH_BUDGET
+        defaults["tau"] = DEFAULT_TAU if self.budget is None else None
+        for name in METHOD_OPTIONS - method.options if method.options else ():
+            value = getattr(self, name)
+            if value != defaults[name]:
+                raise ConfigError(
+                    f"{name} {value!r}: expected its default {defaults[name]!r} for method "
+                    f"{self.method!r}, which takes {', '.join(sorted(method.options))}"
+                )
+        method.check(self)
 
     def _default(self, values: Mapping[str, Any]) -> None:
         """Set options that were left open."""
@@ -203,8 +212,9 @@ class RunConfig:
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Names of the options that differ from `other`, save for where the data lie."""
         mine = self.to_dict()
-        names = [field.name for field in fields(self) if field.name != "data_dir"]
-        return [name for name in names if mine[name] != other.get(name)]
+        # An option that is newer than `other` had its default then.
+        theirs = {field.name: field.default for field in fields(self)} | other
+        return [name for name in mine if name != "data_dir" and mine[name] != theirs[name]]
 
 
 def torch_device(name: str) -> torch.device:
@@ -245,6 +255,10 @@ def _is_scale(value: float | str) -> bool:
     return value == "auto" if isinstance(value, str) else _is_positive(value)
 
 
+def _is_part(value: float) -> bool:
+    return value >= 1 if isinstance(value, int) else 0 < value < 1
+
+
 def _is_positive(value: float) -> bool:
     return value > 0 and math.isfinite(value)
 
@@ -265,6 +279,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": (_is_count, "at least 1 epoch"),
     "batch_size": (_is_count, "at least 1 image"),
     "lr": (_is_positive, "a positive number"),
+    "validation": (_or_none(_is_part), "a share in (0, 1), or a count from 1"),
+    "dense_until": (lambda value: 0 < value < 1, "a share of the training in (0, 1)"),
     "warmup": (_is_share_below_one, "a share of the training in [0, 1)"),
     "momentum": (_is_share_below_one, "a number in [0, 1)"),
     "spectral_penalty": (_is_not_negative, "a number from 0"),

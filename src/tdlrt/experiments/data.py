@@ -1,7 +1,7 @@
 """Image data sets held in memory: embedded digits, local parquet files, or the hub."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +16,7 @@ from tdlrt.experiments.names import pick
 if TYPE_CHECKING:
     from tdlrt.experiments.parquet import Split
 
-__all__ = ["DATA_SETS", "DataProgress", "DatasetInfo", "ImageData", "load_data"]
+__all__ = ["DATA_SETS", "DataProgress", "DatasetInfo", "ImageData", "hold_out", "load_data"]
 
 DataProgress = Callable[[str, int, int], None]
 
@@ -29,11 +29,13 @@ class ImageData:
         name: Name of the data set.
         train_images: uint8, (N, channels, height, width).
         train_labels: int64, (N,).
-        test_images: uint8, (M, channels, height, width).
+        test_images: uint8, (M, channels, height, width); by `split` those of the test set, or
+            validation images in its place.
         test_labels: int64, (M,).
         classes: Name of each class.
         mean: Mean of each channel over the training images, on the scale 0 to 1.
         std: Standard deviation of each channel over the training images, same scale.
+        split: What the test images are.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ImageData:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    split: Literal["test", "validation"] = "test"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -141,6 +144,35 @@ def load_data(
             f"{tuple(train.images.shape[1:])} as in the training set; resize the images"
         )
     return _assemble(name, (train.images, train.labels), (test.images, test.labels), names)
+
+
+def hold_out(data: ImageData, part: float | int, seed: int) -> ImageData:
+    """Put some of the training images, drawn at random, in the place of the test set.
+
+    Args:
+        data: The data set.
+        part: The share of the training images, or how many.
+        seed: Seed of the draw.
+
+    Returns:
+        The rest of the training set, with its own mean and deviation, and `part` of it for
+        validation; the test set is not in it.
+
+    Raises:
+        DataError: Either would be empty.
+    """
+    total = len(data.train_labels)
+    count = part if isinstance(part, int) else round(part * total)
+    if not 1 <= count < total:
+        raise DataError(
+            f"validation {part}: {count} of the {total} training images; expected at least 1 for "
+            "validation and 1 for training"
+        )
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    held, rest = order[:count].sort().values, order[count:].sort().values
+    images, labels = data.train_images, data.train_labels
+    parts = (images[rest], labels[rest]), (images[held], labels[held])
+    return replace(_assemble(data.name, *parts, data.classes), split="validation")
 
 
 def _read(

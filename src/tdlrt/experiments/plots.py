@@ -12,8 +12,8 @@ from tdlrt.experiments.results import EpochMetrics, RunDirectory
 
 __all__ = ["draw_plots"]
 
-NAMES = {"tdlrt": "TDLRT", "tucker": "Tucker", "dense": "dense"}
-COLOURS = {"tdlrt": "#1f5fa8", "tucker": "#1f5fa8", "dense": "#7a7a7a"}
+NAMES = {"tdlrt": "TDLRT", "tucker": "Tucker", "cp": "CP", "matrix_dlrt": "matrix DLRT"}
+COLOUR, DENSE_COLOUR = "#1f5fa8", "#7a7a7a"
 MODE_COLOURS = ("#1f5fa8", "#d1651a", "#2c8a57", "#8a4fa3", "#7a7a7a")
 MODE_WIDTHS = (4.4, 3.2, 2.2, 1.4, 0.8)  # equal ranks stay visible: thin lines on thick ones
 MODE_NAMES = {
@@ -40,7 +40,7 @@ def draw_plots(directory: RunDirectory, method: str) -> None:
     _draw_accuracy(curves, directory.plots / "accuracy.png")
     _draw_loss(curves, directory.plots / "loss.png")
     if history[-1].ranks:
-        _draw_compression(history, COLOURS[method], directory.plots / "compression.png")
+        _draw_compression(history, COLOUR, directory.plots / "compression.png")
         _draw_ranks(history, directory.plots / "ranks.png")
 
 
@@ -48,20 +48,27 @@ def _draw_accuracy(curves: Mapping[str, History], path: Path) -> None:
     """The baseline beneath the run, each under its method's name."""
     figure, axes = _chart("accuracy (%)")
     for method, epochs in curves.items():
-        name, colour = NAMES[method], COLOURS[method]
-        test = [metrics.test_accuracy for metrics in epochs]
+        name, colour = _style(method)
+        held_out = [metrics.accuracy for metrics in epochs]
         train = [metrics.train_accuracy for metrics in epochs]
-        _line(axes, epochs, test, f"{name}, test: {test[-1]:.2f}", colour)
+        label = f"{name}, {epochs[-1].split}: {held_out[-1]:.2f}"
+        _line(axes, epochs, held_out, label, colour)
         _line(axes, epochs, train, f"{name}, training", colour, dashed=True)
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path)
+
+
+def _style(method: str) -> tuple[str, str]:
+    """Name and colour of a method."""
+    return NAMES.get(method, method), DENSE_COLOUR if method == "dense" else COLOUR
 
 
 def _draw_loss(curves: Mapping[str, History], path: Path) -> None:
     figure, axes = _chart("training loss")
     for method, epochs in curves.items():
         loss = [metrics.loss for metrics in epochs]
-        _line(axes, epochs, loss, f"{NAMES[method]}: {loss[-1]:.2g}", COLOURS[method])
+        name, colour = _style(method)
+        _line(axes, epochs, loss, f"{name}: {loss[-1]:.2g}", colour)
     axes.set_yscale("log")
     axes.legend(frameon=False)
     figure.savefig(path)

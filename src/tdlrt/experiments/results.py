@@ -1,13 +1,14 @@
 """The run directory: what a run writes, where, and how it is read again."""
 
 import json
+import math
 import os
 import platform
 import tempfile
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -46,25 +47,39 @@ class EpochMetrics:
         epoch: Number of the epoch, from 1.
         loss: Mean training loss over the epoch.
         train_accuracy: In percent, over the batches of the epoch as they were trained on.
-        test_accuracy: In percent, of the network at the end of the epoch.
+        test_accuracy: In percent, of the network at the end of the epoch on the test images; None
+            in a run that holds out validation images and leaves the test set alone.
         compression: Share of the factorised weights' parameters that is saved.
         network_compression: The same over all parameters.
         parameters: Parameters of the factorised weights; of the whole network if none is.
         ranks: Ranks of each factorised layer.
         lr: Learning rate of the last step.
         seconds: Duration of training and test.
+        validation_accuracy: As test_accuracy, on the validation images; None without any.
     """
 
     epoch: int
     loss: float
     train_accuracy: float
-    test_accuracy: float
+    test_accuracy: float | None
     compression: float
     network_compression: float
     parameters: int
     ranks: dict[str, list[int]]
     lr: float
     seconds: float
+    validation_accuracy: float | None = None
+
+    @property
+    def split(self) -> Literal["test", "validation"]:
+        """The images that `accuracy` is of."""
+        return "test" if self.validation_accuracy is None else "validation"
+
+    @property
+    def accuracy(self) -> float:
+        """In percent, of the network at the end of the epoch on the images of `split`."""
+        found = {"test": self.test_accuracy, "validation": self.validation_accuracy}[self.split]
+        return math.nan if found is None else found
 
 
 class RunDirectory:

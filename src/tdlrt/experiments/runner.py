@@ -10,7 +10,7 @@ import torch
 from tdlrt.errors import RunError
 from tdlrt.experiments.checkpoint import load_checkpoint, save_checkpoint, save_model
 from tdlrt.experiments.config import DEPENDS, ConfigError, RunConfig
-from tdlrt.experiments.data import ImageData, load_data
+from tdlrt.experiments.data import ImageData, hold_out, load_data
 from tdlrt.experiments.plots import draw_plots
 from tdlrt.experiments.results import EpochMetrics, RunDirectory, machine, versions
 from tdlrt.experiments.signals import stop_requests
@@ -127,6 +127,8 @@ def run(
     else:
         directory.claim(overwrite=overwrite)
     data = load_data(config.data, config.data_dir, observer.loading, config.train_images)
+    if config.validation is not None:
+        data = hold_out(data, config.validation, config.seed)
     with stop_requests() as stop:
         job = _Job(data, resume, stop.is_set, observer, command)
         summary = job.run(config, directory)
@@ -200,29 +202,30 @@ class _Job:
             )
 
     def _summary(self, training: Training) -> dict[str, Any]:
-        config, size, last = training.config, training.summary(), training.history[-1]
-        dense, adapts = config.method == "dense", config.method == "tdlrt"
+        config, size, last = training.config, training.size, training.history[-1]
+        cost, options = training.summary(), training.method.options
         return {
             "command": self.command,
             "model": config.model,
             "data": config.data,
             "method": config.method,
-            "tau": config.tau if adapts else None,
-            "budget": config.budget if adapts else None,
+            "tau": config.tau if "tau" in options else None,
+            "budget": config.budget if "budget" in options else None,
             "seed": config.seed,
             "epochs": config.epochs,
-            "accuracy": last.test_accuracy,
-            "dense_accuracy": last.test_accuracy if dense else None,
+            "split": last.split,
+            "accuracy": last.accuracy,
+            "dense_accuracy": last.accuracy if config.method == "dense" else None,
             "compression": size.compression,
             "network_compression": size.network_compression,
             "parameters": last.parameters,
             "dense_parameters": size.dense_parameters or size.network_dense_parameters,
             "network_parameters": size.network_parameters,
             "network_dense_parameters": size.network_dense_parameters,
-            "macs": size.macs,
-            "dense_macs": size.dense_macs,
+            "macs": cost.macs,
+            "dense_macs": training.dense_macs,
             "ranks": last.ranks,
-            "layers": [_layer(row) for row in size.rows],
+            "layers": [_layer(row) for row in cost.rows],
             "seconds": sum(metrics.seconds for metrics in training.history),
             "dense_seconds": None,
             "versions": versions(),

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,24 +12,38 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from tdlrt.errors import RunError
-from tdlrt.experiments.config import DEFAULT_TAU, OPTIMIZERS, RAMPS, RunConfig
+from tdlrt.experiments.augmentation import draw_moves, move_images
+from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.data import ImageData
+from tdlrt.experiments.methods import METHODS
+from tdlrt.experiments.methods.sizes import kept_parameters
 from tdlrt.experiments.models import build_model
 from tdlrt.experiments.results import EpochMetrics
 from tdlrt.nn import TuckerLayer
-from tdlrt.optim import TDLRT
-from tdlrt.ranks import FixedRank, ParameterBudget, RankPolicy, RelativeTolerance
-from tdlrt.regularization import spectral_penalty
 from tdlrt.report import ModelSummary, summary
-from tdlrt.surgery import factorize_
 
-__all__ = ["Training"]
+__all__ = ["Size", "Training"]
 
 TEST_BATCH = 500
 
-# A ramp ends at this share of the steps before the ranks stay; a budget starts at RAMP_BUDGET.
-RAMP_SHARE = 0.75
-RAMP_BUDGET = 0.5
+
+class Size(NamedTuple):
+    """Parameters of the layers that a method makes small, without biases, and of the network."""
+
+    parameters: int
+    dense_parameters: int
+    network_parameters: int
+    network_dense_parameters: int
+
+    @property
+    def compression(self) -> float:
+        """1 - parameters / dense_parameters over these layers; 0 if the method has none."""
+        return 1 - self.parameters / self.dense_parameters if self.dense_parameters else 0.0
+
+    @property
+    def network_compression(self) -> float:
+        """The same over all parameters."""
+        return 1 - self.network_parameters / self.network_dense_parameters
 
 
 class Training:
@@ -41,7 +55,11 @@ class Training:
 
     Attributes:
         config: Options of the run.
+        method: How the network is trained and made small.
         model: The network, on its device.
+        layers: The layers that the method makes small, with the size of their dense weights.
+        optimizer: The optimiser of all parameters.
+        classes: Number of classes.
         epoch: Finished epochs.
         history: Metrics of the finished epochs.
     """
@@ -49,28 +67,31 @@ class Training:
     def __init__(self, config: RunConfig, data: ImageData) -> None:
         self.config = config
         self.device = config.torch_device()
-        self.model = build_model(config.model, data.image_shape, len(data.classes))
-        if config.method != "dense":
-            _factorize(config, self.model)
-        self.model.to(self.device)
-        # Twice as fast on a CPU. Cores stay as they are: the next change of a rank lays them anew.
-        for module in self.model.modules():
-            if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.method = METHODS[config.method]
+        self.classes = len(data.classes)
         self.input_size = (1, *data.image_shape)
+        self.model = build_model(config.model, data.image_shape, self.classes)
+        self.dense_macs = summary(self.model, input_size=self.input_size).macs
+        self._network_dense_parameters = kept_parameters(self.model)
+        self.layers = self.method.prepare(self.model, config)
+        self.model.to(self.device)
+        self._lay_out()
         self._train = data.train_images.to(self.device), data.train_labels.to(self.device)
+        self._split = data.split
         self._test = data.test_images.to(self.device), data.test_labels.to(self.device)
         self._mean = 255 * torch.tensor(data.mean, device=self.device).view(1, -1, 1, 1)
         self._std = 255 * torch.tensor(data.std, device=self.device).view(1, -1, 1, 1)
         self.steps_per_epoch = -(-len(data.train_labels) // config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
-        self.optimizer = _optimizer(config, self.model, self.steps)
-        warmup = min(round(config.warmup * self.steps), self.steps - 1)
-        self._schedule = _schedule(self.optimizer, warmup, self.steps)
+        self.dense_steps = max(1, round(config.dense_until * self.steps))
+        self.optimizer = self.method.optimizer(self.model, config, self.steps)
+        self._warmup = min(round(config.warmup * self.steps), self.steps - 1)
+        self._schedule = _schedule(self.optimizer, self._warmup, self.steps)
         self.epoch: int = 0
         self._batch: int = 0
         self.history: list[EpochMetrics] = []
         self._begin_epoch()
+        self.method.begin(self)
 
     @property
     def step(self) -> int:
@@ -93,9 +114,36 @@ class Training:
         """Mean loss over the batches of the current epoch so far."""
         return float(self._loss_sum) / max(1, self._seen)
 
+    @property
+    def size(self) -> Size:
+        """Parameters now, and of the dense network."""
+        layers = [self.model.get_submodule(name) for name in self.layers]
+        return Size(
+            sum(kept_parameters(layer, biases=False) for layer in layers),
+            sum(self.layers.values()),
+            kept_parameters(self.model),
+            self._network_dense_parameters,
+        )
+
     def summary(self) -> ModelSummary:
-        """Ranks, parameters and multiply-adds for one image, per layer and in all."""
+        """Ranks, parameters and multiply-adds for one image, of each layer there is now."""
         return summary(self.model, input_size=self.input_size)
+
+    def rebuild(self) -> None:
+        """Take up a network whose parameters are others now: a new optimiser, the old schedule."""
+        rate, schedule = self.optimizer.param_groups[0]["lr"], self._schedule.state_dict()
+        self._lay_out()
+        self.optimizer = self.method.optimizer(self.model, self.config, self.steps)
+        self._schedule = _schedule(self.optimizer, self._warmup, self.steps)
+        self._schedule.load_state_dict(schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _lay_out(self) -> None:
+        # Twice as fast on a CPU. Cores stay as they are: the next change of a rank lays them anew.
+        for module in self.model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def epochs(
         self, stop_requested: Callable[[], bool], after_step: Callable[["Training"], None]
@@ -112,13 +160,14 @@ class Training:
         """
         while not self.finished:
             started = time.perf_counter()
-            order = self._order()
+            order, moves = self.order(), self._moves()
             while self._batch < self.steps_per_epoch:
                 if stop_requested():
                     self._seconds += time.perf_counter() - started
                     return
                 start = self._batch * self.config.batch_size
-                self._step(order[start : start + self.config.batch_size])
+                index = order[start : start + self.config.batch_size]
+                self._step(*self.batch(index, moves))
                 after_step(self)
             yield self._end_epoch(started)
 
@@ -142,6 +191,7 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to the point at which `state_dict` was taken."""
+        self.method.restore(self, state["model"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
@@ -155,12 +205,6 @@ class Training:
             torch.cuda.set_rng_state(state["rng_device"].cpu(), self.device)
 
     @property
-    def _penalised(self) -> bool:
-        """Whether the spectra of the cores count: not before their ranks are found."""
-        frozen = isinstance(self.optimizer, TDLRT) and self.optimizer.ranks_frozen
-        return frozen and self.config.spectral_penalty > 0
-
-    @property
     def _seen(self) -> int:
         return min(self._batch * self.config.batch_size, len(self._train[1]))
 
@@ -170,12 +214,33 @@ class Training:
         self._loss_sum = torch.zeros((), device=self.device)
         self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
 
-    def _order(self) -> Tensor:
-        generator = torch.Generator().manual_seed(self.config.seed * 2**20 + self.epoch)
-        return torch.randperm(len(self._train[1]), generator=generator).to(self.device)
+    def order(self) -> Tensor:
+        """The training images in the order of this epoch."""
+        return torch.randperm(len(self._train[1]), generator=self._generator(0)).to(self.device)
 
-    def _step(self, index: Tensor) -> None:
-        images, labels = self._normalise(self._train[0][index]), self._train[1][index]
+    def _moves(self) -> Tensor | None:
+        """How each training image is augmented in this epoch."""
+        if self.config.augment == "none":
+            return None
+        return draw_moves(len(self._train[1]), self._generator(1)).to(self.device)
+
+    def _generator(self, purpose: int) -> torch.Generator:
+        seed = purpose * 2**52 + self.config.seed * 2**20 + self.epoch
+        return torch.Generator().manual_seed(seed)
+
+    def batch(self, index: Tensor, moves: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Training images (normalised) and labels of an index.
+
+        Args:
+            index: Which images.
+            moves: How each image of the training set is augmented; None for not at all.
+        """
+        images = self._train[0][index]
+        if moves is not None:
+            images = move_images(images, moves[index])
+        return self._normalise(images), self._train[1][index]
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
         evaluations: list[tuple[Tensor, Tensor]] = []
 
         def closure() -> Any:
@@ -183,8 +248,9 @@ class Training:
             logits = self.model(images)
             loss = F.cross_entropy(logits, labels)
             evaluations.append((loss.detach(), logits.detach()))
-            if self._penalised:
-                loss = loss + self.config.spectral_penalty * spectral_penalty(self.model)
+            penalty = self.method.penalty(self)
+            if penalty is not None:
+                loss = loss + penalty
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
@@ -193,9 +259,10 @@ class Training:
         self._schedule.step()
         # `bug` evaluates the closure more than once; the first time is before the step.
         loss, logits = evaluations[0]
-        self._loss_sum += loss * len(index)
+        self._loss_sum += loss * len(labels)
         self._correct += (logits.argmax(1) == labels).sum()
         self._batch += 1
+        self.method.after_step(self)
 
     def _end_epoch(self, started: float) -> EpochMetrics:
         loss, images = self.loss, self._seen
@@ -204,16 +271,17 @@ class Training:
                 f"epoch {self.epoch + 1}: the loss is {loss}; expected a finite number; "
                 f"lower the learning rate (--lr, now {self.config.lr})"
             )
-        size = summary(self.model)
-        test_accuracy = self._test_accuracy()
+        size, accuracy = self.size, self._accuracy()
+        validated = self._split == "validation"
         metrics = EpochMetrics(
             epoch=self.epoch + 1,
             loss=loss,
             train_accuracy=100 * int(self._correct) / images,
-            test_accuracy=test_accuracy,
+            test_accuracy=None if validated else accuracy,
+            validation_accuracy=accuracy if validated else None,
             compression=size.compression,
             network_compression=size.network_compression,
-            parameters=size.parameters or size.network_parameters,
+            parameters=size.parameters if self.layers else size.network_parameters,
             ranks=self.ranks,
             lr=self._lr,
             seconds=self._seconds + time.perf_counter() - started,
@@ -224,7 +292,8 @@ class Training:
         return metrics
 
     @torch.inference_mode()
-    def _test_accuracy(self) -> float:
+    def _accuracy(self) -> float:
+        """Share of the images that are held out that the network gets right, in percent."""
         self.model.eval()
         batches = zip(*(torch.split(part, TEST_BATCH) for part in self._test), strict=True)
         correct = sum((self.model(self._normalise(x)).argmax(1) == y).sum() for x, y in batches)
@@ -237,51 +306,6 @@ class Training:
             images.shape, device=images.device, memory_format=torch.channels_last
         ).copy_(images)
         return laid.sub_(self._mean).div_(self._std)
-
-
-def _factorize(config: RunConfig, model: nn.Module) -> None:
-    """Put the network in Tucker format.
-
-    Free factors start at the norm of the layer: a flat spectrum loses most of it by truncation,
-    and there is no tolerance for which learned directions would have to stand out.
-    """
-    scale = config.init_scale
-    if scale == "auto" and config.method == "tucker":
-        scale = 1.0
-    rank: Any = config.rank  # checked by RunConfig, down to the spelling of "full"
-    factorize_(model, rank=rank, init_scale=scale)
-
-
-def _optimizer(config: RunConfig, model: nn.Module, steps: int) -> torch.optim.Optimizer:
-    plain = OPTIMIZERS[config.optimizer]
-    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    if config.optimizer == "sgd":
-        options["momentum"] = config.momentum
-    if config.method != "tdlrt":
-        return plain(model.parameters(), **options)
-    freeze_after = round(config.freeze_at * steps)
-    return TDLRT(
-        model,
-        plain,
-        rank_policy=_rank_policy(config, freeze_after),
-        integrator=config.integrator,
-        adapt_every=config.adapt_every,
-        core_steps=config.core_steps,
-        freeze_after=freeze_after or None,
-        **options,
-    )
-
-
-def _rank_policy(config: RunConfig, freeze_after: int) -> RankPolicy:
-    if freeze_after == 0:
-        return FixedRank()
-    ramp, steps = RAMPS[config.ramp], max(1, round(RAMP_SHARE * freeze_after))
-    if config.budget is not None:
-        start = max(config.budget, RAMP_BUDGET)
-        fraction = ramp(start, config.budget, steps) if ramp else config.budget
-        return ParameterBudget(fraction, spare=config.spare)
-    end = DEFAULT_TAU if config.tau is None else config.tau
-    return RelativeTolerance(ramp(0.0, end, steps) if ramp else end, spare=config.spare)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> LRScheduler:

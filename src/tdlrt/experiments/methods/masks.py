@@ -1,0 +1,84 @@
+"""What unstructured pruning methods share: masks over the weights of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from tdlrt.experiments.methods.method import Method
+from tdlrt.experiments.methods.sizes import dense_sizes, factorizable
+
+if TYPE_CHECKING:
+    from tdlrt.experiments.config import RunConfig
+    from tdlrt.experiments.training import Training
+
+__all__ = ["Masked", "MaskedAtStart"]
+
+SAMPLES_PER_CLASS = 10
+MOST_SAMPLES = 512
+
+
+class Masked(Method):
+    """Keep the weights with the highest scores over all layers together, set the others to zero.
+
+    Size: kept weights. The mask is not counted, and what runs is as large as before.
+    """
+
+    def prepare(self, model: nn.Module, config: RunConfig) -> dict[str, int]:
+        """Leave the network dense for now."""
+        return dense_sizes(factorizable(model))
+
+    def restore(self, training: Training, weights: Mapping[str, Tensor]) -> None:
+        """Put masks on the layers that had one, of ones for now."""
+        for name in training.layers:
+            layer = training.model.get_submodule(name)
+            if f"{name}.weight_mask" in weights and not prune.is_pruned(layer):
+                prune.identity(layer, "weight")
+
+    def keep(self, training: Training, scores: Mapping[str, Tensor], share: float) -> None:
+        """Mask all but a share of the weights.
+
+        Args:
+            training: The training.
+            scores: Score of each weight, by layer; weights masked before must score lowest.
+            share: Share of the weights that stay.
+        """
+        flat = torch.cat([scores[name].flatten() for name in training.layers])
+        kept = torch.zeros_like(flat)
+        kept[flat.topk(max(1, round(share * len(flat)))).indices] = 1
+        sizes = list(training.layers.values())
+        for name, mask in zip(training.layers, kept.split(sizes), strict=True):
+            layer = training.model.get_submodule(name)
+            mask = mask.reshape(scores[name].shape)
+            if prune.is_pruned(layer):
+                layer.get_buffer("weight_mask").copy_(mask)
+            else:
+                prune.custom_from_mask(layer, "weight", mask)
+
+
+class MaskedAtStart(Masked):
+    """Masks that are found on a sample of the training images before the first step."""
+
+    def scores(
+        self, training: Training, weights: dict[str, Tensor], images: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Score of each weight on the images."""
+        raise NotImplementedError
+
+    def begin(self, training: Training) -> None:
+        """Prune."""
+        count = min(SAMPLES_PER_CLASS * training.classes, MOST_SAMPLES)
+        images, labels = training.batch(training.order()[:count])
+        weights = {
+            name: training.model.get_submodule(name).get_parameter("weight")
+            for name in training.layers
+        }
+        buffers = {name: buffer.clone() for name, buffer in training.model.named_buffers()}
+        scores = self.scores(training, weights, images, labels)
+        # Running statistics have seen these images; they begin with the training.
+        training.model.load_state_dict(buffers, strict=False)
+        self.keep(training, scores, training.config.budget or 1.0)

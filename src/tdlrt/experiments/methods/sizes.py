@@ -1,0 +1,80 @@
+"""The size of a network, measured alike for every method, and how to meet a given one."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from torch import nn
+
+from tdlrt.errors import RankError
+from tdlrt.surgery import factorize_
+
+__all__ = ["dense_sizes", "factorizable", "kept_parameters", "largest_share", "uniform_ranks"]
+
+BISECTIONS = 30
+
+
+def factorizable(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a dense network that `tdlrt.factorize_` would put in Tucker format, by name."""
+    rows = factorize_(model, rank=1, dry_run=True).factorized
+    return {row.name: model.get_submodule(row.name) for row in rows}
+
+
+def dense_sizes(layers: dict[str, nn.Module]) -> dict[str, int]:
+    """Numbers in the weight of each dense layer."""
+    return {name: layer.get_parameter("weight").numel() for name, layer in layers.items()}
+
+
+def kept_parameters(module: nn.Module, *, biases: bool = True) -> int:
+    """Parameters of a module; of those under a mask of `torch.nn.utils.prune` the kept ones.
+
+    A mask itself is not counted: what it costs depends on how it is stored.
+    """
+    return sum(_sizes(module, biases))
+
+
+def _sizes(module: nn.Module, biases: bool) -> Iterator[int]:
+    seen = set()
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if parameter in seen or (name == "bias" and not biases):
+                continue
+            seen.add(parameter)
+            mask = part._buffers.get(name.removesuffix("_orig") + "_mask")
+            yield parameter.numel() if mask is None else int(mask.sum())
+
+
+def largest_share(size: Callable[[float], int], budget: float, dense: int) -> float:
+    """The largest share in [0, 1] whose network fits the budget, by bisection.
+
+    Args:
+        size: Parameters of the network of a share; does not fall with it.
+        budget: Share of the dense parameters that the network may have.
+        dense: Dense parameters.
+
+    Returns:
+        The share.
+
+    Raises:
+        RankError: Even the network of share 0 is larger.
+    """
+    limit = budget * dense
+    if size(0.0) > limit:
+        raise RankError(
+            f"budget {budget}: the smallest network of this method has {size(0.0):,} of {dense:,} "
+            f"parameters, expected at most {limit:,.0f}; give at least {size(0.0) / dense:.2g}"
+        )
+    low, high = 0.0, 1.0
+    if size(high) <= limit:
+        return high
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if size(middle) <= limit else (low, middle)
+    return low
+
+
+def uniform_ranks(full: Sequence[int], share: float) -> tuple[int, ...]:
+    """A share of each full rank, at least 1.
+
+    >>> uniform_ranks((20, 3), 0.25)
+    (5, 1)
+    """
+    return tuple(max(1, round(share * rank)) for rank in full)

@@ -1,0 +1,101 @@
+"""Structured pruning: whole channels are removed, by Torch-Pruning."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tdlrt.errors import ConfigError
+from tdlrt.experiments.methods.method import Method
+from tdlrt.experiments.methods.sizes import (
+    dense_sizes,
+    factorizable,
+    kept_parameters,
+    largest_share,
+)
+
+if TYPE_CHECKING:
+    from tdlrt.experiments.config import RunConfig
+    from tdlrt.experiments.training import Training
+
+__all__ = ["Structured"]
+
+
+class Structured(Method):
+    """Train dense until `dense_until`, remove the channels of smallest norm, train on.
+
+    Size: every layer loses the same share of its channels, the smallest with which the weights fit
+    `budget`; they are physically smaller.
+
+    Source: Fang et al., DepGraph, arXiv:2301.12900 (package torch-pruning).
+    """
+
+    options = frozenset({"budget", "dense_until"})
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse a missing package as well."""
+        super().check(config)
+        _torch_pruning()
+
+    def prepare(self, model: nn.Module, config: RunConfig) -> dict[str, int]:
+        """Leave the network dense for now."""
+        return dense_sizes(factorizable(model))
+
+    def after_step(self, training: Training) -> None:
+        """Remove channels when the time has come."""
+        if training.step == training.dense_steps:
+            _shrink(training)
+
+    def restore(self, training: Training, weights: Mapping[str, Tensor]) -> None:
+        """Remove channels if they were when the network had these weights.
+
+        How many go depends on the shapes alone; which ones, on the weights that follow.
+        """
+        own = training.model.state_dict()
+        if any(name in own and own[name].shape != stored.shape for name, stored in weights.items()):
+            _shrink(training)
+
+
+def _shrink(training: Training) -> None:
+    def size(share: float) -> int:
+        model = copy.deepcopy(training.model)
+        _prune(model, training.input_size, share)
+        return sum(
+            kept_parameters(model.get_submodule(name), biases=False) for name in training.layers
+        )
+
+    dense = sum(training.layers.values())
+    share = largest_share(size, training.config.budget or 1.0, dense)
+    _prune(training.model, training.input_size, share)
+    training.rebuild()
+
+
+def _prune(model: nn.Module, input_size: tuple[int, ...], share: float) -> None:
+    """Keep a share of the channels of every layer, at least one; the outputs of the head stay."""
+    pruning = _torch_pruning()
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    images = torch.zeros(input_size, device=next(model.parameters()).device)
+    training = model.training
+    pruning.pruner.BasePruner(
+        model.eval(),
+        images,
+        importance=pruning.importance.GroupMagnitudeImportance(),
+        pruning_ratio=1 - share,
+        ignored_layers=head,
+    ).step()
+    model.train(training)
+
+
+def _torch_pruning() -> Any:
+    try:
+        return import_module("torch_pruning")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "method 'structured': expected the package torch-pruning, which is not installed; "
+            "run: pip install 'tdlrt[bench]'"
+        ) from error

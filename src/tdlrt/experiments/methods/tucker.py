@@ -1,0 +1,77 @@
+"""Tucker factors as free parameters at fixed ranks ("Tucker vanilla")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from tdlrt.errors import ConfigError
+from tdlrt.experiments.methods.method import FREE_FACTOR_RATES, Method
+from tdlrt.experiments.methods.sizes import dense_sizes, factorizable, largest_share
+from tdlrt.ranks import explicit_ranks
+from tdlrt.surgery import factorize_
+
+if TYPE_CHECKING:
+    from tdlrt.experiments.config import RunConfig
+
+__all__ = ["Tucker"]
+
+Ranks = tuple[int, ...]
+
+
+class Tucker(Method):
+    """Train cores and bases directly, by the plain optimiser, at fixed ranks.
+
+    Size: what `rank` gives; or with a `budget` the same share of the channel modes of every layer,
+    the largest that fits. Cores and bases count.
+    """
+
+    learning_rates = FREE_FACTOR_RATES
+    options = frozenset({"budget", "rank", "init_scale"})
+    needs_budget = False
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse a rank beside a budget."""
+        if config.budget is not None and config.rank != type(config).rank:
+            raise ConfigError(
+                f"rank {config.rank!r} and budget {config.budget!r}: expected one of them for "
+                "method 'tucker'; both say the ranks"
+            )
+
+    def prepare(self, model: nn.Module, config: RunConfig) -> dict[str, int]:
+        """Put the network in Tucker format.
+
+        Free factors start at the norm of the layer: a flat spectrum loses most of it by
+        truncation, and there is no tolerance for which learned directions would have to stand out.
+        """
+        rank: Any = config.rank
+        if config.budget is not None:
+            rank = _ranks_within(config.budget, factorizable(model))
+        scale = 1.0 if config.init_scale == "auto" else config.init_scale
+        report = factorize_(model, rank=rank, init_scale=scale)
+        return {row.name: row.dense_parameters for row in report.factorized}
+
+
+def _ranks_within(budget: float, layers: dict[str, nn.Module]) -> dict[str, Ranks]:
+    shapes = {name: layer.get_parameter("weight").shape for name, layer in layers.items()}
+
+    def size(share: float) -> int:
+        return sum(_size(shape, _ranks(share, shape)) for shape in shapes.values())
+
+    share = largest_share(size, budget, sum(dense_sizes(layers).values()))
+    return {name: _ranks(share, shape) for name, shape in shapes.items()}
+
+
+def _ranks(share: float, shape: Sequence[int]) -> Ranks:
+    """What `factorize_` makes of a share: no rank above the product of the others."""
+    ranks = list(explicit_ranks(max(share, 1e-9), shape))
+    for mode in sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True):
+        ranks[mode] = min(ranks[mode], math.prod(ranks) // ranks[mode])
+    return tuple(ranks)
+
+
+def _size(shape: Sequence[int], ranks: Ranks) -> int:
+    return math.prod(ranks) + sum(n * r for n, r in zip(shape, ranks, strict=True))

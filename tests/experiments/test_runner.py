@@ -199,11 +199,13 @@ def test_rank_policy(digits, options, policy):
     assert optimizer.freeze_after == (None if policy == FixedRank() else 100)
 
 
-TUCKER = replace(
-    CONFIG,
+TUCKER = RunConfig(
+    model="lenet5",
+    data="digits",
+    epochs=3,
+    batch_size=256,
     method="tucker",
     rank={"conv2": [10, 4, 3, 3], "fc1": 6},
-    init_scale="auto",
     optimizer="adam",
     lr=1e-3,
     warmup=0.3,
@@ -442,7 +444,7 @@ def test_order_depends_on_seed_and_epoch_alone(digits):
         training = Training(replace(CONFIG, seed=seed), digits)
         torch.rand(3)
         training.epoch = epoch
-        return training._order().tolist()
+        return training.order().tolist()
 
     assert order(0, 1) == order(0, 1)
     assert sorted(order(0, 1)) == list(range(1437))

@@ -189,9 +189,7 @@ def train(
     augment: Annotated[
         str, _option("none, or standard: random shifts and mirror images.", DATA)
     ] = RunConfig.augment,
-    method: Annotated[
-        str, _option(f"{', '.join(METHODS)}.", METHOD)
-    ] = RunConfig.method,
+    method: Annotated[str, _option(f"{', '.join(METHODS)}.", METHOD)] = RunConfig.method,
     tau: Annotated[
         float | None,
         _option(

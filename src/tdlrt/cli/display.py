@@ -171,7 +171,7 @@ class LiveDisplay(LineDisplay):
         words = [
             Text.assemble(
                 f"{name} ",
-                (format_shape(now), moved if now != self._ranks_before[name] else "dim"),
+                (format_shape(now), moved if now != self._ranks_before.get(name) else "dim"),
             )
             for name, now in ranks.items()
         ]

@@ -29,13 +29,14 @@ def layer_table(summary: dict[str, Any]) -> Table:
             "" if dense else _percent(layer["compression"]),
         )
     table.add_section()
-    if summary["ranks"]:
+    small = summary["method"] != "dense"
+    if small:
         parameters, saved = f"{summary['parameters']:,}", _percent(summary["compression"])
-        table.add_row("Tucker weights", "", "", parameters, "", saved)
+        table.add_row("of these made small", "", "", parameters, "", saved)
     parameters, macs = f"{summary['network_parameters']:,}", _count(summary["macs"])
-    saved = _percent(summary["network_compression"]) if summary["ranks"] else ""
+    saved = _percent(summary["network_compression"]) if small else ""
     table.add_row("whole network", "", "", parameters, macs, saved)
-    if summary["ranks"]:
+    if small:
         parameters = f"{summary['network_dense_parameters']:,}"
         table.add_row("dense network", "", "", parameters, _count(summary["dense_macs"]), "")
     return table

@@ -39,8 +39,9 @@ def draw_plots(directory: RunDirectory, method: str) -> None:
     curves = {"dense": dense, method: history} if dense else {method: history}
     _draw_accuracy(curves, directory.plots / "accuracy.png")
     _draw_loss(curves, directory.plots / "loss.png")
+    if method != "dense":
+        _draw_compression(history, directory.plots / "compression.png")
     if history[-1].ranks:
-        _draw_compression(history, COLOUR, directory.plots / "compression.png")
         _draw_ranks(history, directory.plots / "ranks.png")
 
 
@@ -74,14 +75,14 @@ def _draw_loss(curves: Mapping[str, History], path: Path) -> None:
     figure.savefig(path)
 
 
-def _draw_compression(history: History, colour: str, path: Path) -> None:
+def _draw_compression(history: History, path: Path) -> None:
     figure, axes = _chart("parameters saved (%)")
     weights = [100 * metrics.compression for metrics in history]
     network = [100 * metrics.network_compression for metrics in history]
-    label = f"factorised weights: {weights[-1]:.1f}"
-    _line(axes, history, weights, label, colour)
+    label = f"weights made small: {weights[-1]:.1f}"
+    _line(axes, history, weights, label, COLOUR)
     label = f"whole network: {network[-1]:.1f}"
-    _line(axes, history, network, label, colour, dashed=True)
+    _line(axes, history, network, label, COLOUR, dashed=True)
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path)
 
@@ -98,15 +99,16 @@ def _draw_ranks(history: History, path: Path) -> None:
     for number, layer in enumerate(layers, start=1):
         axes = figure.add_subplot(rows, columns, number)
         axes.set_title(layer, fontsize=9)
-        ranks = [metrics.ranks[layer] for metrics in history]
+        epochs = [metrics for metrics in history if layer in metrics.ranks]
+        ranks = [metrics.ranks[layer] for metrics in epochs]
         for mode, name in enumerate(MODE_NAMES[len(ranks[0])]):
             values = [rank[mode] for rank in ranks]
             (lines[name],) = axes.plot(
-                [metrics.epoch for metrics in history],
+                [metrics.epoch for metrics in epochs],
                 values,
                 color=MODE_COLOURS[mode],
                 linewidth=MODE_WIDTHS[mode],
-                marker="o" if len(history) == 1 else None,
+                marker="o" if len(epochs) == 1 else None,
             )
         _tidy(axes)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))

@@ -36,7 +36,7 @@ class CP(Factored):
         return uniform_ranks([math.prod(shape) // sum(shape)], share)
 
     def size(self, shape: Shape, ranks: Ranks) -> int:
-        """r (n_1 + ... + n_d)."""
+        """That is r (n_1 + ... + n_d)."""
         return ranks[0] * sum(shape)
 
     def replacement(self, layer: nn.Module, ranks: Ranks) -> nn.Module:

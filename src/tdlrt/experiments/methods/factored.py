@@ -19,7 +19,6 @@ from tdlrt.experiments.methods.sizes import (
     dense_sizes,
     factorizable,
     largest_share,
-    uniform_ranks,
 )
 
 if TYPE_CHECKING:
@@ -120,7 +119,8 @@ def train_cores(tensor: Tensor, ranks: Ranks) -> list[Tensor]:
 
     Source: Oseledets, Tensor-train decomposition, 2011, algorithm 1.
     """
-    cores, rest = [], tensor
+    cores: list[Tensor] = []
+    rest = tensor
     for size, rank in zip(tensor.shape, ranks, strict=False):
         left = rest.reshape(rest.shape[0] if cores else 1, size, -1).flatten(0, 1)
         basis, values, directions = torch.linalg.svd(left, full_matrices=False)

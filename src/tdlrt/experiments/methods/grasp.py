@@ -29,12 +29,12 @@ class GraSP(MaskedAtStart):
     def scores(
         self, training: Training, weights: dict[str, Tensor], images: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
-        """w * H g: what stays scores high."""
+        """Those are w * H g: what stays scores high."""
         tensors = list(weights.values())
         loss = F.cross_entropy(training.model(images) / TEMPERATURE, labels)
         gradients = torch.autograd.grad(loss, tensors, create_graph=True)
         # The gradient of g^T g with one g held constant is H g.
-        product = sum((g.detach() * g).sum() for g in gradients)
+        product = torch.stack([(g.detach() * g).sum() for g in gradients]).sum()
         products = torch.autograd.grad(product, tensors)
         pairs = zip(weights.items(), products, strict=True)
         return {name: weight.detach() * one for (name, weight), one in pairs}

@@ -37,7 +37,7 @@ class Masked(Method):
         for name in training.layers:
             layer = training.model.get_submodule(name)
             if f"{name}.weight_mask" in weights and not prune.is_pruned(layer):
-                prune.identity(layer, "weight")
+                prune.identity(layer, "weight")  # type: ignore[no-untyped-call]
 
     def keep(self, training: Training, scores: Mapping[str, Tensor], share: float) -> None:
         """Mask all but a share of the weights.
@@ -51,13 +51,13 @@ class Masked(Method):
         kept = torch.zeros_like(flat)
         kept[flat.topk(max(1, round(share * len(flat)))).indices] = 1
         sizes = list(training.layers.values())
-        for name, mask in zip(training.layers, kept.split(sizes), strict=True):
+        for name, part in zip(training.layers, torch.split(kept, sizes), strict=True):
             layer = training.model.get_submodule(name)
-            mask = mask.reshape(scores[name].shape)
+            mask = part.reshape(scores[name].shape)
             if prune.is_pruned(layer):
                 layer.get_buffer("weight_mask").copy_(mask)
             else:
-                prune.custom_from_mask(layer, "weight", mask)
+                prune.custom_from_mask(layer, "weight", mask)  # type: ignore[no-untyped-call]
 
 
 class MaskedAtStart(Masked):
@@ -73,7 +73,7 @@ class MaskedAtStart(Masked):
         """Prune."""
         count = min(SAMPLES_PER_CLASS * training.classes, MOST_SAMPLES)
         images, labels = training.batch(training.order()[:count])
-        weights = {
+        weights: dict[str, Tensor] = {
             name: training.model.get_submodule(name).get_parameter("weight")
             for name in training.layers
         }

@@ -30,7 +30,7 @@ class Matrix(Factored):
         return uniform_ranks([min(shape[0], math.prod(shape[1:]))], share)
 
     def size(self, shape: Shape, ranks: Ranks) -> int:
-        """r (n_1 + prod(others))."""
+        """That is r (n_1 + prod(others))."""
         return ranks[0] * (shape[0] + math.prod(shape[1:]))
 
     def replacement(self, layer: nn.Module, ranks: Ranks) -> nn.Module:

@@ -71,7 +71,7 @@ class MatrixConv(TuckerLayer):
         matrix.bias = conv._parameters["bias"]  # type: ignore[assignment]
         self._factorize(matrix, rank, "all", init_scale)
         # Only its options are wanted; in a tuple it is no submodule, whose weight would be listed.
-        options = copy.copy(conv)
+        options: Any = copy.copy(conv)
         options._parameters = {"weight": None, "bias": None}
         self.kernel = (tuple(conv.get_parameter("weight").shape[1:]), options)
 

@@ -58,8 +58,6 @@ class Posthoc(Method):
             training.rebuild()
 
 
-def _factorize(
-    training: Training, rank: RankSpec, *, dry_run: bool = False
-) -> FactorizationReport:
+def _factorize(training: Training, rank: RankSpec, *, dry_run: bool = False) -> FactorizationReport:
     names = list(training.layers)
     return factorize_(training.model, rank=rank, include=names, init_scale=None, dry_run=dry_run)

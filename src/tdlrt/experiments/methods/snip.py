@@ -25,7 +25,7 @@ class SNIP(MaskedAtStart):
     def scores(
         self, training: Training, weights: dict[str, Tensor], images: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
-        """|w * grad_w L|."""
+        """Those are |w * grad_w L|."""
         loss = F.cross_entropy(training.model(images), labels)
         gradients = torch.autograd.grad(loss, list(weights.values()))
         pairs = zip(weights.items(), gradients, strict=True)

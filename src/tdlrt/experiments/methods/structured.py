@@ -78,15 +78,20 @@ def _shrink(training: Training) -> None:
 def _prune(model: nn.Module, input_size: tuple[int, ...], share: float) -> None:
     """Keep a share of the channels of every layer, at least one; the outputs of the head stay."""
     pruning = _torch_pruning()
-    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    # A layer all of whose channels would go is skipped. Half a channel makes up for truncation.
+    ratios = {
+        layer: 1 - (max(1, round(share * len(layer.weight))) + 0.5) / len(layer.weight)
+        for layer in layers[:-1]
+    }
     images = torch.zeros(input_size, device=next(model.parameters()).device)
     training = model.training
     pruning.pruner.BasePruner(
         model.eval(),
         images,
         importance=pruning.importance.GroupMagnitudeImportance(),
-        pruning_ratio=1 - share,
-        ignored_layers=head,
+        pruning_ratio_dict=ratios,
+        ignored_layers=layers[-1:],
     ).step()
     model.train(training)
 

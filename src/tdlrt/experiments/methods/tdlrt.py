@@ -34,6 +34,8 @@ RAMPS: dict[str, type[LinearSchedule | CubicSchedule] | None] = {
     "cubic": CubicSchedule,
 }
 
+RATES = {"sgd": 0.05, "adam": 0.006, "adamw": 0.006}
+
 # A ramp ends at this share of the steps before the ranks stay; a budget starts at RAMP_BUDGET.
 RAMP_SHARE = 0.75
 RAMP_BUDGET = 0.5
@@ -47,7 +49,7 @@ class TDLRTMethod(Method):
     Source: arXiv:2305.19059.
     """
 
-    learning_rates = {"sgd": 0.05, "adam": 0.006, "adamw": 0.006}
+    learning_rates = RATES
     options = frozenset(
         {"tau", "budget", "ramp", "spare", "rank", "init_scale", "integrator", "adapt_every"}
         | {"core_steps", "freeze_at", "spectral_penalty"}

@@ -32,9 +32,7 @@ class TensorTrain(Factored):
     def ranks(self, shape: Shape, share: float) -> Ranks:
         """Ranks between neighbours, of at most the smaller of the products on either side."""
         modes = _train_order(shape)
-        full = [
-            min(math.prod(modes[:cut]), math.prod(modes[cut:])) for cut in range(1, len(modes))
-        ]
+        full = [min(math.prod(modes[:cut]), math.prod(modes[cut:])) for cut in range(1, len(modes))]
         ranks = [1, *uniform_ranks(full, share), 1]
         for cut in range(1, len(modes)):
             ranks[cut] = min(ranks[cut], ranks[cut - 1] * modes[cut - 1])

@@ -49,7 +49,7 @@ class Lines(Observer):
     def epoch_ended(self, training: Training, metrics: EpochMetrics) -> None:
         """Print accuracy and compression."""
         print(
-            f"  epoch {metrics.epoch}  accuracy {metrics.test_accuracy:.2f} %  "
+            f"  epoch {metrics.epoch}  accuracy {metrics.accuracy:.2f} %  "
             f"compression {100 * metrics.compression:.1f} %  {metrics.seconds:.1f} s",
             flush=True,
         )

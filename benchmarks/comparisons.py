@@ -151,6 +151,9 @@ BEFORE = {
     "optimizer": "sgd",
     "warmup": 0.0,
     "spectral_penalty": 0.0,
+    "validation": None,
+    "augment": "none",
+    "dense_until": 0.6,
 }
 
 

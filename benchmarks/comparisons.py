@@ -151,6 +151,7 @@ BEFORE = {
     "optimizer": "sgd",
     "warmup": 0.0,
     "spectral_penalty": 0.0,
+    "image_size": None,
     "validation": None,
     "augment": "none",
     "dense_until": 0.6,

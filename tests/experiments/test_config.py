@@ -49,7 +49,12 @@ def test_unknown_names(option, near):
 
 @pytest.mark.parametrize(
     ("option", "word", "near"),
-    [("integrator", "bugs", "bug"), ("ramp", "cube", "cubic"), ("optimizer", "Adam", "adam")],
+    [
+        ("integrator", "bugs", "bug"),
+        ("ramp", "cube", "cubic"),
+        ("optimizer", "Adam", "adam"),
+        ("augment", "standart", "standard"),
+    ],
 )
 def test_unknown_words(option, word, near):
     with pytest.raises(UnknownNameError, match=rf"unknown {option} '{word}'; did you mean {near}"):
@@ -71,6 +76,10 @@ def test_unknown_words(option, word, near):
         ("spare", -0.1, RankError),
         ("train_images", 0, ConfigError),
         ("warmup", 1.0, ConfigError),
+        ("validation", 0, ConfigError),
+        ("validation", 1.0, ConfigError),
+        ("dense_until", 1.0, ConfigError),
+        ("dense_until", 0.0, ConfigError),
         ("init_scale", 0.0, ConfigError),
         ("adapt_every", 0, ConfigError),
         ("core_steps", 0, ConfigError),
@@ -108,6 +117,12 @@ def test_values_at_the_edge_of_their_range(options):
     config(**options)
 
 
+def test_only_image_folders_are_resized():
+    assert config(data="imagefolder", image_size=32).image_size == 32
+    with pytest.raises(ConfigError, match=r"image_size 32: expected None for data set 'digits'"):
+        config(image_size=32)
+
+
 @pytest.mark.parametrize("device", ["tpu7", "cuda:99"])
 def test_device_that_is_not_there(device):
     with pytest.raises(ConfigError, match=f"device '{device}': not available"):
@@ -123,3 +138,14 @@ def test_differences_ignore_where_the_data_lie():
     stored = config(data_dir="here", seed=1).to_dict()
     assert config(data_dir="there", seed=1).differences(stored) == []
     assert config(seed=2, tau=0.2).differences(stored) == ["tau", "seed"]
+
+
+def test_options_newer_than_a_stored_run_had_their_defaults_there():
+    stored = config().to_dict()
+    for name in ("validation", "augment", "dense_until", "image_size"):
+        del stored[name]
+    assert config().differences(stored) == []
+    assert config(augment="standard", validation=0.1).differences(stored) == [
+        "validation",
+        "augment",
+    ]

@@ -5,9 +5,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
 from tdlrt.errors import DataError, UnknownNameError
-from tdlrt.experiments.data import load_data
+from tdlrt.experiments.data import DATA_SETS, hold_out, load_data
 
 RNG = np.random.default_rng(0)
 GREY = [RNG.integers(0, 256, (6, 5), dtype=np.uint8) for _ in range(8)]
@@ -206,3 +207,96 @@ def test_classes_and_sizes_of_the_test_set_must_be_those_of_the_training_set(wri
     write_parquet("mnist", "test", [GREY[0].T], [0])
     with pytest.raises(DataError, match=r"test\.parquet: images of shape \(1, 5, 6\); expected"):
         load_data("mnist", mnist)
+
+
+def test_tiny_imagenet_is_tested_on_its_valid_part(write_parquet, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    for part in ("train", "test"):
+        write_parquet("tiny_imagenet", part, COLOUR, LABELS)
+    assert load_data("tiny_imagenet", tmp_path).image_shape == (3, 6, 5)
+    asked = []
+
+    def load_dataset(repository, split):
+        asked.append((repository, split))
+        raise ConnectionError
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match="zh-plus/tiny-imagenet"):
+        load_data("tiny_imagenet")
+    assert asked == [("zh-plus/tiny-imagenet", "train")]
+    assert DATA_SETS["tiny_imagenet"].test == "valid"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of three training images, one test image of one of them; sizes differ."""
+    for number, (part, name) in enumerate(
+        [("train", "cat"), ("train", "dog")] * 3 + [("test", "dog")]
+    ):
+        (tmp_path / part / name).mkdir(parents=True, exist_ok=True)
+        colour = (10 * number, 100, 200)
+        Image.new("RGB", (5 + number, 7), colour).save(tmp_path / part / name / f"{number}.png")
+    (tmp_path / "test" / "cat").mkdir()
+    return tmp_path
+
+
+def test_image_folder(folder):
+    (folder / "train" / "dog" / ".thumbs").write_bytes(b"")
+    seen = []
+    data = load_data("imagefolder", folder, lambda *report: seen.append(report), image_size=6)
+    assert data.image_shape == (3, 6, 6)
+    assert data.classes == ("cat", "dog")
+    assert data.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.train_images[:, 0, 2, 3].tolist() == [0, 20, 40, 10, 30, 50]
+    assert (data.test_labels.tolist(), data.test_images[0, 0, 0, 0]) == ([1], 60)
+    assert seen == [("train", 6, 6), ("test", 1, 1)]
+    assert load_data("imagefolder", folder).image_shape == (3, 64, 64)
+    few = load_data("imagefolder", folder, train_images=4)
+    assert set(few.train_labels.tolist()) == {0, 1}
+
+
+def test_wrong_image_folders(folder):
+    with pytest.raises(DataError, match=r"data_dir None: expected the folder .*--data-dir"):
+        load_data("imagefolder")
+    with pytest.raises(DataError, match=r"train: no such folder; expected a folder train and"):
+        load_data("imagefolder", folder / "train")
+    with pytest.raises(DataError, match=r"train_images 7: .*train holds 6 images"):
+        load_data("imagefolder", folder, train_images=7)
+    (folder / "test" / "elk").mkdir()
+    with pytest.raises(DataError, match=r"elk: a class that is not in the training set; .*cat"):
+        load_data("imagefolder", folder)
+    (folder / "test" / "elk").rmdir()
+    (folder / "test" / "cat" / "a.png").write_bytes(b"junk")
+    with pytest.raises(DataError, match=r"a\.png: no readable image"):
+        load_data("imagefolder", folder)
+    for path in folder.glob("test/*/*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"test: holds no images"):
+        load_data("imagefolder", folder)
+    for path in folder.glob("test/*"):
+        path.rmdir()
+    with pytest.raises(DataError, match=r"test: holds no folders; expected one per class"):
+        load_data("imagefolder", folder)
+
+
+@pytest.mark.parametrize(("part", "count"), [(0.25, 359), (100, 100)])
+def test_validation_images_are_carved_from_the_training_set(part, count):
+    data, seed = load_data("digits"), 3
+    held = hold_out(data, part, seed)
+    assert (held.split, data.split) == ("validation", "test")
+    assert len(held.test_labels) == count and len(held.train_labels) == 1437 - count
+    whole, parts = rows(data.train_images), rows(held.train_images) + rows(held.test_images)
+    assert sorted(parts) == sorted(whole)
+    assert held.mean == pytest.approx([float(held.train_images.double().mean()) / 255])
+    assert torch.equal(held.test_images, hold_out(data, part, seed).test_images)
+    assert not torch.equal(held.test_labels, hold_out(data, part, 4).test_labels)
+
+
+def rows(images):
+    return [bytes(image.flatten().tolist()) for image in images]
+
+
+@pytest.mark.parametrize(("part", "count"), [(1437, 1437), (0.0001, 0), (0.9999, 1437)])
+def test_neither_part_is_empty(part, count):
+    with pytest.raises(DataError, match=rf"validation {part}: {count} of the 1437 training images"):
+        hold_out(load_data("digits"), part, 0)

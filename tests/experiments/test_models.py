@@ -1,15 +1,22 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from tdlrt.errors import DataError, UnknownNameError
 from tdlrt.experiments.models import MODELS, build_model
+from tdlrt.nn.layer import tucker_layers
+from tdlrt.surgery import factorize_
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 20, 36)]
 
 
+OWN = [name for name in MODELS if not name.startswith("hf:")]
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", OWN)
 def test_logits_and_gradients_on_every_image_size(name, shape):
     model = build_model(name, shape, classes=7)
     logits = model(torch.randn(2, *shape))
@@ -29,6 +36,9 @@ def test_logits_and_gradients_on_every_image_size(name, shape):
         ("vgg16", (3, 32, 32), 14_724_042),
         ("alexnet", (3, 32, 32), 23_272_266),
         ("resnet18", (3, 32, 32), 11_173_962),
+        ("resnet18", (3, 64, 64), 11_173_962),
+        ("resnet18_imagenet", (3, 64, 64), 11_181_642),
+        ("resnet18_imagenet", (3, 224, 224), 11_181_642),
     ],
 )
 def test_number_of_parameters(name, shape, parameters):
@@ -67,7 +77,37 @@ def test_too_small_images_are_refused():
 
 
 def test_head_is_the_last_layer():
-    for name in MODELS:
+    for name in OWN:
         head = list(build_model(name, (1, 8, 8), 10).modules())[-1]
         assert isinstance(head, nn.Linear)
         assert head.out_features == 10
+
+
+@pytest.mark.parametrize(("name", "maps"), [("resnet18", 8), ("resnet18_imagenet", 2)])
+def test_last_maps_of_the_two_forms_of_resnet18(name, maps):
+    """The CIFAR form halves three times, the ImageNet form five times."""
+    model = build_model(name, (3, 64, 64), 10).eval()
+    seen = []
+    model.block4_2.register_forward_hook(lambda *call: seen.append(call[2].shape[-1]))
+    model(torch.zeros(1, 3, 64, 64))
+    assert seen == [maps]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 64, 64)], ids=str)
+@pytest.mark.parametrize("name", ["hf:resnet", "hf:convnext", "hf:vit"])
+def test_classifiers_of_transformers_train_in_tucker_format(name, shape):
+    pytest.importorskip("transformers")
+    model = build_model(name, shape, classes=7)
+    report = factorize_(model, rank=0.5)
+    assert len(report.factorized) > 5
+    assert "output head" in [row.note for row in report.skipped if row.shape[0] == 7]
+    logits = model(torch.randn(2, *shape))
+    assert logits.shape == (2, 7)
+    logits.square().sum().backward()
+    assert all(layer.core.grad.isfinite().all() for layer in tucker_layers(model).values())
+
+
+def test_missing_transformers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(DataError, match=r"hf:vit: .*transformers, .*pip install 'tdlrt\[hf\]'"):
+        build_model("hf:vit", (3, 32, 32), 10)

@@ -170,11 +170,17 @@ def train(
     data_dir: Annotated[
         str | None,
         _option(
-            "Folder with NAME/train.parquet and NAME/test.parquet.", DATA, show_default="the hub"
+            "Folder with NAME/{train,test}.parquet; for imagefolder with {train,test}/CLASS/*.",
+            DATA,
+            show_default="the hub",
         ),
     ] = None,
     train_images: Annotated[
         int | None, _option("Train on the first so many images.", DATA, show_default="all")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        _option("Height and width of the images of imagefolder.", DATA, show_default="64"),
     ] = None,
     validation: Annotated[
         Any,

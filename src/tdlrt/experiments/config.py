@@ -75,6 +75,7 @@ class RunConfig:
         data: Name of the data set, one of `tdlrt.experiments.data.DATA_SETS`.
         data_dir: Folder of the parquet files; None takes the data from the hub.
         train_images: Train on the first so many images; None for all.
+        image_size: Height and width of the images of "imagefolder", in pixels; None is 64.
         validation: Images that are carved from the training set, at random by the seed: a share
             in (0, 1) or a count from 1. Accuracies are then theirs, and the test set is not
             looked at. None measures on the test set.
@@ -122,6 +123,7 @@ class RunConfig:
     data: str
     data_dir: str | None = None
     train_images: int | None = None
+    image_size: int | None = None
     validation: float | int | None = None
     augment: str = "none"
     method: str = "tdlrt"
@@ -151,6 +153,11 @@ class RunConfig:
         """Fill in the defaults that depend on other options, then check every range."""
         pick("model", self.model, MODELS)
         info = pick("data set", self.data, DATA_SETS)
+        if self.image_size is not None and not info.folder:
+            raise ConfigError(
+                f"image_size {self.image_size!r}: expected None for data set {self.data!r}, whose "
+                "images have one size; leave it out"
+            )
         method = pick("method", self.method, METHODS)
         if self.tau is not None and self.budget is not None:
             raise ConfigError(
@@ -269,6 +276,7 @@ def _is_not_negative(value: float) -> bool:
 
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train_images": (_or_none(_is_count), "at least 1 image, or None for all"),
+    "image_size": (_or_none(lambda value: value >= 4), "at least 4 pixels"),
     "tau": (_or_none(_is_share_below_one), "a tolerance in [0, 1)"),
     "budget": (_or_none(lambda value: 0 < value <= 1), "a share in (0, 1]"),
     "spare": (_is_not_negative, "a share from 0"),

@@ -73,6 +73,8 @@ class DatasetInfo:
         label: Name of the column of labels in that repository.
         image_shape: Channels, height and width of an image.
         classes: Number of classes.
+        test: Name of the part of that repository that runs are tested on.
+        folder: Whether it is read from a folder of image files.
     """
 
     epochs: int
@@ -83,6 +85,8 @@ class DatasetInfo:
     hub: str = ""
     image: str = "image"
     label: str = "label"
+    test: str = "test"
+    folder: bool = False
 
 
 DATA_SETS = {
@@ -103,6 +107,15 @@ DATA_SETS = {
         image="img",
         label="fine_label",
     ),
+    "tiny_imagenet": DatasetInfo(
+        epochs=30,
+        image_shape=(3, 64, 64),
+        classes=200,
+        mode="RGB",
+        hub="zh-plus/tiny-imagenet",
+        test="valid",
+    ),
+    "imagefolder": DatasetInfo(epochs=30, image_shape=(3, 64, 64), mode="RGB", folder=True),
 }
 
 
@@ -111,6 +124,7 @@ def load_data(
     data_dir: str | Path | None = None,
     progress: DataProgress | None = None,
     train_images: int | None = None,
+    image_size: int | None = None,
 ) -> ImageData:
     """Load a data set into memory.
 
@@ -119,9 +133,11 @@ def load_data(
         data_dir: Folder that holds `NAME/train.parquet` and `NAME/test.parquet` with columns
             `image` and `label` (the hub's own column names are understood too). None takes the
             data from the Hugging Face hub. `digits` needs neither.
+            `imagefolder` reads `{train,test}/CLASS/*` in it.
         progress: Called while images are decoded with the part ("train" or "test"), the images
             done and the images in all.
         train_images: Take only the first so many training images; None takes all.
+        image_size: Height and width to which the images of `imagefolder` are resized; None is 64.
 
     Raises:
         UnknownNameError: `name` is not in `DATA_SETS`.
@@ -129,6 +145,8 @@ def load_data(
             are fewer training images than `train_images`.
     """
     info = pick("data set", name, DATA_SETS)
+    if info.folder:
+        return _image_folder(name, info, data_dir, progress, train_images, image_size)
     if not info.hub:
         return _digits(name, train_images)
     (train_source, train), (test_source, test) = (
@@ -186,7 +204,8 @@ def _read(
     """One part of a data set, and where it came from."""
     parquet = _require("tdlrt.experiments.parquet", extra="data")
     if data_dir is None:
-        table, source = _from_hub(info.hub, part), f"{info.hub} ({part})"
+        split_name = info.test if part == "test" else part
+        table, source = _from_hub(info.hub, split_name), f"{info.hub} ({split_name})"
     else:
         path = Path(data_dir) / name / f"{part}.parquet"
         table, source = parquet.read_table(path), str(path)
@@ -200,6 +219,35 @@ def _read(
     report = _reporter(part, progress)
     split: Split = parquet.decode_table(table, source, columns, info.mode, report)
     return source, split
+
+
+def _image_folder(
+    name: str,
+    info: DatasetInfo,
+    data_dir: str | Path | None,
+    progress: DataProgress | None,
+    train_images: int | None,
+    image_size: int | None,
+) -> ImageData:
+    if data_dir is None:
+        raise DataError(
+            f"data_dir None: expected the folder that holds train and test for {name}; give it "
+            "with --data-dir"
+        )
+    files = _require("tdlrt.experiments.imagefolder", extra="data")
+    size, folder = image_size or info.image_shape[1], Path(data_dir)
+    names = files.class_names(folder / "train")
+    train, test = (
+        files.read_folder(folder / part, names, info.mode, size, _reporter(part, progress))
+        for part in ("train", "test")
+    )
+    images, labels = train.images, train.labels
+    if train_images is not None:
+        _check_limit(str(folder / "train"), train_images, len(labels))
+        # Files come class by class: the first so many would be of a few classes.
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        images, labels = images[order[:train_images]], labels[order[:train_images]]
+    return _assemble(name, (images, labels), (test.images, test.labels), names)
 
 
 def _reporter(part: str, progress: DataProgress | None) -> Callable[[int, int], None]:

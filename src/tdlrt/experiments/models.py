@@ -3,6 +3,8 @@
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +114,19 @@ def _resnet18(image_shape: ImageShape, classes: int) -> nn.Module:
     return _residual_network(image_shape, classes, stem=64, stages=(64, 128, 256, 512), depth=2)
 
 
+def _resnet18_imagenet(image_shape: ImageShape, classes: int) -> nn.Module:
+    """ResNet-18 in its ImageNet form: 7x7 stem of stride 2, then a max-pool."""
+    stem: list[tuple[str, nn.Module]] = [
+        ("stem", nn.Conv2d(image_shape[0], 64, 7, 2, padding=3, bias=False)),
+        ("norm", nn.BatchNorm2d(64)),
+        ("relu", nn.ReLU()),
+        ("stem_pool", nn.MaxPool2d(3, 2, padding=1)),
+    ]
+    return _residual_stages(
+        nn.Sequential(OrderedDict(stem)), classes, 64, (64, 128, 256, 512), depth=2, halvings=3
+    )
+
+
 def _rescnn(image_shape: ImageShape, classes: int) -> nn.Module:
     """Small residual network: one block each of 32, 64, 128 and 256 channels."""
     return _residual_network(image_shape, classes, stem=32, stages=(32, 64, 128, 256), depth=1)
@@ -124,7 +139,18 @@ def _residual_network(
     net = nn.Sequential(
         OrderedDict(stem=_conv(image_shape[0], stem, 3), norm=nn.BatchNorm2d(stem), relu=nn.ReLU())
     )
-    channels = stem
+    return _residual_stages(net, classes, stem, stages, depth, halvings)
+
+
+def _residual_stages(
+    net: nn.Sequential,
+    classes: int,
+    channels: int,
+    stages: Sequence[int],
+    depth: int,
+    halvings: int,
+) -> nn.Module:
+    """Blocks and head behind a stem; the last `halvings` stages halve the image."""
     for number, width in enumerate(stages, start=1):
         for index in range(1, depth + 1):
             halve = index == 1 and number > len(stages) - halvings
@@ -153,6 +179,51 @@ class _ResidualBlock(nn.Module):
         return torch.relu(self.norm2(self.conv2(hidden)) + self.norm3(self.shortcut(x)))
 
 
+class _Logits(nn.Module):
+    """A classifier of `transformers`, from images to logits."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(pixel_values=images).logits
+        return logits
+
+
+def _hugging_face(name: str, image_shape: ImageShape, classes: int) -> nn.Module:
+    """A small classifier of `transformers`, from its configuration, with random weights.
+
+    Images are cut into at least 4x4 patches, of 1, 2, 4, ... pixels, before the first layer.
+    """
+    channels, height, width = image_shape
+    try:
+        transformers = import_module("transformers")
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"hf:{name}: expected the package transformers, which is not installed; "
+            "run: pip install 'tdlrt[hf]'"
+        ) from error
+    common = {"num_channels": channels, "num_labels": classes}
+    small = min(height, width) < 64
+    if name == "resnet":
+        sizes = {"embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 1, 1]}
+        config = transformers.ResNetConfig(layer_type="basic", **sizes, **common)
+        model = transformers.ResNetForImageClassification(config)
+    elif name == "convnext":
+        sizes = {"hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 2, 1]}
+        patch = 1 if small else 4
+        config = transformers.ConvNextConfig(patch_size=patch, **sizes, **common)
+        model = transformers.ConvNextForImageClassification(config)
+    else:
+        patch = max(1, 2 ** math.floor(math.log2(min(height, width) / 8)))
+        sizes = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+        sizes |= {"intermediate_size": 256, "image_size": (height, width), "patch_size": patch}
+        config = transformers.ViTConfig(**sizes, **common)
+        model = transformers.ViTForImageClassification(config)
+    return _Logits(model)
+
+
 def _conv(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     # No bias: a batch norm follows every one of these convolutions.
     return nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
@@ -179,4 +250,6 @@ MODELS: dict[str, Callable[[ImageShape, int], nn.Module]] = {
     "vgg16": _vgg16,
     "alexnet": _alexnet,
     "resnet18": _resnet18,
+    "resnet18_imagenet": _resnet18_imagenet,
+    **{f"hf:{name}": partial(_hugging_face, name) for name in ("resnet", "convnext", "vit")},
 }

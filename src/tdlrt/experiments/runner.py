@@ -126,7 +126,13 @@ def run(
             directory.baseline.open_for_resume(dense_config)
     else:
         directory.claim(overwrite=overwrite)
-    data = load_data(config.data, config.data_dir, observer.loading, config.train_images)
+    data = load_data(
+        config.data,
+        config.data_dir,
+        observer.loading,
+        train_images=config.train_images,
+        image_size=config.image_size,
+    )
     if config.validation is not None:
         data = hold_out(data, config.validation, config.seed)
     with stop_requests() as stop:

@@ -18,7 +18,7 @@ from tdlrt.experiments.methods.method import FREE_FACTOR_RATES, Method
 from tdlrt.experiments.methods.sizes import (
     dense_sizes,
     factorizable,
-    largest_share,
+    largest_shares,
 )
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ Shape = Sequence[int]
 class Factored(Method):
     """Train the factors of every weight as free parameters by the plain optimiser.
 
-    Size: every layer has the same share of its full ranks, the largest that fits `budget`; all
-    factors count. The start has the norm of the layer's own, as for `tucker`.
+    Size: every layer has the same share of its full ranks, up to rounding, the largest that fits
+    `budget`; all factors count. The start has the norm of the layer's own, as for `tucker`.
     """
 
     learning_rates = FREE_FACTOR_RATES
@@ -58,12 +58,13 @@ class Factored(Method):
         sizes = dense_sizes(layers)
         shapes = {name: layer.get_parameter("weight").shape for name, layer in layers.items()}
 
-        def size(share: float) -> int:
-            return sum(self.size(one, self.ranks(one, share)) for one in shapes.values())
+        def size(name: str, share: float) -> int:
+            return self.size(shapes[name], self.ranks(shapes[name], share))
 
-        share = largest_share(size, config.budget or 1.0, sum(sizes.values()))
+        shares = largest_shares(size, config.budget or 1.0, sizes)
         for name, layer in layers.items():
-            model.set_submodule(name, self.replacement(layer, self.ranks(shapes[name], share)))
+            ranks = self.ranks(shapes[name], shares[name])
+            model.set_submodule(name, self.replacement(layer, ranks))
         return sizes
 
 

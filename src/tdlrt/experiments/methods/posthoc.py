@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from tdlrt.experiments.methods.method import Method
-from tdlrt.experiments.methods.sizes import dense_sizes, factorizable, largest_share
+from tdlrt.experiments.methods.sizes import dense_sizes, factorizable, largest_shares
 from tdlrt.ranks import RankSpec, RelativeTolerance
 from tdlrt.surgery import FactorizationReport, factorize_
 
@@ -24,7 +24,7 @@ LARGEST_TOLERANCE = 1 - 1e-6
 class Posthoc(Method):
     """Train dense until `dense_until`, truncate every weight by HOSVD, train cores and bases.
 
-    Size: one relative tolerance for all layers, the smallest with which they fit `budget`.
+    Size: one relative tolerance for all layers, up to rounding, the smallest that fits `budget`.
 
     Source: Kim et al., arXiv:1511.06530, with a tolerance in place of variational Bayes.
     """
@@ -40,24 +40,26 @@ class Posthoc(Method):
         if training.step != training.dense_steps:
             return
 
-        def plan(share: float, dry_run: bool = True) -> FactorizationReport:
-            tolerance = RelativeTolerance(min(1 - share, LARGEST_TOLERANCE))
-            return _factorize(training, tolerance, dry_run=dry_run)
+        def size(name: str, share: float) -> int:
+            (row,) = _factorize(training, {name: _tolerance(share)}, dry_run=True).factorized
+            return row.parameters
 
-        def size(share: float) -> int:
-            return sum(row.parameters for row in plan(share).factorized)
-
-        dense = sum(training.layers.values())
-        plan(largest_share(size, training.config.budget or 1.0, dense), dry_run=False)
+        shares = largest_shares(size, training.config.budget or 1.0, training.layers)
+        _factorize(training, {name: _tolerance(share) for name, share in shares.items()})
         training.rebuild()
 
     def restore(self, training: Training, weights: Mapping[str, Tensor]) -> None:
         """Decompose the network if it was when it had these weights; they bring their ranks."""
         if any(f"{name}.core" in weights for name in training.layers):
-            _factorize(training, 1)
+            _factorize(training, dict.fromkeys(training.layers, 1))
             training.rebuild()
 
 
-def _factorize(training: Training, rank: RankSpec, *, dry_run: bool = False) -> FactorizationReport:
-    names = list(training.layers)
-    return factorize_(training.model, rank=rank, include=names, init_scale=None, dry_run=dry_run)
+def _tolerance(share: float) -> RelativeTolerance:
+    return RelativeTolerance(min(1 - share, LARGEST_TOLERANCE))
+
+
+def _factorize(
+    training: Training, ranks: Mapping[str, RankSpec], *, dry_run: bool = False
+) -> FactorizationReport:
+    return factorize_(training.model, rank=ranks, init_scale=None, dry_run=dry_run)

@@ -1,15 +1,23 @@
 """The size of a network, measured alike for every method, and how to meet a given one."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from torch import nn
 
 from tdlrt.errors import RankError
 from tdlrt.surgery import factorize_
 
-__all__ = ["dense_sizes", "factorizable", "kept_parameters", "largest_share", "uniform_ranks"]
+__all__ = [
+    "dense_sizes",
+    "factorizable",
+    "kept_parameters",
+    "largest_share",
+    "largest_shares",
+    "uniform_ranks",
+]
 
-BISECTIONS = 30
+BISECTIONS = 16
 
 
 def factorizable(model: nn.Module) -> dict[str, nn.Module]:
@@ -62,7 +70,39 @@ def largest_share(size: Callable[[float], int], budget: float, dense: int) -> fl
             f"budget {budget}: the smallest network of this method has {size(0.0):,} of {dense:,} "
             f"parameters, expected at most {limit:,.0f}; give at least {size(0.0) / dense:.2g}"
         )
-    low, high = 0.0, 1.0
+    return _bisect(size, limit, 0.0, 1.0)
+
+
+def largest_shares(
+    size: Callable[[str, float], int], budget: float, layers: Mapping[str, int]
+) -> dict[str, float]:
+    """One share for all layers, the largest that fits, and what rounding to ranks leaves over.
+
+    That goes to the layers in turn, the largest first, each up to twice its share.
+
+    Args:
+        size: Parameters of a layer, by name, at a share; does not fall with it.
+        budget: Share of the dense parameters that the layers may have together.
+        layers: Dense parameters of each layer.
+
+    Returns:
+        The share of each layer.
+
+    Raises:
+        RankError: Even the network of share 0 is larger.
+    """
+    dense = sum(layers.values())
+    share = largest_share(lambda one: sum(size(name, one) for name in layers), budget, dense)
+    sizes = {name: size(name, share) for name in layers}
+    shares = {}
+    for name in sorted(layers, key=layers.__getitem__, reverse=True):
+        rest = budget * dense - sum(sizes.values()) + sizes[name]
+        shares[name] = _bisect(partial(size, name), rest, share, min(1.0, 2 * share))
+        sizes[name] = size(name, shares[name])
+    return shares
+
+
+def _bisect(size: Callable[[float], int], limit: float, low: float, high: float) -> float:
     if size(high) <= limit:
         return high
     for _ in range(BISECTIONS):

@@ -10,7 +10,7 @@ from torch import nn
 
 from tdlrt.errors import ConfigError
 from tdlrt.experiments.methods.method import FREE_FACTOR_RATES, Method
-from tdlrt.experiments.methods.sizes import dense_sizes, factorizable, largest_share
+from tdlrt.experiments.methods.sizes import dense_sizes, factorizable, largest_shares
 from tdlrt.ranks import explicit_ranks
 from tdlrt.surgery import factorize_
 
@@ -26,7 +26,7 @@ class Tucker(Method):
     """Train cores and bases directly, by the plain optimiser, at fixed ranks.
 
     Size: what `rank` gives; or with a `budget` the same share of the channel modes of every layer,
-    the largest that fits. Cores and bases count.
+    up to rounding, the largest that fits. Cores and bases count.
     """
 
     learning_rates = FREE_FACTOR_RATES
@@ -58,11 +58,11 @@ class Tucker(Method):
 def _ranks_within(budget: float, layers: dict[str, nn.Module]) -> dict[str, Ranks]:
     shapes = {name: layer.get_parameter("weight").shape for name, layer in layers.items()}
 
-    def size(share: float) -> int:
-        return sum(_size(shape, _ranks(share, shape)) for shape in shapes.values())
+    def size(name: str, share: float) -> int:
+        return _size(shapes[name], _ranks(share, shapes[name]))
 
-    share = largest_share(size, budget, sum(dense_sizes(layers).values()))
-    return {name: _ranks(share, shape) for name, shape in shapes.items()}
+    shares = largest_shares(size, budget, dense_sizes(layers))
+    return {name: _ranks(shares[name], shape) for name, shape in shapes.items()}
 
 
 def _ranks(share: float, shape: Sequence[int]) -> Ranks:

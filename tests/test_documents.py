@@ -13,6 +13,7 @@ DOCS = Path(__file__).parents[1] / "docs"
     [
         "checkpoints.md",
         "export.md",
+        "methods.md",
         "training-loops.md",
         pytest.param("training-stacks.md", marks=pytest.mark.slow),
     ],

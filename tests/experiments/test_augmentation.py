@@ -5,7 +5,7 @@ from tdlrt.experiments.augmentation import PADDING, draw_moves, move_images
 
 def slow(images, moves):
     """Image by image and pixel by pixel, in float64."""
-    count, channels, height, width = images.shape
+    count, _, height, width = images.shape
     moved = torch.zeros(images.shape, dtype=torch.float64)
     for n in range(count):
         row, column, mirrored = moves[n].tolist()

@@ -109,7 +109,9 @@ def test_size_is_met_from_the_start(method, digits):
         assert 0.9 * budget <= size.parameters / size.dense_parameters <= budget
 
 
-@pytest.mark.parametrize("method", ["tucker", "cp", "tensor_train", "matrix"])
+@pytest.mark.parametrize(
+    "method", ["tucker", "cp", "tensor_train", "matrix", "posthoc", "structured"]
+)
 def test_a_budget_below_rank_one_is_refused(method, digits):
     with pytest.raises(RankError, match=r"budget 0\.0001: the smallest .* give at least 0\.0"):
         training(config(method, budget=1e-4), digits)
@@ -138,6 +140,13 @@ def test_methods_with_one_measure_of_size_need_it(method):
 def test_options_that_a_method_has_no_use_for(method, options, message):
     with pytest.raises(ConfigError, match=message):
         config(method, **options)
+
+
+def test_a_network_that_cannot_be_pruned_is_refused_before_the_training(digits):
+    pytest.importorskip("transformers")
+    options = config("structured", model="hf:vit")
+    with pytest.raises(ConfigError, match=r"model 'hf:vit': cannot be pruned by torch-pruning"):
+        training(options, digits)
 
 
 def test_a_dense_run_ignores_how_the_run_beside_it_is_made_small():

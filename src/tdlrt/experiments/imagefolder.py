@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ def read_folder(
     return Split(images, torch.tensor([label for _, label in files]), classes)
 
 
-def _decode(path: Path, mode: str, size: int) -> np.ndarray:  # type: ignore[type-arg]
+def _decode(path: Path, mode: str, size: int) -> np.ndarray[Any, Any]:
     try:
         with Image.open(path) as file:
             image = file.convert(mode)

@@ -179,6 +179,10 @@ class _ResidualBlock(nn.Module):
         return torch.relu(self.norm2(self.conv2(hidden)) + self.norm3(self.shortcut(x)))
 
 
+class _KeptConv2d(nn.Conv2d):
+    """A convolution that stays dense, as it is no plain torch layer: ViT reads its weight."""
+
+
 class _Logits(nn.Module):
     """A classifier of `transformers`, from images to logits."""
 
@@ -221,6 +225,7 @@ def _hugging_face(name: str, image_shape: ImageShape, classes: int) -> nn.Module
         sizes |= {"intermediate_size": 256, "image_size": (height, width), "patch_size": patch}
         config = transformers.ViTConfig(**sizes, **common)
         model = transformers.ViTForImageClassification(config)
+        model.vit.embeddings.patch_embeddings.projection.__class__ = _KeptConv2d
     return _Logits(model)
 
 

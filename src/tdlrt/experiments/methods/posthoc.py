@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from tdlrt.experiments.methods.method import Method
-from tdlrt.experiments.methods.sizes import dense_sizes, factorizable, largest_shares
+from tdlrt.experiments.methods.sizes import check_budget, dense_sizes, factorizable, largest_shares
 from tdlrt.ranks import RankSpec, RelativeTolerance
 from tdlrt.surgery import FactorizationReport, factorize_
 
@@ -34,6 +34,17 @@ class Posthoc(Method):
     def prepare(self, model: nn.Module, config: RunConfig) -> dict[str, int]:
         """Leave the network dense for now."""
         return dense_sizes(factorizable(model))
+
+    def begin(self, training: Training) -> None:
+        """Find out before the training whether the network can be made so small.
+
+        Raises:
+            RankError: It is larger than the budget at rank 1.
+        """
+        smallest = _factorize(training, dict.fromkeys(training.layers, 1), dry_run=True)
+        sizes = [row.parameters for row in smallest.factorized]
+        dense = sum(training.layers.values())
+        check_budget(sum(sizes), training.config.budget or 1.0, dense)
 
     def after_step(self, training: Training) -> None:
         """Decompose the network when its time has come."""

@@ -9,6 +9,7 @@ from tdlrt.errors import RankError
 from tdlrt.surgery import factorize_
 
 __all__ = [
+    "check_budget",
     "dense_sizes",
     "factorizable",
     "kept_parameters",
@@ -50,6 +51,20 @@ def _sizes(module: nn.Module, biases: bool) -> Iterator[int]:
             yield parameter.numel() if mask is None else int(mask.sum())
 
 
+def check_budget(smallest: int, budget: float, dense: int) -> None:
+    """Refuse a budget that the smallest network exceeds.
+
+    Raises:
+        RankError: It does.
+    """
+    if smallest > budget * dense:
+        raise RankError(
+            f"budget {budget}: the smallest network of this method has {smallest:,} of {dense:,} "
+            f"parameters, expected at most {budget * dense:,.0f}; "
+            f"give at least {smallest / dense:.2g}"
+        )
+
+
 def largest_share(size: Callable[[float], int], budget: float, dense: int) -> float:
     """The largest share in [0, 1] whose network fits the budget, by bisection.
 
@@ -64,13 +79,8 @@ def largest_share(size: Callable[[float], int], budget: float, dense: int) -> fl
     Raises:
         RankError: Even the network of share 0 is larger.
     """
-    limit = budget * dense
-    if size(0.0) > limit:
-        raise RankError(
-            f"budget {budget}: the smallest network of this method has {size(0.0):,} of {dense:,} "
-            f"parameters, expected at most {limit:,.0f}; give at least {size(0.0) / dense:.2g}"
-        )
-    return _bisect(size, limit, 0.0, 1.0)
+    check_budget(size(0.0), budget, dense)
+    return _bisect(size, budget * dense, 0.0, 1.0)
 
 
 def largest_shares(

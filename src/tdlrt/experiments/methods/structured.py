@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from tdlrt.errors import ConfigError
 from tdlrt.experiments.methods.method import Method
 from tdlrt.experiments.methods.sizes import (
+    check_budget,
     dense_sizes,
     factorizable,
     kept_parameters,
     largest_share,
 )
+from tdlrt.report import summary
 
 if TYPE_CHECKING:
     from tdlrt.experiments.config import RunConfig
@@ -46,6 +48,25 @@ class Structured(Method):
         """Leave the network dense for now."""
         return dense_sizes(factorizable(model))
 
+    def begin(self, training: Training) -> None:
+        """Find out before the training whether the network can be made so small.
+
+        Raises:
+            ConfigError: Torch-Pruning cannot prune it.
+            RankError: It is larger than the budget with one channel a layer.
+        """
+        trial = copy.deepcopy(training.model)
+        try:
+            _prune(trial, training.input_size, 0.0)
+            summary(trial, input_size=training.input_size)
+        except Exception as error:  # its tracing runs the network, which may raise anything
+            raise ConfigError(
+                f"model {training.config.model!r}: cannot be pruned by torch-pruning "
+                f"({type(error).__name__}: {error}); choose another model or method"
+            ) from error
+        dense = sum(training.layers.values())
+        check_budget(_size(trial, training), training.config.budget or 1.0, dense)
+
     def after_step(self, training: Training) -> None:
         """Remove channels when the time has come."""
         if training.step == training.dense_steps:
@@ -65,14 +86,17 @@ def _shrink(training: Training) -> None:
     def size(share: float) -> int:
         model = copy.deepcopy(training.model)
         _prune(model, training.input_size, share)
-        return sum(
-            kept_parameters(model.get_submodule(name), biases=False) for name in training.layers
-        )
+        return _size(model, training)
 
     dense = sum(training.layers.values())
     share = largest_share(size, training.config.budget or 1.0, dense)
     _prune(training.model, training.input_size, share)
     training.rebuild()
+
+
+def _size(model: nn.Module, training: Training) -> int:
+    layers = [model.get_submodule(name) for name in training.layers]
+    return sum(kept_parameters(layer, biases=False) for layer in layers)
 
 
 def _prune(model: nn.Module, input_size: tuple[int, ...], share: float) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from comparisons import EXPERIMENTS, RESULTS, stored_options
 from tdlrt.errors import NonFiniteError, RunError, TdlrtError
 from tdlrt.experiments.config import RunConfig
+from tdlrt.experiments.methods import METHODS
 from tdlrt.experiments.rank_option import format_rank
 from tdlrt.experiments.results import EpochMetrics, RunDirectory
 from tdlrt.experiments.runner import Interrupted, Observer, run
@@ -189,7 +190,7 @@ def exclusive(path: Path) -> Iterator[bool]:
 
 def command(config: RunConfig) -> str:
     """The command line that does the run: what is not at its default, and how ranks are chosen."""
-    decisive = {"tau", "budget"} if config.method == "tdlrt" else set()
+    decisive = {"tau", "budget"} & METHODS[config.method].options
     decided = {"model": config.model, "data": config.data, "budget": config.budget}
     default = RunConfig(method=config.method, optimizer=config.optimizer, **decided).to_dict()
     default |= {"method": RunConfig.method, "optimizer": RunConfig(**decided).optimizer}

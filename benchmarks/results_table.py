@@ -13,7 +13,8 @@ from typing import Any
 
 from comparisons import EXPERIMENTS, RESULTS, Experiment, stored_options
 from tdlrt.errors import TdlrtError
-from tdlrt.experiments.config import LEARNING_RATES, RunConfig
+from tdlrt.experiments.config import RunConfig
+from tdlrt.experiments.methods import METHODS
 from tdlrt.experiments.rank_option import format_rank
 from tdlrt.experiments.results import read_results
 
@@ -118,7 +119,7 @@ def grouped(experiment: Experiment, results: list[Result]) -> list[tuple[str, li
         label, group = item
         method = group[0]["method"]
         size = statistics.mean(result["compression"] for result in group)
-        return method != "dense", list(LEARNING_RATES).index(method), size, label
+        return method != "dense", list(METHODS).index(method), size, label
 
     return sorted(groups.items(), key=place)
 
@@ -129,8 +130,11 @@ def label(experiment: Experiment, config: dict[str, Any]) -> str:
     chosen = {"method": method, "optimizer": config["optimizer"], "tau": None, "budget": budget}
     default = RunConfig(**{**experiment.options, **chosen}).to_dict()
     words = [method]
-    if method == "tdlrt":
-        words.append(f"tau {config['tau']:g}" if budget is None else f"budget {budget:g}")
+    options = METHODS[method].options
+    if budget is not None and "budget" in options:
+        words.append(f"budget {budget:g}")
+    elif "tau" in options:
+        words.append(f"tau {config['tau']:g}")
     default["optimizer"] = RunConfig(**experiment.options).optimizer
     for name, value in default.items():
         if name not in (*PLACE, "tau", "budget", "method") and config[name] != value:

@@ -62,3 +62,10 @@ def test_the_baseline_is_drawn_beside_the_run(draw):
     beside = draw(TUCKER, [replace(metrics, test_accuracy=90.0, loss=0.5) for metrics in DENSE])
     for name, differs in {"accuracy": True, "loss": True, "ranks": False}.items():
         assert (not np.array_equal(alone[name], beside[name])) == differs
+
+
+def test_a_run_that_is_decomposed_late_shows_ranks_from_then_on(draw):
+    history = [replace(FIRST, ranks={}, compression=0.0), replace(FIRST, epoch=2)]
+    assert set(draw(history, method="posthoc")) == {"accuracy", "loss", "compression", "ranks"}
+    masked = [replace(metrics, ranks={}) for metrics in history]
+    assert "compression" in draw(masked, method="snip")

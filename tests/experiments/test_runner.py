@@ -270,6 +270,40 @@ def _epochs(training):
     return training.epochs(lambda: False, lambda training: None)
 
 
+def test_validation_images_take_the_place_of_the_test_set(tmp_path):
+    directory = RunDirectory(tmp_path)
+    config = replace(CONFIG, epochs=1, validation=100, augment="standard")
+    summary = run(config, directory.path, baseline=True)
+    (metrics,) = directory.read_metrics()
+    assert (metrics.test_accuracy, metrics.split) == (None, "validation")
+    assert summary["split"] == directory.baseline.read_summary()["split"] == "validation"
+    assert summary["accuracy"] == metrics.validation_accuracy == metrics.accuracy
+    assert summary["dense_accuracy"] == directory.baseline.read_metrics()[0].validation_accuracy
+    assert summary["accuracy"] == pytest.approx(round(summary["accuracy"]))  # of 100 images
+
+
+def test_metrics_of_earlier_versions_are_read_as_of_the_test_set(finished, tmp_path):
+    directory = RunDirectory(tmp_path)
+    lines = [json.loads(line) for line in finished.metrics.read_text().splitlines()]
+    for line in lines:
+        del line["validation_accuracy"]
+    directory.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert directory.read_metrics() == finished.read_metrics()
+    assert directory.read_metrics()[0].split == "test"
+
+
+def test_training_images_move_by_seed_and_epoch_alone(digits):
+    def moves(seed, epoch, augment="standard"):
+        training = Training(replace(CONFIG, seed=seed, augment=augment), digits)
+        training.epoch = epoch
+        return training._moves()
+
+    assert torch.equal(moves(0, 1), moves(0, 1))
+    assert not torch.equal(moves(0, 1), moves(0, 2))
+    assert not torch.equal(moves(0, 1), moves(1, 1))
+    assert moves(0, 1, "none") is None
+
+
 def test_termination_signal_stores_a_checkpoint_too(tmp_path):
     with pytest.raises(Interrupted):
         run(CONFIG, tmp_path / "run", observer=StopAfter(2, number=signal.SIGTERM))

@@ -206,7 +206,7 @@ def train(
     ] = None,
     budget: Annotated[
         float | None,
-        _option("Share of the dense parameters that ranks may cost, instead of --tau.", METHOD),
+        _option("Share of the dense parameters to keep, instead of --tau.", METHOD),
     ] = None,
     ramp: Annotated[
         str | None,

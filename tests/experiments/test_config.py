@@ -77,6 +77,7 @@ def test_unknown_words(option, word, near):
         ("train_images", 0, ConfigError),
         ("warmup", 1.0, ConfigError),
         ("validation", 0, ConfigError),
+        ("validation", "half", ConfigError),
         ("validation", 1.0, ConfigError),
         ("dense_until", 1.0, ConfigError),
         ("dense_until", 0.0, ConfigError),

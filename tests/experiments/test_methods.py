@@ -109,6 +109,17 @@ def test_size_is_met_from_the_start(method, digits):
         assert 0.9 * budget <= size.parameters / size.dense_parameters <= budget
 
 
+@pytest.mark.parametrize("method", ["posthoc", "structured"])
+@pytest.mark.parametrize("budget", [0.05, 0.5])
+def test_size_of_a_network_without_structure_is_met_too(method, budget, digits):
+    """Random weights have flat spectra: no tolerance below 1 would cut them that far."""
+    run = training(config(method, model="rescnn", budget=budget), digits)
+    run.dense_steps = run.step
+    run.method.after_step(run)
+    size = run.size
+    assert 0.9 * budget <= size.parameters / size.dense_parameters <= budget
+
+
 @pytest.mark.parametrize(
     "method", ["tucker", "cp", "tensor_train", "matrix", "posthoc", "structured"]
 )

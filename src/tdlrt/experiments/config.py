@@ -262,7 +262,9 @@ def _is_scale(value: float | str) -> bool:
     return value == "auto" if isinstance(value, str) else _is_positive(value)
 
 
-def _is_part(value: float) -> bool:
+def _is_part(value: object) -> bool:
+    if not isinstance(value, int | float):
+        return False
     return value >= 1 if isinstance(value, int) else 0 < value < 1
 
 

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from tdlrt.experiments.methods.method import Method
-from tdlrt.experiments.methods.sizes import check_budget, dense_sizes, factorizable, largest_shares
-from tdlrt.ranks import RankSpec, RelativeTolerance
-from tdlrt.surgery import FactorizationReport, factorize_
+from tdlrt.experiments.methods.sizes import (
+    check_budget,
+    dense_sizes,
+    factorizable,
+    largest_shares,
+    possible_ranks,
+    tucker_size,
+)
+from tdlrt.linalg import smallest_rank, squared_singular_values
+from tdlrt.ranks import RankSpec
+from tdlrt.surgery import factorize_
 
 if TYPE_CHECKING:
     from tdlrt.experiments.config import RunConfig
@@ -18,59 +26,56 @@ if TYPE_CHECKING:
 
 __all__ = ["Posthoc"]
 
-LARGEST_TOLERANCE = 1 - 1e-6
-
 
 class Posthoc(Method):
     """Train dense until `dense_until`, truncate every weight by HOSVD, train cores and bases.
 
-    Size: one relative tolerance for all layers, up to rounding, the smallest that fits `budget`.
+    Size: every mode of every layer keeps the same share of its squared singular values, up to
+    rounding, the largest that fits `budget`; cores and bases count.
 
-    Source: Kim et al., arXiv:1511.06530, with a tolerance in place of variational Bayes.
+    Source: Kim et al., arXiv:1511.06530, with that rule in place of variational Bayes.
     """
 
     options = frozenset({"budget", "dense_until"})
 
     def prepare(self, model: nn.Module, config: RunConfig) -> dict[str, int]:
         """Leave the network dense for now."""
-        return dense_sizes(factorizable(model))
-
-    def begin(self, training: Training) -> None:
-        """Find out before the training whether the network can be made so small.
-
-        Raises:
-            RankError: It is larger than the budget at rank 1.
-        """
-        smallest = _factorize(training, dict.fromkeys(training.layers, 1), dry_run=True)
-        sizes = [row.parameters for row in smallest.factorized]
-        dense = sum(training.layers.values())
-        check_budget(sum(sizes), training.config.budget or 1.0, dense)
+        layers = factorizable(model)
+        sizes = dense_sizes(layers)
+        shapes = [layer.get_parameter("weight").shape for layer in layers.values()]
+        smallest = sum(1 + sum(shape) for shape in shapes)
+        check_budget(smallest, config.budget or 1.0, sum(sizes.values()))
+        return sizes
 
     def after_step(self, training: Training) -> None:
         """Decompose the network when its time has come."""
         if training.step != training.dense_steps:
             return
+        weights = {
+            name: training.model.get_submodule(name).get_parameter("weight").detach()
+            for name in training.layers
+        }
+        spectra = {
+            name: [squared_singular_values(weight, mode) for mode in range(weight.ndim)]
+            for name, weight in weights.items()
+        }
+
+        def ranks(name: str, share: float) -> tuple[int, ...]:
+            kept = [smallest_rank(s, (1 - share) * float(s.sum())) for s in spectra[name]]
+            return possible_ranks(kept)
 
         def size(name: str, share: float) -> int:
-            (row,) = _factorize(training, {name: _tolerance(share)}, dry_run=True).factorized
-            return row.parameters
+            return tucker_size(weights[name].shape, ranks(name, share))
 
         shares = largest_shares(size, training.config.budget or 1.0, training.layers)
-        _factorize(training, {name: _tolerance(share) for name, share in shares.items()})
-        training.rebuild()
+        _factorize(training, {name: ranks(name, share) for name, share in shares.items()})
 
     def restore(self, training: Training, weights: Mapping[str, Tensor]) -> None:
         """Decompose the network if it was when it had these weights; they bring their ranks."""
         if any(f"{name}.core" in weights for name in training.layers):
             _factorize(training, dict.fromkeys(training.layers, 1))
-            training.rebuild()
 
 
-def _tolerance(share: float) -> RelativeTolerance:
-    return RelativeTolerance(min(1 - share, LARGEST_TOLERANCE))
-
-
-def _factorize(
-    training: Training, ranks: Mapping[str, RankSpec], *, dry_run: bool = False
-) -> FactorizationReport:
-    return factorize_(training.model, rank=ranks, init_scale=None, dry_run=dry_run)
+def _factorize(training: Training, ranks: Mapping[str, RankSpec]) -> None:
+    factorize_(training.model, rank=ranks, init_scale=None)
+    training.rebuild()

@@ -1,5 +1,6 @@
 """The size of a network, measured alike for every method, and how to meet a given one."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -15,6 +16,8 @@ __all__ = [
     "kept_parameters",
     "largest_share",
     "largest_shares",
+    "possible_ranks",
+    "tucker_size",
     "uniform_ranks",
 ]
 
@@ -128,3 +131,20 @@ def uniform_ranks(full: Sequence[int], share: float) -> tuple[int, ...]:
     (5, 1)
     """
     return tuple(max(1, round(share * rank)) for rank in full)
+
+
+def possible_ranks(ranks: Sequence[int]) -> tuple[int, ...]:
+    """Tucker ranks cut to those a core can have: none above the product of the others.
+
+    >>> possible_ranks((9, 2, 3))
+    (6, 2, 3)
+    """
+    cut = list(ranks)
+    for mode in sorted(range(len(cut)), key=cut.__getitem__, reverse=True):
+        cut[mode] = min(cut[mode], math.prod(cut) // cut[mode])
+    return tuple(cut)
+
+
+def tucker_size(shape: Sequence[int], ranks: Sequence[int]) -> int:
+    """Numbers in the core and the bases of a weight of the given shape."""
+    return math.prod(ranks) + sum(n * r for n, r in zip(shape, ranks, strict=True))

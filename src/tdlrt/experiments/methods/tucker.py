@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,13 @@ from torch import nn
 
 from tdlrt.errors import ConfigError
 from tdlrt.experiments.methods.method import FREE_FACTOR_RATES, Method
-from tdlrt.experiments.methods.sizes import dense_sizes, factorizable, largest_shares
+from tdlrt.experiments.methods.sizes import (
+    dense_sizes,
+    factorizable,
+    largest_shares,
+    possible_ranks,
+    tucker_size,
+)
 from tdlrt.ranks import explicit_ranks
 from tdlrt.surgery import factorize_
 
@@ -20,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Tucker"]
 
 Ranks = tuple[int, ...]
+
+# A share of 0 means rank 1 here, and is no rank for `explicit_ranks`.
+SMALLEST_SHARE = 1e-9
 
 
 class Tucker(Method):
@@ -59,19 +67,11 @@ def _ranks_within(budget: float, layers: dict[str, nn.Module]) -> dict[str, Rank
     shapes = {name: layer.get_parameter("weight").shape for name, layer in layers.items()}
 
     def size(name: str, share: float) -> int:
-        return _size(shapes[name], _ranks(share, shapes[name]))
+        return tucker_size(shapes[name], _ranks(share, shapes[name]))
 
     shares = largest_shares(size, budget, dense_sizes(layers))
     return {name: _ranks(shares[name], shape) for name, shape in shapes.items()}
 
 
 def _ranks(share: float, shape: Sequence[int]) -> Ranks:
-    """What `factorize_` makes of a share: no rank above the product of the others."""
-    ranks = list(explicit_ranks(max(share, 1e-9), shape))
-    for mode in sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True):
-        ranks[mode] = min(ranks[mode], math.prod(ranks) // ranks[mode])
-    return tuple(ranks)
-
-
-def _size(shape: Sequence[int], ranks: Ranks) -> int:
-    return math.prod(ranks) + sum(n * r for n, r in zip(shape, ranks, strict=True))
+    return possible_ranks(explicit_ranks(max(share, SMALLEST_SHARE), shape))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tdlrt.errors import ConfigError, RankError
+from tdlrt.errors import ConfigError, MissingExtraError, RankError
 from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.data import load_data
 from tdlrt.experiments.methods import METHODS
@@ -172,7 +172,7 @@ def test_stored_options_give_the_same_options_again(method):
 
 def test_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(ConfigError, match=r"torch-pruning, .*pip install 'tdlrt\[bench\]'"):
+    with pytest.raises(MissingExtraError, match=r"torch_pruning, .*pip install 'tdlrt\[bench\]'"):
         RunConfig(model="lenet5", data="digits", method="structured", budget=0.1)
 
 

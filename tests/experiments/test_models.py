@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tdlrt.errors import DataError, UnknownNameError
+from tdlrt.errors import DataError, MissingExtraError, UnknownNameError
 from tdlrt.experiments.models import MODELS, build_model
 from tdlrt.nn.layer import tucker_layers
 from tdlrt.surgery import factorize_
@@ -109,5 +109,7 @@ def test_classifiers_of_transformers_train_in_tucker_format(name, shape):
 
 def test_missing_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(DataError, match=r"hf:vit: .*transformers, .*pip install 'tdlrt\[hf\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"hf:vit' .*transformers, .*pip install 'tdlrt\[hf\]'"
+    ):
         build_model("hf:vit", (3, 32, 32), 10)

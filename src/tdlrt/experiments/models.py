@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tdlrt.errors import DataError
 from tdlrt.experiments.names import pick
+from tdlrt.extras import needs_extra
 
 __all__ = ["MODELS", "build_model"]
 
@@ -201,13 +202,8 @@ def _hugging_face(name: str, image_shape: ImageShape, classes: int) -> nn.Module
     Images are cut into at least 4x4 patches, of 1, 2, 4, ... pixels, before the first layer.
     """
     channels, height, width = image_shape
-    try:
+    with needs_extra("hf", f"model 'hf:{name}'"):
         transformers = import_module("transformers")
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"hf:{name}: expected the package transformers, which is not installed; "
-            "run: pip install 'tdlrt[hf]'"
-        ) from error
     common = {"num_channels": channels, "num_labels": classes}
     small = min(height, width) < 64
     if name == "resnet":

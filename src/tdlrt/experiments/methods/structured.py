@@ -19,6 +19,7 @@ from tdlrt.experiments.methods.sizes import (
     kept_parameters,
     largest_share,
 )
+from tdlrt.extras import needs_extra
 from tdlrt.report import summary
 
 if TYPE_CHECKING:
@@ -121,10 +122,5 @@ def _prune(model: nn.Module, input_size: tuple[int, ...], share: float) -> None:
 
 
 def _torch_pruning() -> Any:
-    try:
+    with needs_extra("bench", "method 'structured'"):
         return import_module("torch_pruning")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "method 'structured': expected the package torch-pruning, which is not installed; "
-            "run: pip install 'tdlrt[bench]'"
-        ) from error

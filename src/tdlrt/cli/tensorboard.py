@@ -51,7 +51,7 @@ class TensorBoardLog(SilentDisplay):
         scalars = {
             "loss/train": metrics.loss,
             "accuracy/train": metrics.train_accuracy,
-            "accuracy/test": metrics.test_accuracy,
+            f"accuracy/{metrics.split}": metrics.accuracy,
             "lr": metrics.lr,
         }
         if metrics.ranks:

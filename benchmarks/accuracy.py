@@ -9,12 +9,9 @@ may share the work: each takes runs that no other one has.
 """
 
 import argparse
-import fcntl
 import json
-import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,10 +19,9 @@ from pathlib import Path
 from comparisons import EXPERIMENTS, RESULTS, stored_options
 from tdlrt.errors import NonFiniteError, RunError, TdlrtError
 from tdlrt.experiments.config import RunConfig
-from tdlrt.experiments.methods import METHODS
-from tdlrt.experiments.rank_option import format_rank
 from tdlrt.experiments.results import EpochMetrics, RunDirectory
 from tdlrt.experiments.runner import Interrupted, Observer, run
+from tdlrt.experiments.sweep.execute import command, exclusive
 from tdlrt.experiments.training import Training
 from tdlrt.files import write_atomically
 
@@ -173,36 +169,6 @@ def check_options(job: Job) -> None:
             f"{job.result}: its run had another {', '.join(differences)} than the row has now; "
             "delete it and its run directory, or give the row another name"
         )
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[bool]:
-    """Hold a lock file; gives False if another process holds it. It ends with its process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def command(config: RunConfig) -> str:
-    """The command line that does the run: what is not at its default, and how ranks are chosen."""
-    decisive = {"tau", "budget"} & METHODS[config.method].options
-    decided = {"model": config.model, "data": config.data, "budget": config.budget}
-    default = RunConfig(method=config.method, optimizer=config.optimizer, **decided).to_dict()
-    default |= {"method": RunConfig.method, "optimizer": RunConfig(**decided).optimizer}
-    words = ["tdlrt", "train", config.model, "--data", config.data]
-    if config.data_dir is not None:
-        words += ["--data-dir", "DATA_DIR"]
-    for name, value in config.to_dict().items():
-        shown = value != default[name] or name in decisive or name == "seed"
-        if shown and value is not None and name != "data_dir":
-            text = format_rank(value) if name == "rank" else str(value)
-            words += [f"--{name.replace('_', '-')}", text]
-    return shlex.join(words)
 
 
 if __name__ == "__main__":

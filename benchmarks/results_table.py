@@ -17,6 +17,7 @@ from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.methods import METHODS
 from tdlrt.experiments.rank_option import format_rank
 from tdlrt.experiments.results import read_results
+from tdlrt.tables import format_spread
 
 ROOT = Path(__file__).parent.parent
 PLACE = ("seed", "data_dir", "device")
@@ -161,20 +162,12 @@ def row(label: str, group: list[Result]) -> str:
 def cells(label: str, group: list[Result]) -> list[str]:
     """Method, seeds, accuracy, compressions, parameters, multiply-adds."""
     seeds = seed_list([result["seed"] for result in group])
-    texts = [label, seeds, spread([result["accuracy"] for result in group], 2)]
+    texts = [label, seeds, format_spread([result["accuracy"] for result in group], 2)]
     for name in ("compression", "network_compression"):
-        texts.append(spread([100 * result[name] for result in group], 1))
+        texts.append(format_spread([100 * result[name] for result in group], 1))
     for name in ("network_parameters", "macs"):
         texts.append(f"{statistics.mean(result[name] for result in group):,.0f}")
     return texts
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean and, of several values that differ, standard deviation."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    if len(set(values)) == 1:
-        return mean
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def provenance(results: list[Result]) -> list[str]:

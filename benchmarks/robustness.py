@@ -22,11 +22,11 @@ from torch.nn import functional as F
 
 import tdlrt
 from comparisons import EXPERIMENTS
-from results_table import spread
 from tdlrt.experiments.checkpoint import load_checkpoint
 from tdlrt.experiments.data import ImageData, load_data
 from tdlrt.experiments.results import RunDirectory, machine, versions
 from tdlrt.experiments.training import Training
+from tdlrt.tables import format_spread
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/robustness.json"
@@ -177,7 +177,7 @@ def document(result: dict[str, Any]) -> str:
         weight = "dense network" if dense else f"{group[0]['weight']:g}"
         size = "" if dense else f"{statistics.fmean(r['parameters'] for r in group):,.0f}"
         kappa = "" if dense else f"{statistics.fmean(r['condition'] for r in group):.1f}"
-        cells = [spread([row[column] for row in group], 1) for column in ("clean", *columns)]
+        cells = [format_spread([row[column] for row in group], 1) for column in ("clean", *columns)]
         lines.append(f"| {weight} | {len(group)} | {size} | {kappa} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

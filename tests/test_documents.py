@@ -12,6 +12,7 @@ DOCS = Path(__file__).parents[1] / "docs"
     "name",
     [
         "checkpoints.md",
+        "compare.md",
         "export.md",
         "methods.md",
         "training-loops.md",
@@ -26,7 +27,7 @@ def test_python_blocks_run(name, tmp_path, monkeypatch):
     text = (DOCS / name).read_text()
     blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
     assert len(blocks) == text.count("```python")
-    namespace = {"checkpoint": tmp_path / "checkpoint.pt"}
+    namespace = {"checkpoint": tmp_path / "checkpoint.pt", "folder": tmp_path / "sweep"}
     for block in blocks:
         line = text[: block.start(1)].count("\n")
         code = compile("\n" * line + block[1], str(DOCS / name), "exec")

@@ -13,9 +13,11 @@ import typer
 from rich.console import Console
 
 from tdlrt.cli.bench import layer_times, network_times
+from tdlrt.cli.compare import compare
 from tdlrt.cli.display import JsonDisplay, LineDisplay, LiveDisplay, SilentDisplay
 from tdlrt.cli.export import closing_lines, export_table
 from tdlrt.cli.plan import plan_layers, plan_table
+from tdlrt.cli.report import report
 from tdlrt.cli.tensorboard import TensorBoardLog
 from tdlrt.errors import RunError, TdlrtError
 from tdlrt.experiments.config import (
@@ -57,6 +59,10 @@ EXAMPLES = """\
   tdlrt train vgg16 --data cifar10 --weight-decay 5e-4 --out runs/vgg
 
   tdlrt train vgg16 --data cifar10 --weight-decay 5e-4 --out runs/vgg --resume
+
+  tdlrt compare lenet5 --data digits --methods dense,tdlrt --budget 0.1,0.2 --out runs/sweep
+
+  tdlrt report runs/sweep
 
   tdlrt plan vgg16 --data cifar10 --rank 0.2
 
@@ -105,6 +111,8 @@ def _complain(message: str) -> None:
 
 
 def _resume_command(arguments: list[str]) -> str:
+    if arguments[0] == "compare":
+        return shlex.join(["tdlrt", *arguments])
     kept = [word for word in arguments if word not in ("--overwrite", "--resume")]
     return shlex.join(["tdlrt", *kept, "--resume"])
 
@@ -471,6 +479,10 @@ def export(
     else:
         Console().print(export_table(found))
         print("\n".join(closing_lines(found)))
+
+
+app.command(epilog=EXAMPLES)(compare)
+app.command()(report)
 
 
 def _display(as_json: bool, quiet: bool, out: str) -> SilentDisplay:

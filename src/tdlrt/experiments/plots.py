@@ -1,7 +1,7 @@
 """Pictures of a run over its epochs: accuracy, loss, compression and ranks."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from tdlrt.experiments.results import EpochMetrics, RunDirectory
 
-__all__ = ["draw_plots"]
+__all__ = ["draw_plots", "layer_figure", "rank_figure"]
 
 NAMES = {"tdlrt": "TDLRT", "tucker": "Tucker", "cp": "CP", "matrix_dlrt": "matrix DLRT"}
 COLOUR, DENSE_COLOUR = "#1f5fa8", "#7a7a7a"
@@ -42,7 +42,7 @@ def draw_plots(directory: RunDirectory, method: str) -> None:
     if method != "dense":
         _draw_compression(history, directory.plots / "compression.png")
     if history[-1].ranks:
-        _draw_ranks(history, directory.plots / "ranks.png")
+        rank_figure(history).savefig(directory.plots / "ranks.png")
 
 
 def _draw_accuracy(curves: Mapping[str, History], path: Path) -> None:
@@ -87,42 +87,60 @@ def _draw_compression(history: History, path: Path) -> None:
     figure.savefig(path)
 
 
-def _draw_ranks(history: History, path: Path) -> None:
-    """One small chart per layer, one line per mode."""
-    layers = list(history[-1].ranks)
+def rank_figure(history: History) -> Figure:
+    """Ranks over the epochs: one small chart per layer, one line per mode."""
+    lines = {}
+    for layer in history[-1].ranks:
+        known = [metrics for metrics in history if layer in metrics.ranks]
+        epochs = [metrics.epoch for metrics in known]
+        modes = zip(*(metrics.ranks[layer] for metrics in known), strict=True)
+        lines[layer] = [(epochs, mode) for mode in modes]
+    figure = layer_figure(lines, "epoch", "rank")
+    for axes in figure.axes:
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        axes.set_ylim(bottom=0)
+    return figure
+
+
+def layer_figure(
+    layers: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], x: str, y: str
+) -> Figure:
+    """One small chart per layer, one line (x values, y values) per mode.
+
+    Args:
+        layers: The lines of each layer, in the order of its modes.
+        x: Label of all horizontal axes.
+        y: Label of all vertical axes.
+    """
     columns = min(4, len(layers))
     rows = math.ceil(len(layers) / columns)
     figure = Figure(
         figsize=(max(6.0, 2.6 * columns), 2.2 * rows + 0.7), dpi=120, layout="constrained"
     )
-    lines = {}
-    for number, layer in enumerate(layers, start=1):
+    shown = {}
+    for number, (layer, lines) in enumerate(layers.items(), start=1):
         axes = figure.add_subplot(rows, columns, number)
         axes.set_title(layer, fontsize=9)
-        epochs = [metrics for metrics in history if layer in metrics.ranks]
-        ranks = [metrics.ranks[layer] for metrics in epochs]
-        for mode, name in enumerate(MODE_NAMES[len(ranks[0])]):
-            values = [rank[mode] for rank in ranks]
-            (lines[name],) = axes.plot(
-                [metrics.epoch for metrics in epochs],
-                values,
+        for mode, (xs, ys) in enumerate(lines):
+            (shown[MODE_NAMES[len(lines)][mode]],) = axes.plot(
+                xs,
+                ys,
                 color=MODE_COLOURS[mode],
                 linewidth=MODE_WIDTHS[mode],
-                marker="o" if len(epochs) == 1 else None,
+                marker="o" if len(xs) == 1 else None,
             )
         _tidy(axes)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     figure.legend(
-        lines.values(),
-        [f"{name} mode" for name in lines],
+        shown.values(),
+        [f"{name} mode" for name in shown],
         loc="outside upper center",
-        ncols=len(lines),
+        ncols=len(shown),
         frameon=False,
     )
-    figure.supxlabel("epoch", fontsize=10)
-    figure.supylabel("rank", fontsize=10)
-    figure.savefig(path)
+    figure.supxlabel(x, fontsize=10)
+    figure.supylabel(y, fontsize=10)
+    return figure
 
 
 def _chart(label: str) -> tuple[Figure, Axes]:

@@ -1,0 +1,1 @@
+"""Reports: run directories read, tables, pictures and one page made from them."""

@@ -1,0 +1,1 @@
+"""Sweeps: many runs from one description, shared by processes, resumable, failures isolated."""

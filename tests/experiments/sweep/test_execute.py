@@ -97,9 +97,9 @@ def test_a_signal_stops_the_sweep_and_the_same_call_continues_it(runs):
 
 
 def test_a_signal_while_data_are_read_loses_nothing(runs, monkeypatch):
-    def interrupt(*arguments):
+    def interrupt(*arguments, **options):
         os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
+        return real(*arguments, **options)
 
     real = module.run.__globals__["load_data"]
     monkeypatch.setitem(module.run.__globals__, "load_data", interrupt)

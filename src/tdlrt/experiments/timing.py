@@ -140,9 +140,9 @@ def inference_seconds(
         rounds: Timed rounds, in which the networks take turns.
     """
     laid_out = images.contiguous(memory_format=torch.channels_last)
-    cases = {(name, 0): _inference(copy.deepcopy(n), images) for name, n in networks.items()}
+    cases = {(name, 0): inference(copy.deepcopy(n), images) for name, n in networks.items()}
     for name, network in networks.items():
-        cases[name, 1] = _inference(_channels_last(copy.deepcopy(network)), laid_out)
+        cases[name, 1] = inference(channels_last(copy.deepcopy(network)), laid_out)
     seconds = median_seconds(cases, rounds)
     return {name: min(seconds[name, 0], seconds[name, 1]) for name in networks}
 

@@ -1,6 +1,5 @@
 """Doing the runs of a sweep: one after the other here, or in several processes."""
 
-import fcntl
 import json
 import os
 import queue
@@ -268,6 +267,8 @@ def _environment(jobs: int, device: str | None) -> dict[str, str]:
 @contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
     """Hold a lock file; gives False if another process holds it. It ends with its process."""
+    import fcntl  # of POSIX; without it there is all but this
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:

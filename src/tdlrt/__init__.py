@@ -1,7 +1,9 @@
 """Train PyTorch networks in tensor Tucker format, with every rank found during training."""
 
 from tdlrt import nn
+from tdlrt.adapters import add_adapters_, merge_adapters_, unload_adapters_
 from tdlrt.errors import (
+    AdapterError,
     CheckpointError,
     IntegratorStateError,
     MissingExtraError,
@@ -31,6 +33,7 @@ from tdlrt.tuning import autotune_
 
 __all__ = [
     "TDLRT",
+    "AdapterError",
     "CheckpointError",
     "CubicSchedule",
     "FixedRank",
@@ -48,9 +51,11 @@ __all__ = [
     "TdlrtError",
     "UnsupportedLayerError",
     "UnsupportedOptimizerError",
+    "add_adapters_",
     "autotune_",
     "factorize_",
     "load",
+    "merge_adapters_",
     "metrics",
     "nn",
     "save",
@@ -58,6 +63,7 @@ __all__ = [
     "summary",
     "to_dense",
     "to_plain",
+    "unload_adapters_",
 ]
 
 __version__ = "0.1.0"

@@ -1,6 +1,7 @@
 """Exceptions: each says which argument, what came, what was expected and what to do."""
 
 __all__ = [
+    "AdapterError",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -39,6 +40,10 @@ class RankError(TdlrtError, ValueError):
 
 class NothingMatchedError(TdlrtError, ValueError):
     """No layer of the model can be factorised, or a pattern matches no layer."""
+
+
+class AdapterError(TdlrtError, RuntimeError):
+    """Adapters are there already, are missing, or do not fit the model or the file."""
 
 
 class CheckpointError(TdlrtError, ValueError):

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, TypeAlias
+from types import MappingProxyType
+from typing import ClassVar, Literal, TypeAlias
 
 from torch import nn
 
@@ -25,8 +26,10 @@ __all__ = [
     "FactorizationReport",
     "FactorizationRow",
     "Patterns",
+    "as_list",
     "factorize_",
     "obstacle",
+    "plan_surgery",
     "replace_modules",
     "tied_weights",
     "to_dense",
@@ -70,6 +73,8 @@ class FactorizationReport:
 
     rows: tuple[FactorizationRow, ...]
 
+    _now: ClassVar[str] = "now"
+
     @property
     def factorized(self) -> tuple[FactorizationRow, ...]:
         """Rows of the layers put in Tucker format."""
@@ -92,13 +97,17 @@ class FactorizationReport:
             ]
             for row in self.rows
         ]
-        header = ["layer", "shape", "ranks", "dense", "now", "note"]
+        header = ["layer", "shape", "ranks", "dense", self._now, "note"]
+        return f"{format_table(header, table)}\n{self._total}"
+
+    @property
+    def _total(self) -> str:
         hits = self.factorized
         before = sum(row.dense_parameters for row in hits)
         after = sum(row.parameters for row in hits)
         return (
-            f"{format_table(header, table)}\n{len(hits)} of {len(self.rows)} layers in Tucker "
-            f"format, {before:,} -> {after:,} weight parameters"
+            f"{len(hits)} of {len(self.rows)} layers in Tucker format, "
+            f"{before:,} -> {after:,} weight parameters"
         )
 
 
@@ -143,32 +152,68 @@ def factorize_(
         UnsupportedLayerError: The model is itself a layer; use e.g. TuckerConv2d.from_conv.
         NonFiniteError: A weight is not finite.
     """
-    candidates = _candidates(model)
     ranks = rank if isinstance(rank, Mapping) else {"*": rank}
+
+    def build(module: nn.Module, spec: RankSpec) -> TuckerLayer:
+        scale = _resolve_scale(init_scale, spec)
+        return FACTORIZERS[type(module)](module, rank=spec, modes=modes, init_scale=scale)
+
+    report, replacements = plan_surgery(
+        model, build, ranks=ranks, modes=modes, include=include, exclude=exclude
+    )
+    if not dry_run:
+        replace_modules(model, replacements)
+    return report
+
+
+def plan_surgery(
+    model: nn.Module,
+    build: Callable[[nn.Module, RankSpec], TuckerLayer],
+    *,
+    ranks: Mapping[str, RankSpec],
+    modes: Modes,
+    include: Patterns | None,
+    exclude: Patterns | None,
+    reasons: Mapping[nn.Module, str] = MappingProxyType({}),
+) -> tuple[FactorizationReport, dict[nn.Module, TuckerLayer]]:
+    """Walk over a model's layers: which get a Tucker layer, and why others do not.
+
+    Args:
+        model: The model; not changed.
+        build: Makes the Tucker layer for a torch layer and a rank.
+        ranks: Ranks by name pattern.
+        modes: See `factorize_`.
+        include: See `factorize_`.
+        exclude: See `factorize_`.
+        reasons: Why some modules are left alone that would be taken otherwise.
+
+    Returns:
+        A report, and the Tucker layer of each layer taken.
+
+    Raises:
+        NothingMatchedError: No layer can be factorised, or a pattern matches no layer.
+        UnsupportedLayerError: The model is itself a layer.
+    """
+    candidates = _candidates(model)
     _check_patterns(candidates, ranks, include, exclude)
     tied, head = tied_weights(model), _output_head(candidates)
-    replacements: dict[nn.Module, nn.Module] = {}
+    layers: dict[nn.Module, TuckerLayer] = {}
     rows = []
     for name, module in candidates.items():
         pattern = next((pattern for pattern in ranks if fnmatchcase(name, pattern)), None)
-        reason = _selection_reason(name, pattern, include, exclude)
+        reason = reasons.get(module) or _selection_reason(name, pattern, include, exclude)
         if reason is None and module is head and include is None:
             reason = "output head"
         reason = reason or _layer_reason(module, tied, modes)
         if reason is None and pattern is not None:
-            spec = ranks[pattern]
-            scale = _resolve_scale(init_scale, spec)
-            layer = FACTORIZERS[type(module)](module, rank=spec, modes=modes, init_scale=scale)
-            replacements[module] = layer
-            rows.append(_hit(name, module, layer, spec))
+            layers[module] = build(module, ranks[pattern])
+            rows.append(_hit(name, module, layers[module], ranks[pattern]))
         else:
             rows.append(_skip(name, module, reason or ""))
     report = FactorizationReport(rows=tuple(rows))
-    if not replacements:
+    if not layers:
         raise NothingMatchedError(f"model: no layer can be factorised\n{report}")
-    if not dry_run:
-        replace_modules(model, replacements)
-    return report
+    return report, layers
 
 
 def to_dense(model: nn.Module) -> nn.Module:
@@ -269,8 +314,8 @@ def _check_patterns(
 ) -> None:
     groups = {
         "rank": [pattern for pattern in ranks if pattern != "*"],
-        "include": _as_list(include),
-        "exclude": _as_list(exclude),
+        "include": as_list(include),
+        "exclude": as_list(exclude),
     }
     for argument, patterns in groups.items():
         for pattern in patterns:
@@ -386,10 +431,11 @@ def _skip(name: str, module: nn.Module, reason: str) -> FactorizationRow:
 
 
 def _matches(name: str, patterns: Patterns) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in _as_list(patterns))
+    return any(fnmatchcase(name, pattern) for pattern in as_list(patterns))
 
 
-def _as_list(patterns: Patterns | None) -> list[str]:
+def as_list(patterns: Patterns | None) -> list[str]:
+    """Name patterns, given as one, several or none."""
     if patterns is None:
         return []
     return [patterns] if isinstance(patterns, str) else list(patterns)

@@ -1,0 +1,242 @@
+"""Adapters: a frozen network and small trainable Tucker updates of its weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tdlrt.errors import AdapterError, NothingMatchedError
+from tdlrt.nn import FACTORIZERS, TuckerLayer
+from tdlrt.nn.adapters import AdaptedModule, AdapterLayer, TrainedCopy, adapted_modules
+from tdlrt.nn.layer import Modes
+from tdlrt.ranks import RankSpec
+from tdlrt.surgery import (
+    FactorizationReport,
+    Patterns,
+    as_list,
+    plan_surgery,
+    replace_modules,
+)
+
+__all__ = ["AdapterReport", "add_adapters_", "merge_adapters_", "unload_adapters_"]
+
+Start = Literal["random", "weight", "gradient"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterReport(FactorizationReport):
+    """What `add_adapters_` did; prints as a table.
+
+    Attributes:
+        trained: Names of the modules that are trained in full.
+        trained_parameters: Numbers in them.
+    """
+
+    trained: tuple[str, ...]
+    trained_parameters: int
+
+    _now: ClassVar[str] = "adapter"
+
+    @property
+    def parameters(self) -> int:
+        """All trainable numbers: cores and bases of the updates, modules trained in full."""
+        return sum(row.parameters for row in self.factorized) + self.trained_parameters
+
+    @property
+    def _total(self) -> str:
+        total = f"{len(self.factorized)} of {len(self.rows)} layers get an adapter, "
+        total += f"{self.parameters - self.trained_parameters:,} parameters"
+        if self.trained:
+            names = ", ".join(self.trained)
+            total += f"; trained in full: {names}, {self.trained_parameters:,} parameters"
+        return total
+
+
+def add_adapters_(
+    model: nn.Module,
+    *,
+    rank: RankSpec | Mapping[str, RankSpec] = 8,
+    modes: Modes = "all",
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    train: Patterns | None = None,
+    scale: float = 1.0,
+    start: Start = "random",
+) -> AdapterReport:
+    """Freeze a model and put a trainable Tucker update beside its weights, in place.
+
+    y = layer(x) + s update(x), the weight of the update being C x_1 U_1 ... x_d U_d without bias.
+    C is zero at the start, so that no output changes, not by a bit. `tdlrt.TDLRT` trains the
+    updates and finds their ranks; a `ParameterBudget` counts their cores and bases, its fraction
+    that of the dense weights of the adapted layers.
+
+    Layers are taken and left alone as by `factorize_`. All parameters are frozen, except those of
+    the updates and of copies of the modules that `train` names (a new head, say). Batch norms keep
+    their running statistics too: a copy, whose parameters are frozen, takes the new ones.
+
+    Args:
+        model: The model; changed in place.
+        rank: Rank of the updates at the start, see `factorize_`; an int is clipped to each mode.
+        modes: 'all', or 'channels' to leave kernel modes unfactorised (Tucker-2).
+        include: Only layers whose name matches one of these patterns.
+        exclude: No layer whose name matches one of these patterns.
+        train: Modules, by name pattern, that are trained in full instead.
+        scale: s.
+        start: Where the first bases come from: 'random', 'weight' for the leading directions of
+            the layer's own weight, 'gradient' for those of `weight.grad`, which a backward pass
+            before this call has left there.
+
+    Returns:
+        A report with a row per layer; prints as a table.
+
+    Raises:
+        AdapterError: The model has adapters already, a weight has no gradient to start from, or a
+            module to train in full shares a parameter with another one.
+        NothingMatchedError: No layer can have an adapter, or a pattern matches nothing.
+        RankError: A rank is not positive, or larger than its mode.
+        UnsupportedLayerError: The model is itself a layer.
+        NonFiniteError: A weight or gradient is not finite.
+    """
+    if adapted_modules(model):
+        raise AdapterError(
+            "model: got one with adapters, expected one without; merge_adapters_ or "
+            "unload_adapters_ first"
+        )
+    trained = _modules_to_train(model, train)
+    reasons = {
+        inner: "trained in full" for module in trained.values() for inner in module.modules()
+    }
+    report, updates = plan_surgery(
+        model,
+        lambda layer, spec: _update(layer, spec, modes, start),
+        ranks=rank if isinstance(rank, Mapping) else {"*": rank},
+        modes=modes,
+        include=include,
+        exclude=exclude,
+        reasons=reasons,
+    )
+    replacements: dict[nn.Module, nn.Module] = {
+        module: TrainedCopy(module, requires_grad=False)
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        and module.running_mean is not None
+        and module not in reasons
+    }
+    model.requires_grad_(False)
+    replacements |= {layer: AdapterLayer(layer, update, scale) for layer, update in updates.items()}
+    replacements |= {module: TrainedCopy(module) for module in trained.values()}
+    replace_modules(model, replacements)
+    return AdapterReport(
+        rows=report.rows,
+        trained=tuple(trained),
+        trained_parameters=sum(p.numel() for m in trained.values() for p in m.parameters()),
+    )
+
+
+def merge_adapters_(model: nn.Module) -> None:
+    """Take all updates into the weights, in place: plain torch layers with W + s C x_i U_i.
+
+    Modules trained in full and statistics of batch norms stay as trained. All parameters stay
+    frozen; `model.requires_grad_(True)` changes that.
+
+    Args:
+        model: A model with adapters.
+
+    Raises:
+        AdapterError: It has none.
+    """
+    adapted = _require(model)
+    replace_modules(model, {module: module.merged() for module in adapted.values()})
+
+
+def unload_adapters_(model: nn.Module) -> None:
+    """Take all adapters away, in place: the model is what it was before, bit for bit, but frozen.
+
+    Args:
+        model: A model with adapters.
+
+    Raises:
+        AdapterError: It has none.
+    """
+    adapted = _require(model)
+    replace_modules(model, {module: module.base for module in adapted.values()})
+
+
+def _require(model: nn.Module) -> dict[str, AdaptedModule]:
+    adapted = adapted_modules(model)
+    if not adapted:
+        raise AdapterError(
+            "model: got one without adapters, expected one on which tdlrt.add_adapters_ was called"
+        )
+    if "" in adapted:
+        raise AdapterError(
+            "model: got an adapted layer itself, which cannot be replaced in place; pass the "
+            "model that add_adapters_ was called on"
+        )
+    return adapted
+
+
+def _modules_to_train(model: nn.Module, train: Patterns | None) -> dict[str, nn.Module]:
+    """The outermost modules whose name matches, by name."""
+    found: dict[str, nn.Module] = {}
+    named = {name: module for name, module in model.named_modules() if name}
+    for pattern in as_list(train):
+        matches = {name: module for name, module in named.items() if fnmatchcase(name, pattern)}
+        if not matches:
+            raise NothingMatchedError(
+                f"train: the pattern {pattern!r} matches no module, expected one that matches "
+                f"some of {', '.join(named)}"
+            )
+        found |= matches
+    trained = {
+        name: module
+        for name, module in found.items()
+        if not any(name.startswith(f"{outer}.") for outer in found)
+    }
+    inside = {module for outer in trained.values() for module in outer.modules()}
+    elsewhere = {
+        parameter
+        for module in model.modules()
+        if module not in inside
+        for parameter in module.parameters(recurse=False)
+    }
+    for name, module in trained.items():
+        shared = [key for key, parameter in module.named_parameters() if parameter in elsewhere]
+        if shared:
+            raise AdapterError(
+                f"train: {name}.{shared[0]} is shared with another module, which would keep the "
+                "old one; train both, or neither"
+            )
+    return trained
+
+
+def _update(layer: nn.Module, rank: RankSpec, modes: Modes, start: Start) -> TuckerLayer:
+    """A Tucker layer without bias and with a zero core, otherwise like the layer."""
+    model = copy.copy(layer)
+    model._parameters = {"weight": nn.Parameter(_directions(layer, start)), "bias": None}
+    update = FACTORIZERS[type(layer)](model, rank=rank, modes=modes)
+    nn.init.zeros_(update.core)
+    return update
+
+
+def _directions(layer: nn.Module, start: Start) -> Tensor:
+    """The tensor whose leading directions the first bases are."""
+    weight = layer.get_parameter("weight")
+    if start == "random":
+        return torch.randn_like(weight)
+    if start == "weight":
+        return weight
+    if start != "gradient":
+        raise AdapterError(f"start: got {start!r}, expected 'random', 'weight' or 'gradient'")
+    if weight.grad is None:
+        raise AdapterError(
+            "start: got 'gradient', but a weight has none; compute a loss and call backward() "
+            "before add_adapters_"
+        )
+    return weight.grad

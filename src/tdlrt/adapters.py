@@ -6,10 +6,10 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tdlrt.errors import AdapterError, NothingMatchedError
 from tdlrt.nn import FACTORIZERS, TuckerLayer
@@ -25,8 +25,6 @@ from tdlrt.surgery import (
 )
 
 __all__ = ["AdapterReport", "add_adapters_", "merge_adapters_", "unload_adapters_"]
-
-Start = Literal["random", "weight", "gradient"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +65,11 @@ def add_adapters_(
     exclude: Patterns | None = None,
     train: Patterns | None = None,
     scale: float = 1.0,
-    start: Start = "random",
 ) -> AdapterReport:
     """Freeze a model and put a trainable Tucker update beside its weights, in place.
 
     y = layer(x) + s update(x), the weight of the update being C x_1 U_1 ... x_d U_d without bias.
-    C is zero at the start, so that no output changes, not by a bit. `tdlrt.TDLRT` trains the
+    C is zero at the start, so that no output changes, not by a bit, and the U_i are random. `tdlrt.TDLRT` trains the
     updates and finds their ranks; a `ParameterBudget` counts their cores and bases, its fraction
     that of the dense weights of the adapted layers.
 
@@ -82,26 +79,24 @@ def add_adapters_(
 
     Args:
         model: The model; changed in place.
-        rank: Rank of the updates at the start, see `factorize_`; an int is clipped to each mode.
+        rank: Rank of the updates at the start, for all layers or by name pattern. An int is that
+            of the channel modes, clipped to each, and kernel modes start full; see `factorize_`
+            for more.
         modes: 'all', or 'channels' to leave kernel modes unfactorised (Tucker-2).
         include: Only layers whose name matches one of these patterns.
         exclude: No layer whose name matches one of these patterns.
         train: Modules, by name pattern, that are trained in full instead.
         scale: s.
-        start: Where the first bases come from: 'random', 'weight' for the leading directions of
-            the layer's own weight, 'gradient' for those of `weight.grad`, which a backward pass
-            before this call has left there.
 
     Returns:
         A report with a row per layer; prints as a table.
 
     Raises:
-        AdapterError: The model has adapters already, a weight has no gradient to start from, or a
-            module to train in full shares a parameter with another one.
+        AdapterError: The model has adapters already, or a module to train in full shares a
+            parameter with another one.
         NothingMatchedError: No layer can have an adapter, or a pattern matches nothing.
         RankError: A rank is not positive, or larger than its mode.
         UnsupportedLayerError: The model is itself a layer.
-        NonFiniteError: A weight or gradient is not finite.
     """
     if adapted_modules(model):
         raise AdapterError(
@@ -114,7 +109,7 @@ def add_adapters_(
     }
     report, updates = plan_surgery(
         model,
-        lambda layer, spec: _update(layer, spec, modes, start),
+        lambda layer, spec: _update(layer, spec, modes),
         ranks=rank if isinstance(rank, Mapping) else {"*": rank},
         modes=modes,
         include=include,
@@ -216,27 +211,13 @@ def _modules_to_train(model: nn.Module, train: Patterns | None) -> dict[str, nn.
     return trained
 
 
-def _update(layer: nn.Module, rank: RankSpec, modes: Modes, start: Start) -> TuckerLayer:
-    """A Tucker layer without bias and with a zero core, otherwise like the layer."""
+def _update(layer: nn.Module, rank: RankSpec, modes: Modes) -> TuckerLayer:
+    """A Tucker layer without bias, with random bases and a zero core, otherwise like the layer."""
+    weight = layer.get_parameter("weight")
     model = copy.copy(layer)
-    model._parameters = {"weight": nn.Parameter(_directions(layer, start)), "bias": None}
+    model._parameters = {"weight": nn.Parameter(torch.randn_like(weight)), "bias": None}
+    if isinstance(rank, int) and not isinstance(rank, bool) and rank > 0:
+        rank = tuple(min(rank, n) if mode < 2 else n for mode, n in enumerate(weight.shape))
     update = FACTORIZERS[type(layer)](model, rank=rank, modes=modes)
     nn.init.zeros_(update.core)
     return update
-
-
-def _directions(layer: nn.Module, start: Start) -> Tensor:
-    """The tensor whose leading directions the first bases are."""
-    weight = layer.get_parameter("weight")
-    if start == "random":
-        return torch.randn_like(weight)
-    if start == "weight":
-        return weight
-    if start != "gradient":
-        raise AdapterError(f"start: got {start!r}, expected 'random', 'weight' or 'gradient'")
-    if weight.grad is None:
-        raise AdapterError(
-            "start: got 'gradient', but a weight has none; compute a loss and call backward() "
-            "before add_adapters_"
-        )
-    return weight.grad

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import nn
 
 from tdlrt.nn import TuckerLayer
+from tdlrt.nn.adapters import adapted_modules
 from tdlrt.nn.calls import LayerCall, watch_calls, zeros_for
 from tdlrt.nn.layer import weight_shape
 from tdlrt.planning import Path, path_macs
@@ -58,10 +59,13 @@ class ModelSummary:
     Attributes:
         rows: One per convolution or linear layer.
         network_parameters: All parameters of the model.
+        frozen_beside: Those that adapters stand in for, and that the dense counterpart, the merged
+            network, does not have twice.
     """
 
     rows: tuple[LayerSummary, ...]
     network_parameters: int
+    frozen_beside: int = 0
 
     @property
     def _factorized(self) -> list[LayerSummary]:
@@ -90,7 +94,8 @@ class ModelSummary:
     @property
     def network_dense_parameters(self) -> int:
         """All parameters of the dense counterpart."""
-        return self.network_parameters + self.dense_parameters - self.parameters
+        now = self.network_parameters - self.frozen_beside
+        return now + self.dense_parameters - self.parameters
 
     @property
     def network_compression(self) -> float:
@@ -144,6 +149,8 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelS
     with the input; those of a Tucker layer are of the path that inference takes at this input
     size. They are found by one forward pass on zeros in evaluation mode.
 
+    An adapter has rows for both parts, the frozen layer and its update.
+
     Args:
         model: Any model; left as it is.
         input_size: Shape of the input with the batch, such as (1, 3, 32, 32).
@@ -162,7 +169,8 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelS
         costs = {module: _cost(module, made) for module, made in calls.items()}
     rows = tuple(_row(name, module, costs.get(module)) for name, module in layers.items())
     total = sum(parameter.numel() for parameter in model.parameters())
-    return ModelSummary(rows=rows, network_parameters=total)
+    beside = sum(module.stands_in_for for module in adapted_modules(model).values())
+    return ModelSummary(rows=rows, network_parameters=total, frozen_beside=beside)
 
 
 def metrics(model: nn.Module) -> dict[str, float]:

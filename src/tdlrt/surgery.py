@@ -15,6 +15,7 @@ from torch import nn
 
 from tdlrt.errors import NothingMatchedError, UnsupportedLayerError
 from tdlrt.nn import FACTORIZERS, TuckerLayer
+from tdlrt.nn.adapters import AdaptedModule, adapted_modules
 from tdlrt.nn.calls import watch_calls, zeros_for
 from tdlrt.nn.fusion import fuse_batch_norms_
 from tdlrt.nn.layer import Modes, weight_shape
@@ -219,6 +220,8 @@ def plan_surgery(
 def to_dense(model: nn.Module) -> nn.Module:
     """Copy of a model with every Tucker layer replaced by the torch layer with its full weight.
 
+    Adapters are merged.
+
     Args:
         model: Any model; not changed.
 
@@ -238,8 +241,8 @@ def to_plain(
 
     A convolution becomes 1x1, core, 1x1, a linear layer two linear layers; fewer, or one, where
     the planner finds that cheaper in inference, folding not counted as it is done once and for
-    all. A `path` set on the layer is followed. Nothing of this library is needed to run or load
-    the result.
+    all. A `path` set on the layer is followed. Adapters are merged. Nothing of this library is
+    needed to run or load the result.
 
     Args:
         model: Any model; not changed.
@@ -281,6 +284,9 @@ def _plain_paths(model: nn.Module, input_size: Sequence[int]) -> dict[TuckerLaye
 def _replaced(model: nn.Module, convert: Callable[[TuckerLayer], nn.Module]) -> nn.Module:
     if isinstance(model, TuckerLayer):
         return convert(model)
+    if isinstance(model, AdaptedModule):
+        return model.merged()
+    replace_modules(model, {one: one.merged() for one in adapted_modules(model).values()})
     layers = [module for module in model.modules() if isinstance(module, TuckerLayer)]
     replace_modules(model, {layer: convert(layer) for layer in layers})
     return model

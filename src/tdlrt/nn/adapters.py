@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tdlrt.nn.layer import TuckerLayer
 
-__all__ = ["AdaptedModule", "AdapterLayer", "TrainedCopy", "adapted_modules"]
+__all__ = ["AdaptedModule", "AdapterLayer", "TrainedCopy", "adapted_modules", "adapter_parts"]
 
 
 class AdaptedModule(nn.Module):
@@ -31,10 +31,10 @@ class AdaptedModule(nn.Module):
         """The module with the change taken in."""
         raise NotImplementedError
 
-    def change(self) -> dict[str, Tensor]:
-        """The part of the state_dict that is not the frozen module's."""
-        state: dict[str, Tensor] = self.state_dict()
-        return {name: value for name, value in state.items() if not name.startswith("base.")}
+    @property
+    def stands_in_for(self) -> int:
+        """Number of frozen parameters that `merged` replaces."""
+        raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -89,6 +89,11 @@ class AdapterLayer(AdaptedModule):
         merged._parameters = {**self.base._parameters, "weight": weight}
         return merged.train(self.training)
 
+    @property
+    def stands_in_for(self) -> int:
+        """Size of the frozen weight."""
+        return self.base.get_parameter("weight").numel()
+
 
 class TrainedCopy(AdaptedModule):
     """A frozen module and the copy of it that is used and trained in its place.
@@ -120,6 +125,25 @@ class TrainedCopy(AdaptedModule):
     def merged(self) -> nn.Module:
         """The copy."""
         return self.trained.requires_grad_(False)
+
+    @property
+    def stands_in_for(self) -> int:
+        """Size of the frozen module."""
+        return sum(parameter.numel() for parameter in self.base.parameters())
+
+
+def adapter_parts(model: nn.Module) -> nn.Module:
+    """A module that holds what adapters have beside the frozen modules, under the same names.
+
+    Its tensors are those of the model: to load into it is to load into the model.
+    """
+    parts = nn.Module()
+    for name, module in adapted_modules(model).items():
+        beside = nn.Module()
+        beside._modules = {key: part for key, part in module._modules.items() if key != "base"}
+        beside._buffers = dict(module._buffers)
+        parts._modules[name] = beside
+    return parts
 
 
 def adapted_modules(model: nn.Module) -> dict[str, AdaptedModule]:

@@ -8,6 +8,7 @@ import tdlrt
 
 def test_the_public_surface():
     assert set(tdlrt.__all__) == {
+        "AdapterError",
         "CheckpointError",
         "CubicSchedule",
         "FixedRank",
@@ -26,16 +27,21 @@ def test_the_public_surface():
         "TdlrtError",
         "UnsupportedLayerError",
         "UnsupportedOptimizerError",
+        "add_adapters_",
         "autotune_",
         "factorize_",
         "load",
+        "load_adapters",
+        "merge_adapters_",
         "metrics",
         "nn",
         "save",
+        "save_adapters",
         "spectral_penalty",
         "summary",
         "to_dense",
         "to_plain",
+        "unload_adapters_",
     }
     assert all(hasattr(tdlrt, name) for name in tdlrt.__all__)
 
@@ -61,6 +67,7 @@ def test_errors_are_the_library_s_and_the_matching_builtin():
         "UnsupportedLayerError": TypeError,
         "UnsupportedOptimizerError": TypeError,
         "CheckpointError": ValueError,
+        "AdapterError": RuntimeError,
         "PathError": ValueError,
         "RankError": ValueError,
         "NothingMatchedError": ValueError,

@@ -1,7 +1,13 @@
 """Train PyTorch networks in tensor Tucker format, with every rank found during training."""
 
 from tdlrt import nn
-from tdlrt.adapters import add_adapters_, merge_adapters_, unload_adapters_
+from tdlrt.adapters import (
+    add_adapters_,
+    load_adapters,
+    merge_adapters_,
+    save_adapters,
+    unload_adapters_,
+)
 from tdlrt.errors import (
     AdapterError,
     CheckpointError,
@@ -55,10 +61,12 @@ __all__ = [
     "autotune_",
     "factorize_",
     "load",
+    "load_adapters",
     "merge_adapters_",
     "metrics",
     "nn",
     "save",
+    "save_adapters",
     "spectral_penalty",
     "summary",
     "to_dense",

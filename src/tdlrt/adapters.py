@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,9 +15,16 @@ from torch import nn
 
 from tdlrt.errors import AdapterError, NothingMatchedError
 from tdlrt.nn import FACTORIZERS, TuckerLayer
-from tdlrt.nn.adapters import AdaptedModule, AdapterLayer, TrainedCopy, adapted_modules
+from tdlrt.nn.adapters import (
+    AdaptedModule,
+    AdapterLayer,
+    TrainedCopy,
+    adapted_modules,
+    adapter_parts,
+)
 from tdlrt.nn.layer import Modes
 from tdlrt.ranks import RankSpec
+from tdlrt.serialization import load, save
 from tdlrt.surgery import (
     FactorizationReport,
     Patterns,
@@ -24,7 +33,14 @@ from tdlrt.surgery import (
     replace_modules,
 )
 
-__all__ = ["AdapterReport", "add_adapters_", "merge_adapters_", "unload_adapters_"]
+__all__ = [
+    "AdapterReport",
+    "add_adapters_",
+    "load_adapters",
+    "merge_adapters_",
+    "save_adapters",
+    "unload_adapters_",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +85,9 @@ def add_adapters_(
     """Freeze a model and put a trainable Tucker update beside its weights, in place.
 
     y = layer(x) + s update(x), the weight of the update being C x_1 U_1 ... x_d U_d without bias.
-    C is zero at the start, so that no output changes, not by a bit, and the U_i are random. `tdlrt.TDLRT` trains the
-    updates and finds their ranks; a `ParameterBudget` counts their cores and bases, its fraction
-    that of the dense weights of the adapted layers.
+    C is zero at the start, so that no output changes, not by a bit, and the U_i are random.
+    `tdlrt.TDLRT` trains the updates and finds their ranks; a `ParameterBudget` counts their cores
+    and bases, and its fraction is one of the dense weights of the adapted layers.
 
     Layers are taken and left alone as by `factorize_`. All parameters are frozen, except those of
     the updates and of copies of the modules that `train` names (a new head, say). Batch norms keep
@@ -92,8 +108,8 @@ def add_adapters_(
         A report with a row per layer; prints as a table.
 
     Raises:
-        AdapterError: The model has adapters already, or a module to train in full shares a
-            parameter with another one.
+        AdapterError: The model has adapters already, a module to train in full shares a parameter
+            with another one, or scale is not finite.
         NothingMatchedError: No layer can have an adapter, or a pattern matches nothing.
         RankError: A rank is not positive, or larger than its mode.
         UnsupportedLayerError: The model is itself a layer.
@@ -103,6 +119,8 @@ def add_adapters_(
             "model: got one with adapters, expected one without; merge_adapters_ or "
             "unload_adapters_ first"
         )
+    if not math.isfinite(scale):
+        raise AdapterError(f"scale: got {scale}, expected a finite number")
     trained = _modules_to_train(model, train)
     reasons = {
         inner: "trained in full" for module in trained.values() for inner in module.modules()
@@ -161,6 +179,38 @@ def unload_adapters_(model: nn.Module) -> None:
     """
     adapted = _require(model)
     replace_modules(model, {module: module.base for module in adapted.values()})
+
+
+def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Store what adapters have beside the frozen network: updates, modules trained in full.
+
+    Args:
+        model: A model with adapters.
+        path: The file, in the format of `tdlrt.save`.
+
+    Raises:
+        AdapterError: The model has no adapters.
+        CheckpointError: See `tdlrt.save`.
+    """
+    _require(model)
+    save(adapter_parts(model), path)
+
+
+def load_adapters(path: str | os.PathLike[str], model: nn.Module) -> None:
+    """Take up what `save_adapters` stored, in place; updates take the ranks of the file.
+
+    Everything is checked before anything is changed.
+
+    Args:
+        path: A file that `save_adapters` wrote.
+        model: The same network with adapters on the same layers, of any ranks.
+
+    Raises:
+        AdapterError: The model has no adapters.
+        CheckpointError: The file cannot be read, is damaged, or does not fit the model's adapters.
+    """
+    _require(model)
+    load(path, adapter_parts(model))
 
 
 def _require(model: nn.Module) -> dict[str, AdaptedModule]:

@@ -1,4 +1,4 @@
-"""What stands in for a module while it is fine-tuned: the frozen one inside, the change beside it."""
+"""What stands in for a module while it is fine-tuned: the frozen one, and a change beside it."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ def test_the_public_surface():
         "add_adapters_",
         "autotune_",
         "factorize_",
+        "input_covariances",
         "load",
         "load_adapters",
         "merge_adapters_",

@@ -8,6 +8,7 @@ from tdlrt.adapters import (
     save_adapters,
     unload_adapters_,
 )
+from tdlrt.covariances import input_covariances
 from tdlrt.errors import (
     AdapterError,
     CheckpointError,
@@ -60,6 +61,7 @@ __all__ = [
     "add_adapters_",
     "autotune_",
     "factorize_",
+    "input_covariances",
     "load",
     "load_adapters",
     "merge_adapters_",

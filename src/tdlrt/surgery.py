@@ -11,14 +11,14 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import ClassVar, Literal, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
-from tdlrt.errors import NothingMatchedError, UnsupportedLayerError
+from tdlrt.errors import NothingMatchedError, RankError, UnsupportedLayerError
 from tdlrt.nn import FACTORIZERS, TuckerLayer
 from tdlrt.nn.adapters import AdaptedModule, adapted_modules
 from tdlrt.nn.calls import watch_calls, zeros_for
 from tdlrt.nn.fusion import fuse_batch_norms_
-from tdlrt.nn.layer import Modes, weight_shape
+from tdlrt.nn.layer import Modes, weight_shape, weighted_start
 from tdlrt.planning import PATHS, Path, path_cost
 from tdlrt.ranks import RankSpec, RelativeTolerance, explicit_ranks
 from tdlrt.tables import format_shape, format_table
@@ -120,6 +120,7 @@ def factorize_(
     include: Patterns | None = None,
     exclude: Patterns | None = None,
     init_scale: float | Literal["auto"] | None = "auto",
+    covariances: Mapping[str, Tensor] | None = None,
     dry_run: bool = False,
 ) -> FactorizationReport:
     """Put the convolutions and linear layers of a model in Tucker format, in place.
@@ -142,6 +143,10 @@ def factorize_(
             as it is. 'auto' is None where the rank asks to keep the network ('full' or a
             tolerance) and 0.3 otherwise: from a smaller start the learned directions stand out,
             and the tolerance can tell them from the rest.
+        covariances: Second moments of the inputs by layer name, from `input_covariances`, for a
+            trained network. The truncation then keeps what the layer does to such inputs (a
+            tolerance bounds that error), and init_scale stays 'auto', which is None here. A layer
+            that is not in it is truncated as it is.
         dry_run: Only report what would be done.
 
     Returns:
@@ -149,13 +154,25 @@ def factorize_(
 
     Raises:
         NothingMatchedError: No layer can be factorised, or a pattern matches no layer.
-        RankError: A rank is not positive, or larger than its mode.
+        RankError: A rank is not positive, or larger than its mode; a covariance does not fit its
+            layer, or comes with an init_scale.
         UnsupportedLayerError: The model is itself a layer; use e.g. TuckerConv2d.from_conv.
         NonFiniteError: A weight is not finite.
     """
     ranks = rank if isinstance(rank, Mapping) else {"*": rank}
 
+    weighted = {} if covariances is None else _by_layer(model, covariances)
+    if weighted and init_scale != "auto":
+        raise RankError(
+            f"init_scale: got {init_scale} together with covariances, which keep the outputs as "
+            "they are; leave it out"
+        )
+
     def build(module: nn.Module, spec: RankSpec) -> TuckerLayer:
+        if module in weighted:
+            weight = module.get_parameter("weight").detach()
+            start = weighted_start(weight, spec, modes, weighted[module])
+            return FACTORIZERS[type(module)](module, rank=start, modes=modes)
         scale = _resolve_scale(init_scale, spec)
         return FACTORIZERS[type(module)](module, rank=spec, modes=modes, init_scale=scale)
 
@@ -390,6 +407,17 @@ def tied_weights(model: nn.Module) -> set[nn.Module]:
     ]
     counts = Counter(key for key, _ in owners)
     return {module for key, module in owners if counts[key] > 1}
+
+
+def _by_layer(model: nn.Module, covariances: Mapping[str, Tensor]) -> dict[nn.Module, Tensor]:
+    modules = dict(model.named_modules())
+    unknown = [name for name in covariances if name not in modules]
+    if unknown:
+        raise NothingMatchedError(
+            f"covariances: got {unknown[0]!r}, which is no layer of the model; expected what "
+            "tdlrt.input_covariances(model, batches) returns"
+        )
+    return {modules[name]: covariance for name, covariance in covariances.items()}
 
 
 def _resolve_scale(init_scale: float | str | None, spec: RankSpec) -> float | None:

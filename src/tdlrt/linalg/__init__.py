@@ -21,6 +21,7 @@ from tdlrt.linalg.bases import (
 from tdlrt.linalg.tangent import TangentSpace, TangentVector
 from tdlrt.linalg.transport import Cut, Transport, stochastic
 from tdlrt.linalg.truncation import RankRule, smallest_rank, squared_singular_values, truncate
+from tdlrt.linalg.weighting import shrunk_root, truncate_weighted
 
 __all__ = [
     "Cut",
@@ -41,9 +42,11 @@ __all__ = [
     "positive_qr",
     "rank_is_excessive",
     "reject",
+    "shrunk_root",
     "smallest_rank",
     "squared_singular_values",
     "stochastic",
     "truncate",
+    "truncate_weighted",
     "unfold",
 ]

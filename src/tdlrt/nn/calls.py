@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tdlrt.functional import is_channels_last
 
-__all__ = ["LayerCall", "watch_calls", "zeros_for"]
+__all__ = ["LayerCall", "evaluating", "watch_calls", "zeros_for"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ def zeros_for(model: nn.Module, input_size: Sequence[int]) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode, and every module back into its own mode afterwards."""
     training = {module: module.training for module in model.modules()}
     try:
@@ -65,7 +65,7 @@ def watch_calls(
 
     hooks = [layer.register_forward_hook(record) for layer in layers]
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(input)
     finally:
         for hook in hooks:

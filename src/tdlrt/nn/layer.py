@@ -18,6 +18,7 @@ from tdlrt.errors import (
     StateDictError,
 )
 from tdlrt.linalg import (
+    RankRule,
     TuckerTensor,
     check_ranks,
     multi_mode_product,
@@ -25,12 +26,21 @@ from tdlrt.linalg import (
     orthonormality_tolerance,
     polish_basis,
     truncate,
+    truncate_weighted,
 )
 from tdlrt.planning import MANY_ROWS, LayerShape, Mode, Path, PathChoice, check_path, choose_path
 from tdlrt.ranks import RankSpec, initial_rank_rule
 from tdlrt.tables import format_shape
 
-__all__ = ["FactorList", "Modes", "Start", "TuckerLayer", "tucker_layers", "weight_shape"]
+__all__ = [
+    "FactorList",
+    "Modes",
+    "Start",
+    "TuckerLayer",
+    "tucker_layers",
+    "weight_shape",
+    "weighted_start",
+]
 
 Modes: TypeAlias = Literal["all", "channels"]
 Start: TypeAlias = RankSpec | TuckerTensor
@@ -309,6 +319,40 @@ def weight_shape(module: nn.Module) -> tuple[int, ...]:
         return module.shape
     weight = module.weight  # not get_parameter: a reparametrised weight is no Parameter
     return tuple(weight.shape) if isinstance(weight, Tensor) else ()
+
+
+@torch.no_grad()
+def weighted_start(
+    weight: Tensor, rank: RankSpec, modes: Modes, covariance: Tensor
+) -> TuckerTensor:
+    """Truncation of a weight that keeps its outputs, for inputs of this covariance.
+
+    Args:
+        weight: W; the inputs belong to its second mode.
+        rank: The rank, see `factorize_`; a tolerance is one of the outputs.
+        modes: See `factorize_`.
+        covariance: Second moments of the inputs, of shape n_2 x n_2.
+
+    Raises:
+        RankError: The rank is not positive, or larger than its mode; the covariance does not fit.
+        NonFiniteError: The weight or the covariance is not finite.
+    """
+    expected = (weight.shape[1],) * 2
+    if tuple(covariance.shape) != expected:
+        raise RankError(
+            f"covariances: got one of shape {tuple(covariance.shape)} for a layer with "
+            f"{expected[0]} inputs, expected shape {expected}"
+        )
+    for name, tensor in (("weight", weight), ("covariances", covariance)):
+        if not torch.isfinite(tensor).all():
+            raise NonFiniteError(f"{name}: got NaN or infinite values, expected finite ones")
+    learned = _learned_modes(modes, weight.ndim)
+
+    def rule(weighted: Tensor) -> RankRule:
+        norm = float(torch.linalg.vector_norm(weighted))
+        return initial_rank_rule(rank, weight.shape, norm**2, learned)
+
+    return truncate_weighted(weight, covariance.to(weight.device), 1, rule, learned)
 
 
 def _named(factors: FactorList) -> list[tuple[str, Tensor]]:

@@ -1,0 +1,145 @@
+"""A trained network put in Tucker format: truncation weighted by the inputs against the plain one.
+
+    python benchmarks/pretrained.py --data-dir DATA_DIR
+
+LeNet-5 is trained dense for 2 epochs on MNIST, factorised at equal ranks in both ways, and
+fine-tuned for one epoch with `TDLRT` at these ranks. Covariances come from the first 1,000 training
+images. Writes benchmarks/results/pretrained.json and the table in docs/adapters.md.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import tdlrt
+from results_table import spread
+from tdlrt.experiments.data import ImageData, load_data
+from tdlrt.experiments.models import build_model
+from tdlrt.experiments.results import machine, versions
+
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "benchmarks/results/pretrained.json"
+DOCUMENT = ROOT / "docs/adapters.md"
+BEGIN, END = "<!-- pretrained -->\n", "<!-- end of pretrained -->"
+RANKS = (0.3, 0.1, 0.05)
+SEEDS = (0, 1, 2)
+BATCH, TEST_BATCH = 64, 500
+SAMPLE = 1000
+RATE = 1e-3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", help="folder with mnist/train.parquet; default: the hub")
+    arguments = parser.parse_args()
+    data = load_data("mnist", arguments.data_dir)
+    rows = []
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        dense = build_model("lenet5", data.image_shape, len(data.classes))
+        train(dense, torch.optim.Adam(dense.parameters(), RATE), data, epochs=2)
+        before = accuracy(dense, data)
+        sample = [images for images, _ in batches(data, torch.arange(SAMPLE))]
+        covariances = tdlrt.input_covariances(dense, sample)
+        for rank in RANKS:
+            for name, given in (("plain", None), ("weighted", covariances)):
+                rows.append({"seed": seed, "rank": rank, "truncation": name, "dense": before})
+                rows[-1] |= measure(dense, data, rank, given, seed)
+                print(rows[-1], flush=True)
+    result = {
+        "command": "python benchmarks/pretrained.py --data-dir DATA_DIR",
+        "versions": versions(),
+        "machine": machine(torch.device("cpu")),
+        "rows": rows,
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_table(rows)
+
+
+def measure(
+    dense: nn.Module,
+    data: ImageData,
+    rank: float,
+    covariances: dict[str, Tensor] | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Accuracies right after the truncation and after fine-tuning."""
+    model = copy.deepcopy(dense)
+    scale = None if covariances is None else "auto"
+    tdlrt.factorize_(model, rank=rank, init_scale=scale, covariances=covariances)
+    truncated = accuracy(model, data)
+    torch.manual_seed(1000 + seed)
+    policy = tdlrt.FixedRank()
+    optimizer = tdlrt.TDLRT(model, torch.optim.Adam, lr=RATE, rank_policy=policy)
+    train(model, optimizer, data, epochs=1)
+    sizes = tdlrt.summary(model)
+    return {
+        "parameters": sizes.parameters,
+        "compression": sizes.compression,
+        "truncated": truncated,
+        "tuned": accuracy(model, data),
+    }
+
+
+def batches(data: ImageData, order: Tensor, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:
+    for part in order.split(size):
+        yield normalised(data, data.train_images[part]), data.train_labels[part]
+
+
+def normalised(data: ImageData, images: Tensor) -> Tensor:
+    mean = 255 * torch.tensor(data.mean).view(1, -1, 1, 1)
+    return (images - mean) / (255 * torch.tensor(data.std).view(1, -1, 1, 1))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: ImageData, epochs: int) -> None:
+    """Train with a cosine schedule."""
+    model.train()
+    images = len(data.train_labels)
+    steps = epochs * -(-images // BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(epochs):
+        for x, y in batches(data, torch.randperm(images)):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            schedule.step()
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, data: ImageData) -> float:
+    """Share of right answers on the test images in percent."""
+    model.eval()
+    parts = zip(data.test_images.split(TEST_BATCH), data.test_labels.split(TEST_BATCH), strict=True)
+    right = sum(int((model(normalised(data, x)).argmax(1) == y).sum()) for x, y in parts)
+    return 100 * right / len(data.test_labels)
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """Put the comparison in the document."""
+    heads = ["rank", "compression (%)", "truncation", "right after (%)", "fine-tuned (%)"]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for rank in RANKS:
+        for name in ("plain", "weighted"):
+            group = [row for row in rows if (row["rank"], row["truncation"]) == (rank, name)]
+            compression = 100 * statistics.fmean(row["compression"] for row in group)
+            cells = [f"{rank:g}", f"{compression:.1f}", name]
+            cells += [spread([row[key] for row in group], 2) for key in ("truncated", "tuned")]
+            lines.append(f"| {' | '.join(cells)} |")
+    dense = spread([row["dense"] for row in rows if row["rank"] == RANKS[0]][::2], 2)
+    lines.append(f"| dense | 0.0 | | {dense} | |")
+    text = DOCUMENT.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    table = "\n".join(lines) + "\n"
+    DOCUMENT.write_text(before + BEGIN + table + END + rest.split(END)[1], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

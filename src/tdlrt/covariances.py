@@ -1,0 +1,75 @@
+"""Second moments of what the layers of a trained network are fed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdlrt.errors import NothingMatchedError
+from tdlrt.nn import FACTORIZERS
+from tdlrt.nn.calls import evaluating
+
+__all__ = ["input_covariances"]
+
+
+def input_covariances(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
+    """Sigma = mean of x x^T over the inputs of each layer, for `factorize_(covariances=...)`.
+
+    x are the features of a linear layer, the channels of a convolution at one position of the
+    image: padding, stride and correlations between positions are left out. The model runs in
+    evaluation mode and without gradients, and is left as it is.
+
+    Args:
+        model: A trained network.
+        batches: A few batches of inputs: tensors, tuples such as (inputs, labels) of which the
+            first is taken, or mappings of keyword arguments.
+
+    Returns:
+        Sigma, of shape n x n in float64, by the name of the Conv1d/2d/3d or Linear.
+
+    Raises:
+        NothingMatchedError: There are no batches, or no layer was called.
+    """
+    names = {module: name for name, module in model.named_modules() if type(module) in FACTORIZERS}
+    sums: dict[str, Tensor] = {}
+    counts = dict.fromkeys(names.values(), 0)
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows = _rows(module, inputs[0]).double()
+        name = names[module]
+        moments = rows.mT @ rows
+        sums[name] = sums[name] + moments if name in sums else moments
+        counts[name] += len(rows)
+
+    hooks = [module.register_forward_pre_hook(add) for module in names]
+    try:
+        with evaluating(model), torch.no_grad():
+            for batch in batches:
+                _call(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not sums:
+        raise NothingMatchedError(
+            "batches: got none that reaches a Conv1d/2d/3d or Linear, expected a few batches of "
+            "inputs; an iterator that was used before is empty"
+        )
+    return {name: total / counts[name] for name, total in sums.items()}
+
+
+def _call(model: nn.Module, batch: Any) -> None:
+    if isinstance(batch, Mapping):
+        model(**batch)
+    else:
+        model(batch[0] if isinstance(batch, tuple | list) else batch)
+
+
+def _rows(module: nn.Module, input: Tensor) -> Tensor:
+    """Inputs as rows: one per position, with the features or channels as columns."""
+    if isinstance(module, nn.Linear):
+        return input.flatten(0, -2) if input.ndim > 1 else input[None]
+    spatial = module.get_parameter("weight").ndim - 2
+    return input.movedim(-spatial - 1, -1).flatten(0, -2)

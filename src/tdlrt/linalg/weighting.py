@@ -1,0 +1,68 @@
+"""Truncation in the norm of what a weight does to its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor
+
+from tdlrt.linalg.algebra import TuckerTensor, mode_product
+from tdlrt.linalg.bases import positive_qr
+from tdlrt.linalg.truncation import RankRule, truncate
+
+__all__ = ["shrunk_root", "truncate_weighted"]
+
+# Share of the mean variance in the covariance: directions that few inputs show keep some weight.
+SHRINKAGE = 0.01
+
+
+def shrunk_root(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """L = S^1/2, symmetric, and L^-1, for S = 0.99 Sigma + 0.01 (tr Sigma / n) I.
+
+    Args:
+        covariance: Sigma, of shape n x n, symmetric and positive semidefinite; zero counts as I.
+
+    Returns:
+        L and L^-1, in float64.
+    """
+    values, vectors = torch.linalg.eigh(covariance.double())
+    values = values.clamp_(min=0)
+    mean = values.mean()
+    values = (1 - SHRINKAGE) * values + SHRINKAGE * mean if mean > 0 else torch.ones_like(values)
+    roots = values.sqrt()
+    return (vectors * roots) @ vectors.mT, (vectors / roots) @ vectors.mT
+
+
+def truncate_weighted(
+    tensor: Tensor,
+    covariance: Tensor,
+    mode: int,
+    rule: Callable[[Tensor], RankRule],
+    modes: Collection[int],
+) -> TuckerTensor:
+    """Truncation that is small in ||(W - W') x_i L||, S = L L the covariance of mode i's inputs.
+
+    If y = Mat_i(W)^T x with second moments E[x x^T] = S, this is the mean square of y - y'. The
+    truncated HOSVD of W x_i L is within a factor sqrt(d) of the smallest such error. With the basis
+    B of its mode i and core C, L^-1 B = Q R gives W' the basis Q and the core C x_i R.
+
+    Args:
+        tensor: W, of shape n_1 x ... x n_d.
+        covariance: Sigma, see `shrunk_root`, of shape n_i x n_i.
+        mode: i.
+        rule: The rule for W x_i L, see `truncate`.
+        modes: The modes to truncate.
+
+    Returns:
+        W', in float64, with orthonormal bases.
+    """
+    root, inverse = shrunk_root(covariance)
+    weighted = mode_product(tensor.double(), root, mode)
+    core, projections = truncate(weighted, rule(weighted), modes)
+    factors = [
+        torch.eye(size, dtype=core.dtype, device=core.device) if projection is None else projection
+        for size, projection in zip(tensor.shape, projections, strict=True)
+    ]
+    factors[mode], turn = positive_qr(inverse @ factors[mode])
+    return TuckerTensor(mode_product(core, turn, mode), tuple(factors))

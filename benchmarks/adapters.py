@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tdlrt
+from documents import fill_section
 from results_table import spread
 from tdlrt.experiments.data import ImageData, load_data
 from tdlrt.experiments.models import build_model
@@ -33,7 +34,6 @@ from tdlrt.experiments.results import machine, versions
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/adapters.json"
 DOCUMENT = ROOT / "docs/adapters.md"
-BEGIN, END = "<!-- adapters -->\n", "<!-- end of adapters -->"
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 BATCH, TEST_BATCH = 64, 500
 
@@ -406,10 +406,7 @@ def write_table(runs: list[dict[str, Any]], seeds: list[int]) -> None:
         cells = [task, f"{budget:,}" if budget else "", method, f"{size:,.0f}", f"{best:g}"]
         cells += [spread([run["accuracy"] for run in chosen], 2), f"{ratio:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    text = DOCUMENT.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    table = "\n".join(lines) + "\n"
-    DOCUMENT.write_text(before + BEGIN + table + END + rest.split(END)[1], encoding="utf-8")
+    fill_section(DOCUMENT, "adapters", lines)
 
 
 def seconds(group: list[dict[str, Any]]) -> float:

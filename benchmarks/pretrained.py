@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tdlrt
+from documents import fill_section
 from results_table import spread
 from tdlrt.experiments.data import ImageData, load_data
 from tdlrt.experiments.models import build_model
@@ -28,7 +29,6 @@ from tdlrt.experiments.results import machine, versions
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/pretrained.json"
 DOCUMENT = ROOT / "docs/adapters.md"
-BEGIN, END = "<!-- pretrained -->\n", "<!-- end of pretrained -->"
 RANKS = (0.3, 0.1, 0.05)
 SEEDS = (0, 1, 2)
 BATCH, TEST_BATCH = 64, 500
@@ -137,10 +137,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
             lines.append(f"| {' | '.join(cells)} |")
     dense = spread([row["dense"] for row in rows if row["rank"] == RANKS[0]][::2], 2)
     lines.append(f"| dense | 0.0 | | {dense} | |")
-    text = DOCUMENT.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    table = "\n".join(lines) + "\n"
-    DOCUMENT.write_text(before + BEGIN + table + END + rest.split(END)[1], encoding="utf-8")
+    fill_section(DOCUMENT, "pretrained", lines)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from comparisons import EXPERIMENTS, RESULTS
+from documents import fill_section
 from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.data import ImageData, load_data
 from tdlrt.experiments.results import machine, versions
@@ -39,7 +40,6 @@ from tdlrt.ranks import Candidate, ParameterBudget
 RESULT = RESULTS / "rank_criteria.json"
 DOCUMENT = Path(__file__).parent.parent / "docs/algorithm.md"
 ROWS = ("budget_0.028",)
-BEGIN, END = "<!-- criteria -->\n", "<!-- end of criteria -->"
 
 
 def main() -> None:
@@ -168,10 +168,7 @@ def write_table(runs: list[dict[str, Any]]) -> None:
                 f"{statistics.fmean(values):.2f} ({', '.join(f'{v:.2f}' for v in values)})"
             )
         lines.append(f"| {criterion} | {' | '.join(cells)} |")
-    text = DOCUMENT.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    table = "\n".join(lines) + "\n"
-    DOCUMENT.write_text(before + BEGIN + table + END + rest.split(END)[1], encoding="utf-8")
+    fill_section(DOCUMENT, "criteria", lines)
 
 
 if __name__ == "__main__":

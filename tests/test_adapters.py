@@ -418,6 +418,12 @@ def test_bad_arguments_leave_the_model_as_it_is(options, error, match) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_parts_of_adapters_are_not_factorised() -> None:
+    model = trained()
+    with pytest.raises(NothingMatchedError, match="part of an adapter"):
+        tdlrt.factorize_(model)
+
+
 def test_a_head_that_shares_its_weight_is_not_copied() -> None:
     model = nn.Sequential(nn.Embedding(9, 7), nn.Linear(7, 7), nn.Linear(7, 9, bias=False))
     model[2].weight = model[0].weight

@@ -160,7 +160,6 @@ def factorize_(
         NonFiniteError: A weight is not finite.
     """
     ranks = rank if isinstance(rank, Mapping) else {"*": rank}
-
     weighted = {} if covariances is None else _by_layer(model, covariances)
     if weighted and init_scale != "auto":
         raise RankError(
@@ -215,6 +214,7 @@ def plan_surgery(
     candidates = _candidates(model)
     _check_patterns(candidates, ranks, include, exclude)
     tied, head = tied_weights(model), _output_head(candidates)
+    adapted = {part for one in adapted_modules(model).values() for part in one.modules()}
     layers: dict[nn.Module, TuckerLayer] = {}
     rows = []
     for name, module in candidates.items():
@@ -222,6 +222,8 @@ def plan_surgery(
         reason = reasons.get(module) or _selection_reason(name, pattern, include, exclude)
         if reason is None and module is head and include is None:
             reason = "output head"
+        if reason is None and module in adapted:
+            reason = "part of an adapter"
         reason = reason or _layer_reason(module, tied, modes)
         if reason is None and pattern is not None:
             layers[module] = build(module, ranks[pattern])

@@ -71,31 +71,6 @@ class Task:
         )
 
 
-class SmallViT(nn.Module):
-    """A vision transformer of 4 blocks with 64 features, from images to logits."""
-
-    def __init__(self, image_shape: tuple[int, int, int], classes: int) -> None:
-        super().__init__()
-        from transformers import ViTConfig, ViTForImageClassification
-
-        channels, size, _ = image_shape
-        config = ViTConfig(
-            image_size=size,
-            num_channels=channels,
-            patch_size=size // 7,
-            hidden_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=128,
-            num_labels=classes,
-        )
-        self.net = ViTForImageClassification(config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images to logits."""
-        return self.net(x).logits
-
-
 TASKS = {
     "LeNet-5, MNIST": Task(
         data="mnist",
@@ -103,13 +78,6 @@ TASKS = {
         head="head",
         first=(0, 1, 2, 3, 4),
         images=(20_000, 2),
-    ),
-    "ViT, MNIST": Task(
-        data="mnist",
-        build=SmallViT,
-        head="net.classifier",
-        first=(0, 1, 2, 3, 4),
-        images=(20_000, 3),
     ),
 }
 
@@ -387,7 +355,7 @@ def store(runs: list[dict[str, Any]]) -> None:
     """Write the result file."""
     result = {
         "command": "python benchmarks/adapters.py --data-dir DATA_DIR",
-        "versions": versions() | {name: version(name) for name in ("peft", "transformers")},
+        "versions": versions() | {"peft": version("peft")},
         "machine": machine(torch.device("cpu")),
         "note": "Other work ran on the machine: step times are rough.",
         "runs": runs,

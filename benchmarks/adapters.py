@@ -139,13 +139,6 @@ def tdlrt_budget(task: Task, model: nn.Module, budget: int, lr: float, steps: in
     return with_tdlrt(task, model, budget, lr, policy, freeze_after=steps // 2)
 
 
-def tdlrt_shrinking(task: Task, model: nn.Module, budget: int, lr: float, steps: int) -> Adapted:
-    """The same from half again as many parameters, as AdaLoRA has them."""
-    more = 3 * budget // 2
-    policy = tdlrt.ParameterBudget(parameters=tdlrt.CubicSchedule(more, budget, steps // 3))
-    return with_tdlrt(task, model, more, lr, policy, freeze_after=steps // 2)
-
-
 def with_tdlrt(
     task: Task, model: nn.Module, budget: int, lr: float, policy: Any, **options: Any
 ) -> Adapted:
@@ -217,7 +210,6 @@ def alive(model: nn.Module) -> int:
 
 
 METHODS: dict[str, Callable[..., Adapted]] = {
-    "tdlrt shrinking": tdlrt_shrinking,
     "tdlrt budget": tdlrt_budget,
     "tdlrt fixed": tdlrt_fixed,
     "LoRA": peft_method("Lora"),

@@ -127,15 +127,6 @@ class Candidate(NamedTuple):
     curvature: Tensor | None = None
     resting: bool = False
 
-    @property
-    def available(self) -> tuple[int, ...]:
-        """Ranks there are to choose from: those of the core, or, where it is zero, those before.
-
-        New directions of a zero core are arbitrary: an adapter whose gradient is zero must not
-        collect them.
-        """
-        return tuple(self.core.shape if self.core.any() else self.ranks)
-
 
 class RankPolicy(ABC):
     """Says which ranks to keep, for all layers at once.
@@ -220,12 +211,10 @@ class RelativeTolerance(RankPolicy):
 
     def rules(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, RankRule]:
         """Rules for the tolerance of this step."""
-        rules = {}
-        for name, c in candidates.items():
-            norm = _squared_norm(c.core)
-            zero = _keep(c.ranks)  # there is nothing to measure a tolerance by
-            rules[name] = self.rule(norm, c.core.ndim, c.modes, step) if norm else zero
-        return rules
+        return {
+            name: self.rule(_squared_norm(c.core), c.core.ndim, c.modes, step)
+            for name, c in candidates.items()
+        }
 
     def rule(
         self, squared_norm: float, order: int, modes: Collection[int], step: int = 0
@@ -452,13 +441,13 @@ class _Share:
     ) -> None:
         self.candidate, self.bounds = candidate, policy
         self.groups = _rank_groups(candidate)
-        self.ranks = list(candidate.available)
+        self.ranks = list(candidate.core.shape)
         self.values: dict[tuple[int, ...], list[float]] = {}
         for group in self.groups:
-            shortest = min(group, key=lambda mode: self.ranks[mode])
+            shortest = min(group, key=lambda mode: candidate.core.shape[mode])
             values = (sensitivity * policy.worth(name, candidate, shortest)).tolist()
-            self.values[group] = values[: self.ranks[shortest]]
-            self.change(group, min(self.ranks[shortest], policy.max_rank or len(values)))
+            self.values[group] = values
+            self.change(group, min(len(values), policy.max_rank or len(values)))
 
     @property
     def parameters(self) -> int:

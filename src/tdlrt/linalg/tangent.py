@@ -106,14 +106,19 @@ class TangentSpace:
     def settle(self, safe: Sequence[bool] | None = None) -> None:
         """Fix S_i^-T for `gradient`: a pseudo-inverse with a cut-off where S_i is near singular.
 
+        At W = 0, where every S_i is zero, no basis moves: only the core has a gradient there, and
+        Q_i is arbitrary.
+
         Args:
             safe: `well_conditioned()`, read; by default this is done here.
         """
         if safe is None:
             safe = self.well_conditioned().tolist()
-        for (mode, lower), is_safe in zip(self._lower.items(), safe, strict=True):
-            if not is_safe:
+        for (mode, lower), is_safe in zip([*self._lower.items()], safe, strict=True):
+            if not is_safe and lower.any():
                 self._inverse[mode] = _pseudo_inverse_transpose(lower)
+            elif not is_safe:
+                del self._lower[mode], self._rows[mode]
         self._settled = True
 
     def lower(self, mode: int) -> Tensor:

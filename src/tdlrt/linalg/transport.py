@@ -47,7 +47,8 @@ class Transport:
         self._overlaps = {
             mode: bases[mode].mT @ source.factors[mode]
             for mode in source.modes
-            if mode in source.moving_modes or bases[mode] is not source.factors[mode]
+            if source.factors[mode].shape[0] > source.factors[mode].shape[1]  # it may move, later
+            or bases[mode] is not source.factors[mode]
         }
         shape = tuple(source.core.shape)
         self._rows = {

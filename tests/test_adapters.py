@@ -1,6 +1,7 @@
 """Adapters: every edge of their life is an equality."""
 
 import copy
+import itertools
 from pathlib import Path
 
 import pytest
@@ -331,6 +332,26 @@ def test_a_zero_core_and_its_bases_learn(policy, integrator, optimizer, lr) -> N
         assert layer.core.norm() > 0
         now = layer.factors[0].detach()
         assert (now - basis @ (basis.T @ now)).norm() > 1e-3
+
+
+@each_policy
+def test_adam_takes_no_wild_step_from_a_zero_core(policy) -> None:
+    # Its first direction is a matrix of signs, often singular: where bases cannot move yet, their
+    # second moment must not count as zero beside a first moment that the core passes on.
+    model = nn.Sequential(nn.Conv2d(6, 12, 3), nn.Flatten(), nn.Linear(12 * 9, 40))
+    nn.init.zeros_(model[2].weight)
+    tdlrt.add_adapters_(model, rank=6, include="*")
+    training = tdlrt.TDLRT(model, torch.optim.Adam, lr=1e-3, rank_policy=policy)
+    x, y = gaussian((30, 6, 5, 5), 2, torch.float32), torch.arange(30) % 40
+    sizes = [0.0]
+    for _ in range(10):
+        training.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        training.step()
+        sizes.append(float(model[2].update.core.detach().norm()))
+    steps = [after - before for before, after in itertools.pairwise(sizes)]
+    # lr per entry of the core and of the bases' parts, the most that Adam moves at first
+    assert max(steps) < 3 * 1e-3 * (6 * 6 + 40 * 6 + 108 * 6) ** 0.5
 
 
 @pytest.mark.parametrize("policy", [POLICIES["tolerance"], POLICIES["exact"], POLICIES["budget"]])

@@ -242,6 +242,13 @@ def test_a_zero_core_gives_the_gradient_of_the_core_alone(device: str) -> None:
     assert relative_error(gradient.core, expected) <= rounding(torch.float32)
 
 
+def test_at_a_zero_core_no_basis_moves() -> None:
+    space = TangentSpace(torch.zeros(2, 3, 2), [orthonormal(6, r, r).float() for r in (2, 3, 2)])
+    assert space.moving_modes == (0, 1, 2)
+    space.settle()
+    assert space.moving_modes == ()
+
+
 def test_a_subnormal_core_gives_a_finite_gradient():
     core = torch.full((2, 2, 2), 1e-40)
     factors = [torch.eye(4)[:, :2]] * 3

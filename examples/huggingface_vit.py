@@ -32,7 +32,7 @@ config = ViTConfig(
     initializer_range=0.1,  # the default of 0.02 is for wider networks
 )
 model = ViTForImageClassification(config)
-# The forward pass of ViT asks for the weight of its patch embedding, which a Tucker layer has not.
+# The forward pass of ViT reads the weight of its patch embedding, so that one stays dense.
 tdlrt.factorize_(model, rank=0.5, init_scale=None, exclude="*patch_embeddings*")
 print("before", tdlrt.summary(model), sep="\n")
 

@@ -283,3 +283,14 @@ def test_nothing_of_the_size_of_the_weight_is_made(
 
 def test_layers_are_public() -> None:
     assert tdlrt.nn.TuckerConv2d is TuckerConv2d
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_code_that_reads_the_weight_of_a_layer_gets_the_dense_one(training: bool) -> None:
+    # In evaluation this module passes its layers' weights to one fused kernel.
+    module = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+    tdlrt.factorize_(module, rank=0.5, include="linear1")
+    dense = tdlrt.to_dense(module).train(training)
+    images = gaussian((2, 5, 16), 0, torch.float32)
+    with torch.set_grad_enabled(training):
+        torch.testing.assert_close(module.train(training)(images), dense(images))

@@ -200,6 +200,11 @@ class TuckerLayer(nn.Module):
         """The weight W in full, of shape n_1 x ... x n_d, differentiable in core and factors."""
         return multi_mode_product(self.core, list(self.factors))
 
+    @property
+    def weight(self) -> Tensor:
+        """`dense_weight()`, formed at every access: for code that reads the weight of a layer."""
+        return self.dense_weight()
+
     def check_invariants(self) -> None:
         """Verify shapes, r_i <= prod_{j != i} r_j, finite values and orthonormal bases.
 

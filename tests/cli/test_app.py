@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tdlrt.cli.app import app
+
+COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 RUN = ["train", "lenet5", "--data", "digits", "--batch-size", "256", "--epochs", "2"]
 
 
@@ -19,6 +22,30 @@ def test_version_and_help(tdlrt):
     code, out, err = tdlrt()
     assert (code, err) == (2, "")
     assert "train" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_an_example_and_its_defaults(tdlrt, command):
+    code, out, err = tdlrt(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"\n tdlrt {command}" in out.partition("Examples")[2]
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("tdlrt doc", "doctor"),
+        ("tdlrt plan le", "lenet5"),
+        ("tdlrt plan vgg16 --data dig", "digits"),
+    ],
+)
+def test_completion(tdlrt, monkeypatch, words, completed):
+    monkeypatch.setenv("_TDLRT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert tdlrt() == (0, f"{completed}\n", "")
 
 
 def test_lines_in_a_pipe(tdlrt, tmp_path):

@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from rich.console import Console
 from tdlrt.cli.bench import layer_times, network_times
 from tdlrt.cli.compare import compare
 from tdlrt.cli.display import JsonDisplay, LineDisplay, LiveDisplay, SilentDisplay
+from tdlrt.cli.doctor import doctor
 from tdlrt.cli.export import closing_lines, export_table
 from tdlrt.cli.plan import plan_layers, plan_table
 from tdlrt.cli.report import report
@@ -69,10 +71,17 @@ EXAMPLES = """\
   tdlrt bench vgg16 --data cifar10 --rank 0.2 --batch-size 64
 
   tdlrt export runs/vgg --format onnx --int8
+
+  tdlrt doctor
 """
 
+
+def _examples_of(command: str) -> str:
+    title, *lines = EXAMPLES.split("\n\n")
+    return "\n\n".join([title, *(line for line in lines if f"tdlrt {command}" in line)])
+
+
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -146,6 +155,10 @@ def _option(help: str, panel: str, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
 
 
+def _completion(names: Iterable[str]) -> Callable[[str], list[str]]:
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
 DATA, METHOD, TRAINING, OUTPUT = "Data", "Method", "Training", "Output"
 RATES = "; ".join(
     f"{rates['sgd']} for {method}, {rates['adam']} with Adam(W)"
@@ -154,9 +167,19 @@ RATES = "; ".join(
 
 
 # What the commands share. A command without training needs no data, only the size of images.
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"{', '.join(MODELS)}.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help=f"{', '.join(MODELS)}.", autocompletion=_completion(MODELS)
+    ),
+]
 Sizes = Annotated[
-    str, _option(f"Data set, for the size of its images: {', '.join(DATA_SETS)}.", DATA)
+    str,
+    _option(
+        f"Data set, for the size of its images: {', '.join(DATA_SETS)}.",
+        DATA,
+        autocompletion=_completion(DATA_SETS),
+    ),
 ]
 Batch = Annotated[
     int | None, _option("Images per step.", DATA, min=1, show_default=_per_data_set("batch_size"))
@@ -170,11 +193,14 @@ def _recipe(option: str) -> str:
     return f"{WITH_TAU[option]}; {WITH_BUDGET[option]} with --budget"
 
 
-@app.command(epilog=EXAMPLES)
+@app.command(epilog=_examples_of("train"))
 def train(
     context: typer.Context,
     model: Model,
-    data: Annotated[str, _option(f"Data set: {', '.join(DATA_SETS)}.", DATA)],
+    data: Annotated[
+        str,
+        _option(f"Data set: {', '.join(DATA_SETS)}.", DATA, autocompletion=_completion(DATA_SETS)),
+    ],
     data_dir: Annotated[
         str | None,
         _option(
@@ -203,7 +229,9 @@ def train(
     augment: Annotated[
         str, _option("none, or standard: random shifts and mirror images.", DATA)
     ] = RunConfig.augment,
-    method: Annotated[str, _option(f"{', '.join(METHODS)}.", METHOD)] = RunConfig.method,
+    method: Annotated[
+        str, _option(f"{', '.join(METHODS)}.", METHOD, autocompletion=_completion(METHODS))
+    ] = RunConfig.method,
     tau: Annotated[
         float | None,
         _option(
@@ -352,7 +380,7 @@ def train(
             raise RunError("stopped at once; what was not stored by then is lost") from error
 
 
-@app.command()
+@app.command(epilog=_examples_of("plan"))
 def plan(
     model: Model,
     data: Sizes,
@@ -380,7 +408,7 @@ def plan(
         Console().print(plan_table(layers))
 
 
-@app.command()
+@app.command(epilog=_examples_of("bench"))
 def bench(
     model: Model,
     data: Sizes,
@@ -419,7 +447,7 @@ def bench(
         console.print(layer_times(found["layers"]))
 
 
-@app.command()
+@app.command(epilog=_examples_of("export"))
 def export(
     run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Run directory of train.")],
     format: Annotated[
@@ -481,8 +509,8 @@ def export(
         print("\n".join(closing_lines(found)))
 
 
-app.command(epilog=EXAMPLES)(compare)
-app.command()(report)
+for command in (compare, report, doctor):
+    app.command(epilog=_examples_of(command.__name__))(command)
 
 
 def _display(as_json: bool, quiet: bool, out: str) -> SilentDisplay:

@@ -1,0 +1,151 @@
+"""`tdlrt doctor`: what is installed here, whether it works, and what more there could be."""
+
+import json
+import os
+import platform
+import re
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from tdlrt.errors import RunError
+from tdlrt.optim import TDLRT
+from tdlrt.surgery import factorize_
+
+__all__ = ["ENABLES", "diagnose", "doctor"]
+
+ENABLES = {
+    "cli": "the command line, its plots, the embedded digits",
+    "data": "MNIST, CIFAR and other sets, from the hub or from parquet files",
+    "export": "ONNX files, and int8",
+    "hf": "Hugging Face: the Hub, the Trainer of transformers, Accelerate",
+    "lightning": "a callback for Lightning",
+    "log": "curves of training runs in TensorBoard",
+    "bench": "other methods to compare with: TensorLy-Torch, Torch-Pruning, PEFT",
+}
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Say what is installed, whether it works, and what each missing extra would enable.
+
+    A training step is taken on every device. The exit code is 1 if one fails.
+    """
+    found = diagnose()
+    if as_json:
+        print(json.dumps(found))
+    else:
+        _show(found)
+    broken = [device["name"] for device in found["devices"] if device["error"]]
+    if broken:
+        raise RunError(f"a training step does not work on {', '.join(broken)}")
+
+
+def diagnose() -> dict[str, Any]:
+    """Versions, threads, devices with the result of a training step, extras."""
+    packages = ("tdlrt", "torch", "safetensors")
+    known = metadata.metadata("tdlrt").get_all("Provides-Extra") or []
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in packages},
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "devices": [
+            {"name": name, "what": what, "error": _failure_of_a_step(name)}
+            for name, what in _devices()
+        ],
+        "extras": [_extra(name) for name in ENABLES if name in known],
+    }
+
+
+def _devices() -> Iterator[tuple[str, str]]:
+    yield "cpu", platform.processor() or platform.machine()
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+
+
+def _failure_of_a_step(device: str) -> str | None:
+    """Take one step that examines ranks; the first line of the error if it fails."""
+    try:
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 5)).to(device)
+        factorize_(model, rank=0.5)
+        optimizer = TDLRT(model, torch.optim.SGD, lr=0.01, tau=0.1)
+        model(torch.randn(4, 3, 8, 8, device=device)).square().mean().backward()
+        optimizer.step()
+    except Exception as error:
+        return str(error).partition("\n")[0] or type(error).__name__
+    return None
+
+
+def _extra(name: str) -> dict[str, Any]:
+    """Name, purpose, versions of its packages (None: not installed), what is missing or too old."""
+    wanted = dict(_requirements(name))
+    versions = {package: _version(package) for package in wanted}
+    lacking = [
+        package if versions[package] is None else f"{package}>={oldest}"
+        for package, oldest in wanted.items()
+        if _release(versions[package]) < _release(oldest)
+    ]
+    return {"name": name, "enables": ENABLES[name], "packages": versions, "lacking": lacking}
+
+
+def _requirements(extra: str) -> Iterator[tuple[str, str]]:
+    """Packages of an extra and their oldest versions, from the metadata of this package."""
+    for line in metadata.requires("tdlrt") or []:
+        match = re.fullmatch(rf"([\w-]+)>=([\d.]+)\s*;\s*extra == ['\"]{extra}['\"]", line)
+        if match:
+            yield match[1], match[2]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _release(version: str | None) -> list[int]:
+    """Numbers of a release, without zeros at the end; empty for None."""
+    match = re.match(r"\d+(\.\d+)*", version or "")
+    numbers = [int(number) for number in match[0].split(".")] if match else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return numbers
+
+
+def _show(found: dict[str, Any]) -> None:
+    console = Console()
+    print(", ".join(f"{name} {version}" for name, version in found["versions"].items()))
+    print(f"{found['system']}, {found['threads']} threads of torch on {found['cores']} cores")
+    devices = _table("device", "what it is", "a training step")
+    for device in found["devices"]:
+        devices.add_row(device["name"], device["what"], device["error"] or "works")
+    console.print(devices)
+    extras = _table("extra", "what it enables", "state")
+    for extra in found["extras"]:
+        lacking = ", ".join(extra["lacking"])
+        extras.add_row(
+            extra["name"], extra["enables"], f"needs {lacking}" if lacking else "installed"
+        )
+    console.print(extras)
+    missing = ",".join(extra["name"] for extra in found["extras"] if extra["lacking"])
+    if missing:
+        print(f"for what is missing: pip install 'tdlrt[{missing}]'")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table

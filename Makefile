@@ -4,12 +4,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO_DIR ?= runs/demo
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test lint types docs unit package clean
 
 demo: $(VENV)/installed
 	$(BIN)/tdlrt train lenet5 --data digits --baseline --seed 0 --out $(DEMO_DIR) --overwrite
 
-test: lint types unit
+test: lint types docs unit
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -18,6 +18,9 @@ lint: $(VENV)/installed
 
 types: $(VENV)/installed
 	$(BIN)/mypy
+
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 unit: $(VENV)/installed
 	$(BIN)/pytest

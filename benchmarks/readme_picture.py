@@ -12,6 +12,7 @@ from comparisons import EXPERIMENTS, RESULTS, Experiment
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from results_table import grouped, title
+from tdlrt.experiments.methods import METHODS
 from tdlrt.experiments.results import read_results
 
 PICTURE = Path(__file__).parent.parent / "docs" / "figures" / "accuracy.svg"
@@ -59,9 +60,10 @@ def draw_panel(axes: Axes, experiment: Experiment, results: list[Result]) -> Non
         method = group[0]["method"]
         mean, deviation = spread([result["accuracy"] for result in group])
         size, size_deviation = spread([100 * result["compression"] for result in group])
-        style = {"color": COLOURS[method], "label": LABELS[method]}
+        colour = COLOURS.get(method, f"C{list(METHODS).index(method)}")
+        style = {"color": colour, "label": LABELS.get(method, method)}
         if method == "dense":
-            axes.axhspan(mean - deviation, mean + deviation, color=COLOURS[method], alpha=0.15, lw=0)
+            axes.axhspan(mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0)
             axes.axhline(mean, linestyle="--", **style)
         else:
             axes.errorbar(
@@ -69,7 +71,7 @@ def draw_panel(axes: Axes, experiment: Experiment, results: list[Result]) -> Non
                 mean,
                 deviation,
                 size_deviation,
-                marker=MARKERS[method],
+                marker=MARKERS.get(method, "^"),
                 linestyle="none",
                 capsize=3,
                 **style,

@@ -25,6 +25,16 @@ docs: $(VENV)/installed
 unit: $(VENV)/installed
 	$(BIN)/pytest
 
+# The wheel in an environment that holds torch and safetensors alone.
+package: $(VENV)/installed
+	rm -rf dist
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv --clear build/clean
+	build/clean/bin/python -m pip install --quiet --constraint constraints.txt torch
+	build/clean/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	build/clean/bin/python -I tests/packaging/smoke.py
+
 # torch first and pinned: a looser request would pull another build of it with the other packages.
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

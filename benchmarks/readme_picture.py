@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from comparisons import EXPERIMENTS, RESULTS, Experiment
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from comparisons import EXPERIMENTS, RESULTS, Experiment
 from results_table import grouped, title
 from tdlrt.experiments.methods import METHODS
 from tdlrt.experiments.results import read_results

@@ -1,9 +1,13 @@
 """The package as such: its surface, and what importing it costs."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import tdlrt
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_public_surface():
@@ -49,18 +53,31 @@ def test_the_public_surface():
 
 def test_importing_it_loads_no_extra_and_changes_no_global_state():
     script = """
-import logging, random, sys, torch
-before = torch.get_rng_state(), random.getstate(), torch.get_default_dtype(), logging.root.handlers
-loaded = set(sys.modules)
+import logging, os, random, sys, threading, warnings, torch, safetensors.torch
+
+def state():
+    yield from (torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads())
+    yield from (torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled())
+    yield from (torch.get_rng_state().tolist(), random.getstate(), list(logging.root.handlers))
+    yield from (list(warnings.filters), dict(os.environ), threading.active_count(), os.listdir())
+
+before, loaded = list(state()), set(sys.modules)
 import tdlrt
-extras = {"typer", "rich", "yaml", "matplotlib", "sklearn", "datasets", "pyarrow", "PIL"}
-extras |= {"lightning", "transformers", "accelerate", "tensorboard"}
-new = {name.split(".")[0] for name in set(sys.modules) - loaded}
-assert not new & extras, new & extras
-after = torch.get_rng_state(), random.getstate(), torch.get_default_dtype(), logging.root.handlers
-assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+assert list(state()) == before
+new = {name.split(".")[0] for name in set(sys.modules) - loaded} - set(sys.stdlib_module_names)
+assert new == {"tdlrt"}, new
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_version_is_the_same_everywhere():
+    project = (ROOT / "pyproject.toml").read_text()
+    citation = (ROOT / "CITATION.cff").read_text()
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert f'\nversion = "{tdlrt.__version__}"\n' in project
+    assert f"\nversion: {tdlrt.__version__}\n" in citation
+    assert re.search(r"^## (\S+)", changelog, re.MULTILINE)[1] == tdlrt.__version__
 
 
 def test_errors_are_the_library_s_and_the_matching_builtin():

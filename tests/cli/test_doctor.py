@@ -15,7 +15,7 @@ def test_it_prints_versions_devices_and_extras(tdlrt):
     code, out, err = tdlrt("doctor")
     assert (code, err) == (0, "")
     assert f"torch {metadata.version('torch')}" in out
-    assert f"{torch.get_num_threads()} threads of torch" in out
+    assert f"threads of torch: {torch.get_num_threads()}, " in out
     assert re.search(r"^ cpu .* works *$", out, re.MULTILINE)
     assert re.search(r"^ cli .* installed *$", out, re.MULTILINE)
     assert max(map(len, out.splitlines())) <= 80

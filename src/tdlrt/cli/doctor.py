@@ -127,7 +127,7 @@ def _release(version: str | None) -> list[int]:
 def _show(found: dict[str, Any]) -> None:
     console = Console()
     print(", ".join(f"{name} {version}" for name, version in found["versions"].items()))
-    print(f"{found['system']}, {found['threads']} threads of torch on {found['cores']} cores")
+    print(f"{found['system']}, threads of torch: {found['threads']}, cores: {found['cores']}")
     devices = _table("device", "what it is", "a training step")
     for device in found["devices"]:
         devices.add_row(device["name"], device["what"], device["error"] or "works")

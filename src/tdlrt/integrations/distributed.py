@@ -1,0 +1,227 @@
+"""Data-parallel training: one flat all-reduce for cores and bases, torch's engine for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+from zlib import crc32
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.nn.parallel import DistributedDataParallel
+
+from tdlrt.errors import IntegratorStateError, UnsupportedLayerError
+from tdlrt.nn import TuckerLayer
+from tdlrt.nn.layer import tucker_layers
+from tdlrt.optim import TDLRT
+
+__all__ = ["check_replicas", "prepare", "wrap"]
+
+# Integers of the same width as a floating-point type: equal bits, equal sums.
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def wrap(
+    model: nn.Module, optimizer: TDLRT, *, check_every: int = 100, **options: Any
+) -> tuple[DistributedDataParallel, TDLRT]:
+    """Train a model on several processes, each with its share of every batch.
+
+    A backward pass ends with the average of the gradients over the processes, as it does under
+    DistributedDataParallel, which takes the dense parameters; inside `no_sync` it does not.
+
+    Args:
+        model: A model with Tucker layers, on its device.
+        optimizer: The optimiser of this model.
+        check_every: Backward passes between two comparisons of the processes' parameters.
+        **options: Passed to DistributedDataParallel.
+
+    Returns:
+        The model to call in place of the one given, and the optimiser.
+
+    Raises:
+        IntegratorStateError: There is no process group, the model was prepared before, or the
+            optimiser is another model's. Later, in a backward pass: the processes differ.
+        UnsupportedLayerError: The parameters are sharded (FSDP, tensor parallelism).
+        NothingMatchedError: The model has no Tucker layers.
+        ValueError: check_every is out of its range.
+    """
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in trained:
+            raise IntegratorStateError(
+                f"optimizer: does not hold {name} of the model; construct TDLRT with this model"
+            )
+    average = _prepared(model, options.get("process_group"), check_every)
+    average.optimizer = optimizer
+    average.engine = DistributedDataParallel(model, **options)
+    return average.engine, optimizer
+
+
+def prepare(
+    model: nn.Module, *, process_group: dist.ProcessGroup | None = None, check_every: int = 100
+) -> None:
+    """Ready a model for a tool that makes DistributedDataParallel by itself.
+
+    Call it once, when the process group is there and the model on its device, before the tool
+    takes the model (`accelerator.prepare(...)`). See `wrap` for the rest; `no_sync` holds for the
+    dense parameters alone, which costs traffic and changes no result.
+    """
+    _prepared(model, process_group, check_every)
+
+
+def check_replicas(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> None:
+    """Compare shapes and bits of all parameters over the processes. Every process must call it.
+
+    Raises:
+        IntegratorStateError: They differ; the first parameter that does is named.
+    """
+    _check_group()
+    parameters = dict(model.named_parameters())
+    width = 2 + max(parameter.ndim for parameter in parameters.values())
+    rows = []
+    for parameter in parameters.values():
+        values = parameter.detach()
+        bits = values.view(_BITS.get(values.element_size(), torch.uint8)).sum(dtype=torch.int64)
+        shape = list(values.shape) + [-1] * (width - 1 - values.ndim)
+        rows.append(torch.cat([torch.tensor(shape, device=bits.device), bits[None]]))
+    own = torch.stack(rows)
+    found = [torch.empty_like(own) for _ in range(dist.get_world_size(process_group))]
+    dist.all_gather(found, own, group=process_group)
+    differing = torch.stack([(other != found[0]).any(dim=1) for other in found]).tolist()
+    for number, name in enumerate(parameters):
+        others = [process for process, rows in enumerate(differing) if rows[number]]
+        if others:
+            shapes = [tuple(s for s in other[number, :-1].tolist() if s >= 0) for other in found]
+            raise IntegratorStateError(
+                f"{name}: differs between process 0 (shape {shapes[0]}) and process {others[0]} "
+                f"(shape {shapes[others[0]]}), expected equal parameters; start all processes "
+                "from the same checkpoint and change weights, ranks and options on all of them"
+            )
+
+
+def _prepared(
+    model: nn.Module, process_group: dist.ProcessGroup | None, check_every: int
+) -> _FactorAverage:
+    if not isinstance(check_every, int) or check_every < 1:
+        raise ValueError(f"check_every: got {check_every!r}, expected an int of at least 1")
+    _check_group()
+    sharded = [n for n, p in model.named_parameters() if type(p.data).__name__ == "DTensor"]
+    if sharded:
+        raise UnsupportedLayerError(
+            f"{sharded[0]}: is a DTensor, expected a plain parameter: TDLRT does not train sharded "
+            "models; leave out fully_shard and tensor parallelism, and use wrap(model, optimizer)"
+        )
+    layers = tucker_layers(model)
+    names = {
+        f"{name}.{part}".lstrip(".")
+        for name, layer in layers.items()
+        for part in ["core", *(f"factors.{mode}" for mode in range(len(layer.factors)))]
+    }
+    ignored = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
+    if ignored & names:
+        raise IntegratorStateError("model: was prepared or wrapped before, expected a new one")
+    _broadcast_weights(layers.values(), process_group)
+    # DistributedDataParallel asks for a parameter of the root itself as ".core".
+    ignored |= names | {f".{name}" for name in names}
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
+    return _FactorAverage(model, process_group, check_every)
+
+
+def _check_group() -> None:
+    if not (dist.is_available() and dist.is_initialized()):
+        raise IntegratorStateError(
+            "torch.distributed: there is no process group; start the script by torchrun and call "
+            "torch.distributed.init_process_group() first"
+        )
+
+
+@torch.no_grad()
+def _broadcast_weights(
+    layers: Collection[TuckerLayer], process_group: dist.ProcessGroup | None
+) -> None:
+    """Give all processes the ranks, cores and bases of the first."""
+    device = next(iter(layers)).core.device
+    own = torch.tensor([rank for layer in layers for rank in layer.ranks], device=device)
+    dist.broadcast(own, group=process_group, group_src=0)
+    ranks = iter(own.tolist())
+    for layer in layers:
+        core = layer.core.new_empty([next(ranks) for _ in layer.ranks])
+        factors = [f.new_empty(len(f), r) for f, r in zip(layer.factors, core.shape, strict=True)]
+        if core.shape == layer.core.shape:
+            core, factors = layer.core.detach().clone(), [f.detach().clone() for f in layer.factors]
+        for tensor in (core, *factors):
+            dist.broadcast(tensor, group=process_group, group_src=0)
+        layer.resize_(core, factors)
+
+
+class _FactorAverage:
+    """Averages the gradients of cores and bases at the end of every backward pass.
+
+    They stay out of DistributedDataParallel, whose buckets have the sizes of the parameters at its
+    construction, and travel in one buffer of today's size. It is done before `backward` returns:
+    whatever looks at gradients then (clipping, a scaler, a closure's caller) sees the average.
+    """
+
+    def __init__(
+        self, model: nn.Module, process_group: dist.ProcessGroup | None, check_every: int
+    ) -> None:
+        self.engine: DistributedDataParallel | None = None
+        self.optimizer: TDLRT | None = None
+        self._model = model
+        self._group = process_group
+        self._check_every = check_every
+        self._passes = 0
+        self._pass: int | None = None
+        self._parameters = [
+            parameter
+            for layer in tucker_layers(model).values()
+            for parameter in (layer.core, *layer.factors)
+            if isinstance(parameter, nn.Parameter)
+        ]
+        # Any of them may be the first to get a gradient, or the only one on this process.
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._after_gradient)
+
+    def _after_gradient(self, parameter: Tensor) -> None:
+        """Have the average taken once, at the end of the backward pass that is under way."""
+        current = torch._C._current_graph_task_id()
+        if current != self._pass:
+            self._pass = current
+            if self.engine is None or self.engine.require_backward_grad_sync:
+                Variable._execution_engine.queue_callback(self._average)
+
+    def _ranks_differ(self) -> bool:
+        """Whether buffers would have different sizes, in which an all-reduce may hang for good."""
+        if self.optimizer is not None and self.optimizer.ranks_frozen:
+            return False
+        shapes = repr([tuple(parameter.shape) for parameter in self._parameters])
+        own = torch.tensor(crc32(shapes.encode()), device=self._parameters[0].device)
+        found = [torch.empty_like(own) for _ in range(dist.get_world_size(self._group))]
+        dist.all_gather(found, own, group=self._group)
+        return len(set(torch.stack(found).tolist())) > 1
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        if self._passes % self._check_every == 0 or self._ranks_differ():
+            check_replicas(self._model, self._group)
+        self._passes += 1
+        parameters = [p for p in self._parameters if p.requires_grad]
+        if not parameters:
+            return
+        present = [float(parameter.grad is not None) for parameter in parameters]
+        parts = [p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters]
+        flat = torch.cat([*parts, parts[0].new_tensor(present)])
+        flat /= dist.get_world_size(self._group)
+        dist.all_reduce(flat, group=self._group)
+        *means, found = flat.split([*(len(part) for part in parts), len(parameters)])
+        somewhere = found.tolist() if 0.0 in present else present
+        for parameter, mean, share in zip(parameters, means, somewhere, strict=True):
+            if share:  # else no process has a gradient
+                mean = mean.view_as(parameter).to(parameter)
+                if parameter.grad is None:
+                    parameter.grad = mean.clone()
+                else:
+                    parameter.grad.copy_(mean)

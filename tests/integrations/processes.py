@@ -1,0 +1,40 @@
+"""Two processes of one group, for tests of data-parallel training."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, wait
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.distributed as dist
+
+COUNT = 2
+TIMEOUT = timedelta(seconds=60)
+
+
+def on_two_processes(work, *arguments):
+    """What `work(process, *arguments)` returns on each process; the first error is raised."""
+    with TemporaryDirectory() as folder:
+        store = Path(folder) / "store"
+        futures = [_pool().submit(_run, work, n, store, arguments) for n in range(COUNT)]
+        wait(futures)
+        return [future.result() for future in futures]
+
+
+@cache
+def _pool():
+    """The processes, which import torch once; every call makes a group of its own."""
+    return ProcessPoolExecutor(COUNT, multiprocessing.get_context("spawn"))
+
+
+def _run(work, process, store, arguments):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=process, world_size=COUNT, timeout=TIMEOUT
+    )
+    try:
+        return work(process, *arguments)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,201 @@
+"""What the processes of the tests of data-parallel training do."""
+
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import tdlrt
+from optim.problems import Small
+from reference.cases import gaussian
+from tdlrt.integrations import distributed
+
+POLICIES = {
+    "tolerance": lambda: tdlrt.RelativeTolerance(0.15, spare=0.25),
+    "budget": lambda: tdlrt.ParameterBudget(tdlrt.LinearSchedule(1.0, 0.5, 30), spare=0.1),
+}
+HALVES = (slice(0, 4), slice(4, 8))
+
+
+def problem(*, seed=0, name="momentum", **options):
+    """A network in float64 without batch norm, with its data and its optimiser."""
+    return Small(name, seed=seed, dtype=torch.float64, **options)
+
+
+def loss_on(model, data, rows):
+    return nn.functional.cross_entropy(model(data.inputs[rows]), data.labels[rows])
+
+
+def accumulate(model, data, rows, sync=True):
+    with nullcontext() if sync else model.no_sync():
+        loss_on(model, data, rows).backward()
+
+
+def gradients(model):
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@contextmanager
+def counted():
+    """Numbers of entries of the all-reduces of cores and bases inside."""
+    sizes, original = [], dist.all_reduce
+
+    def all_reduce(tensor, *args, **kwargs):
+        sizes.append(tensor.numel())
+        return original(tensor, *args, **kwargs)
+
+    dist.all_reduce = all_reduce
+    try:
+        yield sizes
+    finally:
+        dist.all_reduce = original
+
+
+def trajectory(model, data, rows, integrator, steps):
+    """Weights in full after these steps, half of them on closures, and the ranks of each."""
+    optimizer, ranks = data.optimizer, []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_on(model, data, rows)
+        loss.backward()
+        return loss
+
+    for step in range(steps):
+        if step % 2:
+            optimizer.step(closure)
+        else:
+            for _ in range(2 if integrator == "bug" else 1):
+                closure()
+                optimizer.step()
+        ranks.append(data.ranks)
+    return tdlrt.to_dense(data.model).state_dict(), ranks
+
+
+def train(process, integrator, policy, name, steps):
+    """On one of the processes, or on one that is alone (None)."""
+    data = problem(name=name, integrator=integrator, rank_policy=POLICIES[policy]())
+    if process is None:
+        return trajectory(data.model, data, slice(None), integrator, steps)
+    model, _ = distributed.wrap(data.model, data.optimizer, check_every=7)
+    found = trajectory(model, data, HALVES[process], integrator, steps)
+    distributed.check_replicas(data.model)
+    return found
+
+
+def start(process):
+    """Other weights and other ranks on every process, before."""
+    data = problem(seed=process, rank=(0.5, 0.8)[process])
+    model, _ = distributed.wrap(data.model, data.optimizer)
+    accumulate(model, data, HALVES[process])
+    data.optimizer.step()
+    return data.model.state_dict(), data.ranks
+
+
+def diverge(process, how):
+    data = problem()
+    model, _ = distributed.wrap(data.model, data.optimizer, check_every=2)
+    for step in range(3):
+        if process == 1 and step == 1:
+            how(data)
+        accumulate(model, data, HALVES[process])
+
+
+def nudge(data):
+    with torch.no_grad():
+        data.layers[1].core[0, 0] += 1e-12
+
+
+def cut(data):
+    layer = data.layers[0]
+    layer.resize_(layer.core[:-1], [layer.factors[0][:, :-1], *layer.factors[1:]])
+
+
+def no_sync(process):
+    data = problem()
+    model, _ = distributed.wrap(data.model, data.optimizer)
+    first, second = torch.arange(8)[HALVES[process]].chunk(2)
+    with counted() as sizes:
+        accumulate(model, data, first, sync=False)
+        local = gradients(data.model)["3.core"].clone()
+        accumulate(model, data, second)
+    alone = problem()
+    for rows in torch.arange(8).chunk(4):
+        loss_on(alone.model, alone, rows).backward()
+    expected = {name: grad / 2 for name, grad in gradients(alone.model).items()}
+    return sizes, local, gradients(data.model), expected
+
+
+class Branches(nn.Module):
+    """Three branches, chosen by name; a dense head."""
+
+    def __init__(self):
+        super().__init__()
+        self.branches = nn.ModuleDict({key: nn.Linear(6, 6, dtype=torch.float64) for key in "abc"})
+        self.head = nn.Linear(6, 2, dtype=torch.float64)
+        tdlrt.factorize_(self, rank=2)
+
+    def forward(self, input, key):
+        return self.head(input if key is None else self.branches[key](input))
+
+
+def branches(process, keys):
+    """Gradients where each process takes another branch, or none."""
+    torch.manual_seed(0)
+    net = Branches()
+    optimizer = tdlrt.TDLRT(net, torch.optim.SGD, lr=0.1, tau=0.5)
+    model, _ = distributed.wrap(net, optimizer, find_unused_parameters=True)
+    model(gaussian((3, 6), process), keys[process]).square().sum().backward()
+    found = {name: None if grad is None else grad.clone() for name, grad in gradients(net).items()}
+    optimizer.step()
+    distributed.check_replicas(net)
+    return found
+
+
+def clip(process):
+    data = problem()
+    model, _ = distributed.wrap(data.model, data.optimizer)
+    accumulate(model, data, HALVES[process])
+    norm = data.optimizer.clip_grad_norm_(0.01)
+    data.optimizer.step()
+    return norm, tdlrt.to_dense(data.model).state_dict()
+
+
+def scale(process):
+    """An infinite gradient of a core on the second process alone."""
+    data = problem()
+    model, _ = distributed.wrap(data.model, data.optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    data.layers[0].core.register_hook(lambda grad: grad / 0 if process else grad)
+    before = data.layers[0].core.detach().clone()
+    scaler.scale(loss_on(model, data, HALVES[process])).backward()
+    scaler.step(data.optimizer)
+    scaler.update()
+    return torch.equal(before, data.layers[0].core), scaler.get_scale()
+
+
+def payload(process):
+    """Entries sent in a backward pass, and parameters of the factors, before and after a cut."""
+    data = problem()
+    model, _ = distributed.wrap(data.model, data.optimizer)
+    found = []
+    for _ in range(2):
+        with counted() as sizes:
+            accumulate(model, data, HALVES[process])
+        found.append((sizes, sum(layer.weight_parameters for layer in data.layers)))
+        data.optimizer.rank_policy = tdlrt.RelativeTolerance(0.6)
+        data.optimizer.step()
+        data.optimizer.zero_grad()
+    return found
+
+
+def uneven(process):
+    """Three images and five, weighted by their numbers."""
+    data = problem()
+    model, _ = distributed.wrap(data.model, data.optimizer)
+    rows = (slice(0, 3), slice(3, 8))[process]
+    (loss_on(model, data, rows) * len(data.labels[rows]) * 2 / 8).backward()
+    alone = problem()
+    loss_on(alone.model, alone, slice(None)).backward()
+    return gradients(data.model), gradients(alone.model)

@@ -126,14 +126,14 @@ def test_an_optimizer_of_another_model(lonely):
 @pytest.mark.parametrize("check_every", [0, 1.5])
 def test_a_bad_interval(lonely, check_every):
     problem = Small()
-    with pytest.raises(ValueError, match="check_every: got .*, expected an int of at least 1"):
+    with pytest.raises(ValueError, match=r"check_every: got .*, expected an int of at least 1"):
         distributed.wrap(problem.model, problem.optimizer, check_every=check_every)
 
 
 def test_a_sharded_model(lonely):
     problem = Small()
     fully_shard(problem.model, mesh=dist.init_device_mesh("cpu", (1,)))
-    with pytest.raises(tdlrt.UnsupportedLayerError, match="is a DTensor.*leave out fully_shard"):
+    with pytest.raises(tdlrt.UnsupportedLayerError, match=r"is a DTensor.*leave out fully_shard"):
         distributed.prepare(problem.model)
 
 

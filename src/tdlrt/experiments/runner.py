@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tdlrt.experiments.checkpoint import load_checkpoint, save_checkpoint, save_
 from tdlrt.experiments.config import DEPENDS, ConfigError, RunConfig
 from tdlrt.experiments.data import ImageData, hold_out, load_data
 from tdlrt.experiments.plots import draw_plots
+from tdlrt.experiments.processes import any_process, is_first, processes
 from tdlrt.experiments.results import EpochMetrics, RunDirectory, machine, versions
 from tdlrt.experiments.signals import stop_requests
 from tdlrt.experiments.training import Training
@@ -118,8 +120,21 @@ def run(
         raise ConfigError("resume and overwrite: expected one of them; one keeps the run there")
     if baseline and config.method == "dense":
         raise ConfigError("baseline: the method is 'dense' already; leave one of them out")
-    observer = observer or Observer()
-    directory, dense_config = RunDirectory(out), _dense(config)
+    with processes(config, Path(out), resume) as place:
+        told = observer if observer and is_first() else Observer()
+        return _run(config, RunDirectory(place), baseline, resume, overwrite, told, command)
+
+
+def _run(
+    config: RunConfig,
+    directory: RunDirectory,
+    baseline: bool,
+    resume: bool,
+    overwrite: bool,
+    observer: Observer,
+    command: str | None,
+) -> dict[str, Any]:
+    dense_config = _dense(config)
     if resume:
         directory.open_for_resume(config)
         if baseline and directory.baseline.config.exists():
@@ -136,7 +151,8 @@ def run(
     if config.validation is not None:
         data = hold_out(data, config.validation, config.seed)
     with stop_requests() as stop:
-        job = _Job(data, resume, stop.is_set, observer, command)
+        stop_requested = partial(any_process, stop.is_set, config.torch_device())
+        job = _Job(data, resume, stop_requested, observer, command)
         summary = job.run(config, directory)
         if baseline:
             dense = job.run(dense_config, directory.baseline)

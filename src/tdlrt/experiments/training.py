@@ -18,6 +18,15 @@ from tdlrt.experiments.data import ImageData
 from tdlrt.experiments.methods import METHODS
 from tdlrt.experiments.methods.sizes import kept_parameters
 from tdlrt.experiments.models import build_model
+from tdlrt.experiments.processes import (
+    engine,
+    is_first,
+    process_count,
+    process_number,
+    share,
+    take_buffers,
+    total,
+)
 from tdlrt.experiments.results import EpochMetrics
 from tdlrt.nn import TuckerLayer
 from tdlrt.report import ModelSummary, summary
@@ -85,6 +94,7 @@ class Training:
         self.steps = config.epochs * self.steps_per_epoch
         self.dense_steps = max(1, round(config.dense_until * self.steps))
         self.optimizer = self.method.optimizer(self.model, config, self.steps)
+        self._engine: nn.Module | None = None
         self._warmup = min(round(config.warmup * self.steps), self.steps - 1)
         self._schedule = _schedule(self.optimizer, self._warmup, self.steps)
         self.epoch: int = 0
@@ -131,6 +141,7 @@ class Training:
 
     def rebuild(self) -> None:
         """Take up a network whose parameters are others now: a new optimiser, the old schedule."""
+        self._engine = None
         rate, schedule = self.optimizer.param_groups[0]["lr"], self._schedule.state_dict()
         self._lay_out()
         self.optimizer = self.method.optimizer(self.model, self.config, self.steps)
@@ -167,12 +178,15 @@ class Training:
                     return
                 start = self._batch * self.config.batch_size
                 index = order[start : start + self.config.batch_size]
-                self._step(*self.batch(index, moves))
+                self._step(index, moves)
                 after_step(self)
             yield self._end_epoch(started)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the rest of the run depends on, as tensors and plain types."""
+        """Everything the rest of the run depends on, as tensors and plain types.
+
+        Of several processes each must call it.
+        """
         cuda = self.device.type == "cuda"
         return {
             "model": self.model.state_dict(),
@@ -181,8 +195,8 @@ class Training:
             "epoch": self.epoch,
             "batch": self._batch,
             "lr": self._lr,
-            "loss_sum": self._loss_sum,
-            "correct": self._correct,
+            "loss_sum": total(self._loss_sum),
+            "correct": total(self._correct),
             "seconds": self._seconds,
             "rng": torch.get_rng_state(),
             "rng_device": torch.cuda.get_rng_state(self.device) if cuda else None,
@@ -199,6 +213,9 @@ class Training:
         self._lr, self._seconds = state["lr"], state["seconds"]
         self._loss_sum.copy_(state["loss_sum"])
         self._correct.copy_(state["correct"])
+        if not is_first():  # the others' parts are in the first one's
+            self._loss_sum.zero_()
+            self._correct.zero_()
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
         torch.set_rng_state(state["rng"].cpu())
         if state["rng_device"] is not None:
@@ -240,13 +257,16 @@ class Training:
             images = move_images(images, moves[index])
         return self._normalise(images), self._train[1][index]
 
-    def _step(self, images: Tensor, labels: Tensor) -> None:
+    def _step(self, batch: Tensor, moves: Tensor | None) -> None:
+        index, weight = share(batch)
+        images, labels = self.batch(index, moves)
+        network = self._engine = self._engine or engine(self.model, self.optimizer)
         evaluations: list[tuple[Tensor, Tensor]] = []
 
         def closure() -> Any:
             self.optimizer.zero_grad()
-            logits = self.model(images)
-            loss = F.cross_entropy(logits, labels)
+            logits = network(images)
+            loss = weight * F.cross_entropy(logits, labels)
             evaluations.append((loss.detach(), logits.detach()))
             penalty = self.method.penalty(self)
             if penalty is not None:
@@ -259,12 +279,13 @@ class Training:
         self._schedule.step()
         # `bug` evaluates the closure more than once; the first time is before the step.
         loss, logits = evaluations[0]
-        self._loss_sum += loss * len(labels)
-        self._correct += (logits.argmax(1) == labels).sum()
+        self._loss_sum += loss * len(batch) / process_count()
+        self._correct += (logits.argmax(1) == labels).sum() * (weight > 0)
         self._batch += 1
         self.method.after_step(self)
 
     def _end_epoch(self, started: float) -> EpochMetrics:
+        self._loss_sum, self._correct = total(self._loss_sum), total(self._correct)
         loss, images = self.loss, self._seen
         if not torch.isfinite(self._loss_sum):
             raise RunError(
@@ -295,8 +316,12 @@ class Training:
     def _accuracy(self) -> float:
         """Share of the images that are held out that the network gets right, in percent."""
         self.model.eval()
-        batches = zip(*(torch.split(part, TEST_BATCH) for part in self._test), strict=True)
-        correct = sum((self.model(self._normalise(x)).argmax(1) == y).sum() for x, y in batches)
+        take_buffers(self.model)
+        batches = [*zip(*(torch.split(part, TEST_BATCH) for part in self._test), strict=True)]
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        for images, labels in batches[process_number() :: process_count()]:
+            correct += (self.model(self._normalise(images)).argmax(1) == labels).sum()
+        correct = total(correct)
         self.model.train()
         return 100 * int(correct) / len(self._test[1])
 

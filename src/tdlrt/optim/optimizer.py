@@ -75,6 +75,8 @@ class TDLRT(torch.optim.Optimizer):
         adapt_every: Ranks are examined every so many steps; they stay as they are in between.
         core_steps: Steps on the core for one on the bases (`bug` alone).
         freeze_after: Steps after which `freeze_ranks` is called; None for never.
+        skip_nonfinite: How many steps in a row may be skipped, and counted in `skipped_steps`,
+            because something is not finite; 0 for none. The next one raises NonFiniteError.
         param_groups: Groups with options of their own, as in torch: dicts with 'params' and any of
             lr, weight_decay, ... A Tucker layer's core and bases belong in one group.
         **optimizer_kwargs: Passed to optimizer_cls (lr, momentum, weight_decay, ...).
@@ -100,6 +102,7 @@ class TDLRT(torch.optim.Optimizer):
         adapt_every: int = 1,
         core_steps: int = 1,
         freeze_after: int | None = None,
+        skip_nonfinite: int = 0,
         param_groups: Iterable[Mapping[str, Any]] = (),
         **optimizer_kwargs: Any,
     ) -> None:
@@ -111,10 +114,14 @@ class TDLRT(torch.optim.Optimizer):
         _check_count("core_steps", core_steps)
         if freeze_after is not None:
             _check_count("freeze_after", freeze_after)
+        _check_count("skip_nonfinite", skip_nonfinite, least=0)
         self.integrator = integrator
         self.adapt_every = adapt_every
         self.core_steps = core_steps
         self.freeze_after = freeze_after
+        self.skip_nonfinite = skip_nonfinite
+        self.skipped_steps = 0
+        self._skipped_in_a_row = 0
         self._slots = {name: LayerSlot(name, layer) for name, layer in tucker_layers(model).items()}
         self._names: dict[Tensor, str] = {
             parameter: name for name, parameter in model.named_parameters()
@@ -131,6 +138,11 @@ class TDLRT(torch.optim.Optimizer):
         self._rank_policy = policy
 
         self._tucker = {id(p) for slot in self._slots.values() for p in slot.parameters}
+        if len(self._tucker) < sum(len(slot.parameters) for slot in self._slots.values()):
+            raise ValueError(
+                "model: got Tucker layers that share a core or a basis, which would move twice a "
+                "step; use one layer in both places"
+            )
         given = [{**group, "params": _as_list(group["params"])} for group in param_groups]
         taken = {id(parameter) for group in given for parameter in group["params"]}
         rest = [parameter for parameter in self._names if id(parameter) not in taken]
@@ -285,12 +297,14 @@ class TDLRT(torch.optim.Optimizer):
             The loss of the first evaluation, or None without a closure.
 
         Raises:
-            NonFiniteError: A gradient or a weight is not finite; nothing was changed.
+            NonFiniteError: A gradient or a weight is not finite, more than skip_nonfinite times in a
+                row; nothing was changed.
             IntegratorStateError: The state does not fit the layers, or a closure came in the
                 middle of an alternation.
         """
         if closure is None:
-            self._advance()
+            with self._skipping():
+                self._advance()
             return None
         if self._core_steps_left:
             raise IntegratorStateError(
@@ -300,15 +314,29 @@ class TDLRT(torch.optim.Optimizer):
         with torch.enable_grad():
             loss = closure()
         if self.integrator == "parallel":
-            self._advance()
+            with self._skipping():
+                self._advance()
         else:
-            with self._undo_on_error():
+            with self._skipping(), self._undo_on_error():
                 self._advance()
                 while self._core_steps_left:
                     with self._bases_at_rest(), torch.enable_grad():
                         closure()
                     self._advance()
         return loss
+
+    @contextmanager
+    def _skipping(self) -> Iterator[None]:
+        """Turn errors of numbers that are not finite into counts, up to the limit."""
+        try:
+            yield
+        except NonFiniteError:
+            if self._skipped_in_a_row >= self.skip_nonfinite:
+                raise
+            self._skipped_in_a_row += 1
+            self.skipped_steps += 1
+        else:
+            self._skipped_in_a_row = 0
 
     @contextmanager
     def _bases_at_rest(self) -> Iterator[None]:
@@ -598,6 +626,7 @@ class TDLRT(torch.optim.Optimizer):
             "integrator": self.integrator,
             "optimizer": type(self._plain).__name__,
             "steps": self._steps,
+            "skipped_steps": self.skipped_steps,
             "frozen": self._frozen,
             "settling": self._settling,
             "core_steps_left": self._core_steps_left,
@@ -641,6 +670,7 @@ class TDLRT(torch.optim.Optimizer):
         self._plain.state = self.state
         self._steps, self._frozen = extra["steps"], extra["frozen"]
         self._settling = extra["settling"]
+        self.skipped_steps = extra.get("skipped_steps", 0)
         self._examined = dict.fromkeys(self._slots, self._steps)
         self._core_steps_left = extra["core_steps_left"]
         self._resting_ranks = {name: list(ranks) for name, ranks in extra["resting_ranks"].items()}
@@ -687,9 +717,9 @@ def _as_list(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return [parameters] if isinstance(parameters, Tensor) else list(parameters)
 
 
-def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected an int of at least 1")
+def _check_count(name: str, value: object, *, least: int = 1) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: got {value!r}, expected an int of at least {least}")
 
 
 def _resolve_rule(optimizer_cls: type[torch.optim.Optimizer]) -> type[Rule]:

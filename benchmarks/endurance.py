@@ -3,8 +3,8 @@
     python benchmarks/endurance.py
 
 A small network on random images, a new batch and an examination of the ranks in every step. The
-tolerance goes up and down every 25 steps and the labels change every 500, so that ranks keep moving.
-Writes benchmarks/results/endurance.json.
+tolerance goes up and down every 25 steps and the labels change every 500, so that ranks keep
+moving. Writes benchmarks/results/endurance.json.
 """
 
 import argparse

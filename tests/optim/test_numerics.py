@@ -91,7 +91,7 @@ def test_skips_in_a_row_have_a_limit():
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, None])
 def test_a_bad_limit(value):
-    with pytest.raises(ValueError, match="skip_nonfinite: got .*, expected an int of at least 0"):
+    with pytest.raises(ValueError, match=r"skip_nonfinite: got .*, expected an int of at least 0"):
         Small(skip_nonfinite=value)
 
 
@@ -194,7 +194,7 @@ def test_a_layer_in_two_places_moves_once(integrator):
 def test_layers_that_share_a_basis_are_refused():
     first, second = (tdlrt.nn.TuckerLinear(6, 6, rank=3) for _ in range(2))
     second.factors.register_parameter("0", first.factors[0])
-    with pytest.raises(ValueError, match="share a core or a basis.*one layer in both places"):
+    with pytest.raises(ValueError, match=r"share a core or a basis.*one layer in both places"):
         tdlrt.TDLRT(nn.Sequential(first, second), torch.optim.SGD, lr=0.1)
 
 

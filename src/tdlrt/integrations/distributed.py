@@ -13,6 +13,7 @@ from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
 from tdlrt.errors import IntegratorStateError, UnsupportedLayerError
+from tdlrt.integrations.sharding import ShardedTeam
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.layer import tucker_layers
 from tdlrt.optim import TDLRT
@@ -24,7 +25,12 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def wrap(
-    model: nn.Module, optimizer: TDLRT, *, check_every: int = 100, **options: Any
+    model: nn.Module,
+    optimizer: TDLRT,
+    *,
+    shard_integrator: bool = False,
+    check_every: int = 100,
+    **options: Any,
 ) -> tuple[DistributedDataParallel, TDLRT]:
     """Train a model on several processes, each with its share of every batch.
 
@@ -34,6 +40,9 @@ def wrap(
     Args:
         model: A model with Tucker layers, on its device.
         optimizer: The optimiser of this model.
+        shard_integrator: Each process computes the steps of a share of the Tucker layers and sends
+            them to the others, instead of computing all of them. Steps in which a ParameterBudget
+            changes ranks are not shared out.
         check_every: Backward passes between two comparisons of the processes' parameters.
         **options: Passed to DistributedDataParallel.
 
@@ -55,6 +64,8 @@ def wrap(
             )
     average = _prepared(model, options.get("process_group"), check_every)
     average.optimizer = optimizer
+    if shard_integrator:
+        optimizer.team = ShardedTeam(tucker_layers(model), options.get("process_group"))
     average.engine = DistributedDataParallel(model, **options)
     return average.engine, optimizer
 
@@ -125,7 +136,7 @@ def _prepared(
     _broadcast_weights(layers.values(), process_group)
     # DistributedDataParallel asks for a parameter of the root itself as ".core".
     ignored |= names | {f".{name}" for name in names}
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)  # type: ignore[no-untyped-call]
     return _FactorAverage(model, process_group, check_every)
 
 
@@ -183,7 +194,7 @@ class _FactorAverage:
         # Any of them may be the first to get a gradient, or the only one on this process.
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._after_gradient)
+                parameter.register_post_accumulate_grad_hook(self._after_gradient)  # type: ignore[no-untyped-call]
 
     def _after_gradient(self, parameter: Tensor) -> None:
         """Have the average taken once, at the end of the backward pass that is under way."""
@@ -216,7 +227,7 @@ class _FactorAverage:
         flat = torch.cat([*parts, parts[0].new_tensor(present)])
         flat /= dist.get_world_size(self._group)
         dist.all_reduce(flat, group=self._group)
-        *means, found = flat.split([*(len(part) for part in parts), len(parameters)])
+        *means, found = torch.split(flat, [*(len(part) for part in parts), len(parameters)])
         somewhere = found.tolist() if 0.0 in present else present
         for parameter, mean, share in zip(parameters, means, somewhere, strict=True):
             if share:  # else no process has a gradient

@@ -32,6 +32,7 @@ from tdlrt.optim.steps import (
     retract,
     retract_lifted,
 )
+from tdlrt.optim.team import Team
 from tdlrt.ranks import ByName, Candidate, FixedRank, RankPolicy, RelativeTolerance
 
 __all__ = ["TDLRT"]
@@ -120,6 +121,7 @@ class TDLRT(torch.optim.Optimizer):
         self.core_steps = core_steps
         self.freeze_after = freeze_after
         self.skip_nonfinite = skip_nonfinite
+        self.team = Team()
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
         self._slots = {name: LayerSlot(name, layer) for name, layer in tucker_layers(model).items()}
@@ -297,8 +299,8 @@ class TDLRT(torch.optim.Optimizer):
             The loss of the first evaluation, or None without a closure.
 
         Raises:
-            NonFiniteError: A gradient or a weight is not finite, more than skip_nonfinite times in a
-                row; nothing was changed.
+            NonFiniteError: A gradient or a weight is not finite, more than skip_nonfinite times in
+                a row; nothing was changed.
             IntegratorStateError: The state does not fit the layers, or a closure came in the
                 middle of an alternation.
         """
@@ -378,29 +380,41 @@ class TDLRT(torch.optim.Optimizer):
     def _parallel_pass(self) -> None:
         active = self._active_slots()
         examined = active if self._examines() else {}
-        updates = self._examined_steps(active) if examined else self._fixed_rank_steps(active)
-        self._assign(updates)
+        self._update(active, self._examined_steps if examined else self._fixed_rank_steps)
         self._finish_step(examined)
 
-    def _fixed_rank_steps(self, active: Mapping[str, LayerSlot]) -> dict[str, Iterate]:
+    def _update(
+        self,
+        names: Collection[str],
+        compute: Callable[[Collection[str]], Mapping[str, Iterate | Lifted]],
+    ) -> None:
+        """Compute the steps of layers and put them in place, each on the process whose it is."""
+        # A joint policy compares the spectra of all layers.
+        team = Team() if self._policy().joint else self.team
+        with team.agreement():
+            updates = compute(team.share(names))
+        self._assign(updates)
+        team.exchange([self._slots[name] for name in names], self.state, self._curvatures)
+
+    def _fixed_rank_steps(self, names: Collection[str]) -> dict[str, Iterate]:
         updates = {
             name: fixed_rank_step(slot.iterate(self.state, rule), slot.gradient(), rule)
-            for name, slot in active.items()
-            for rule in [self._rule(name)]
+            for name in names
+            for slot, rule in [(self._slots[name], self._rule(name))]
         }
         self._check_finite((), updates.values())
         self._observe(updates)
         return updates
 
-    def _examined_steps(self, active: Mapping[str, LayerSlot]) -> dict[str, Iterate]:
+    def _examined_steps(self, names: Collection[str]) -> dict[str, Iterate]:
         """Steps with truncation: layer by layer where the policy allows, for memory's sake."""
         joint = self._policy().joint
         updates: dict[str, Iterate] = {}
-        for number, batch in enumerate([active] if joint else [{n: active[n]} for n in active]):
+        for number, batch in enumerate([names] if joint else [[name] for name in names]):
             augmented = {
                 name: augmented_step(slot.iterate(self.state, rule), slot.gradient(), rule)
-                for name, slot in batch.items()
-                for rule in [self._rule(name)]
+                for name in batch
+                for slot, rule in [(self._slots[name], self._rule(name))]
             }
             self._check_finite(augmented.values(), inputs=number == 0)
             self._observe(augmented)
@@ -409,31 +423,24 @@ class TDLRT(torch.optim.Optimizer):
 
     def _basis_pass(self) -> None:
         active = self._active_slots()
+        ranks = {name: list(slot.layer.ranks) for name, slot in active.items()}
+        self._update(active, self._basis_steps)
+        self._resting_ranks = ranks
+        self._core_steps_left = self.core_steps
+
+    def _basis_steps(self, names: Collection[str]) -> dict[str, Lifted]:
         updates = {
             name: basis_step(slot.iterate(self.state, rule), slot.gradient(), rule)
-            for name, slot in active.items()
-            for rule in [self._rule(name)]
+            for name in names
+            for slot, rule in [(self._slots[name], self._rule(name))]
         }
         self._check_finite(updates.values())
-        self._resting_ranks = {name: list(slot.layer.ranks) for name, slot in active.items()}
-        self._assign(updates)
-        self._core_steps_left = self.core_steps
+        return updates
 
     def _core_pass(self) -> None:
         last = self._core_steps_left == 1
-        lifted: dict[str, Lifted] = {}
-        for name in self._resting_ranks:
-            slot, rule = self._slots[name], self._rule(name)
-            lifted[name] = slot.lifted(self.state, rule)
-            if slot.layer.core.grad is not None:
-                lifted[name] = core_step(lifted[name], slot.core_gradient(), rule)
-        self._check_finite(lifted.values())
-        self._observe(lifted)
-        examined = lifted if last and self._examines() else {}
-        steps: dict[str, Augmented | Lifted] = {**lifted}
-        if self._settling:  # it is for the layers, too, that this step left alone
-            steps |= self._at_rest(name for name in self._slots if name not in lifted)
-        self._assign(self._retracted(steps) if last else lifted)
+        examined = self._resting_ranks if last and self._examines() else {}
+        self._update(self._resting_ranks, self._last_core_steps if last else self._core_steps)
         self._core_steps_left -= 1
         if last:
             self._resting_ranks = {}
@@ -441,6 +448,23 @@ class TDLRT(torch.optim.Optimizer):
             self._finish_step(examined)
         else:
             self._plain_step()
+
+    def _core_steps(self, names: Collection[str]) -> dict[str, Lifted]:
+        lifted: dict[str, Lifted] = {}
+        for name in names:
+            slot, rule = self._slots[name], self._rule(name)
+            lifted[name] = slot.lifted(self.state, rule)
+            if slot.layer.core.grad is not None:
+                lifted[name] = core_step(lifted[name], slot.core_gradient(), rule)
+        self._check_finite(lifted.values())
+        self._observe(lifted)
+        return lifted
+
+    def _last_core_steps(self, names: Collection[str]) -> dict[str, Iterate]:
+        steps: dict[str, Augmented | Lifted] = {**self._core_steps(names)}
+        if self._settling:  # it is for the layers, too, that this step left alone
+            steps |= self._at_rest(n for n in self._slots if n not in self._resting_ranks)
+        return self._retracted(steps)
 
     def _observe(self, names: Iterable[str]) -> None:
         """Take the gradients into the running mean squares of the entries of grad_C L."""

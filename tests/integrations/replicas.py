@@ -78,15 +78,39 @@ def trajectory(model, data, rows, integrator, steps):
     return tdlrt.to_dense(data.model).state_dict(), ranks
 
 
-def train(process, integrator, policy, name, steps):
+def train(process, integrator, policy, name, steps, **options):
     """On one of the processes, or on one that is alone (None)."""
     data = problem(name=name, integrator=integrator, rank_policy=POLICIES[policy]())
     if process is None:
         return trajectory(data.model, data, slice(None), integrator, steps)
-    model, _ = distributed.wrap(data.model, data.optimizer, check_every=7)
+    model, _ = distributed.wrap(data.model, data.optimizer, check_every=7, **options)
     found = trajectory(model, data, HALVES[process], integrator, steps)
     distributed.check_replicas(data.model)
     return found
+
+
+def train_sharded(process, *arguments):
+    return train(process, *arguments, shard_integrator=True)
+
+
+def overflow(process):
+    """The step of one layer, which the second process computes, becomes infinite."""
+    data = problem(skip_nonfinite=1)
+    model, optimizer = distributed.wrap(data.model, data.optimizer, shard_integrator=True)
+    shares = list(optimizer.team.share(["0", "3"]))
+    before = {name: p.detach().clone() for name, p in data.model.named_parameters()}
+    caught = ""
+    for _ in range(2):
+        optimizer.zero_grad()
+        accumulate(model, data, HALVES[process])
+        for parameter in (data.layers[0].core, *data.layers[0].factors):
+            parameter.grad.fill_(1e308)
+        try:
+            optimizer.step()
+        except tdlrt.NonFiniteError as error:
+            caught = str(error)
+    same = all(torch.equal(before[name], p) for name, p in data.model.named_parameters())
+    return shares, caught, same, optimizer.skipped_steps
 
 
 def start(process):

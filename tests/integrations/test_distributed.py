@@ -32,6 +32,26 @@ def test_two_halves_are_one_batch(integrator, policy, name):
     assert_same(first, second)
 
 
+@INTEGRATORS
+@pytest.mark.parametrize("policy", replicas.POLICIES)
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
+def test_a_shared_out_integrator_is_the_same(integrator, policy, name):
+    options = (integrator, policy, name, 12)
+    whole, _ = on_two_processes(replicas.train, *options)
+    for shared in on_two_processes(replicas.train_sharded, *options):
+        assert_same(whole, shared)
+
+
+def test_a_step_that_overflows_on_one_process_changes_nothing_on_any():
+    first, second = on_two_processes(replicas.overflow)
+    assert sorted([*first[0], *second[0]]) == ["0", "3"]
+    assert len(first[0]) == 1
+    assert first[2:] == second[2:] == (True, 1)
+    texts = sorted([first[1], second[1]], key=len)
+    assert texts[0].startswith("weight: the step would make it NaN")
+    assert "would not be finite" in texts[1]
+
+
 def test_all_processes_start_from_the_first():
     first, second = on_two_processes(replicas.start)
     assert_same(first, second)
@@ -130,11 +150,24 @@ def test_a_bad_interval(lonely, check_every):
         distributed.wrap(problem.model, problem.optimizer, check_every=check_every)
 
 
-def test_a_sharded_model(lonely):
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_sharded_model(lonely, whole):
+    """All of it, or the dense rest alone."""
+    model = Small().model
+    mesh = dist.init_device_mesh("cpu", (1,))
+    fully_shard(model if whole else model[5], mesh=mesh)
+    with pytest.raises(tdlrt.UnsupportedLayerError, match=r"is a DTensor.*distributed\.wrap"):
+        tdlrt.TDLRT(model, torch.optim.SGD, lr=0.1)
+
+
+def test_join_is_refused(lonely):
     problem = Small()
-    fully_shard(problem.model, mesh=dist.init_device_mesh("cpu", (1,)))
-    with pytest.raises(tdlrt.UnsupportedLayerError, match=r"is a DTensor.*leave out fully_shard"):
-        distributed.prepare(problem.model)
+    model, _ = distributed.wrap(problem.model, problem.optimizer)
+    with (
+        pytest.raises(tdlrt.IntegratorStateError, match=r"join: .* as many batches"),
+        model.join(),
+    ):
+        model(problem.inputs).sum().backward()
 
 
 def test_a_layer_that_is_the_whole_model(lonely):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
-from tdlrt.errors import IntegratorStateError, UnsupportedLayerError
+from tdlrt.errors import IntegratorStateError
 from tdlrt.integrations.sharding import ShardedTeam
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.layer import tucker_layers
@@ -51,8 +51,8 @@ def wrap(
 
     Raises:
         IntegratorStateError: There is no process group, the model was prepared before, or the
-            optimiser is another model's. Later, in a backward pass: the processes differ.
-        UnsupportedLayerError: The parameters are sharded (FSDP, tensor parallelism).
+            optimiser is another model's. Later, in a backward pass: the processes differ, or it is
+            inside `join`.
         NothingMatchedError: The model has no Tucker layers.
         ValueError: check_every is out of its range.
     """
@@ -118,12 +118,6 @@ def _prepared(
     if not isinstance(check_every, int) or check_every < 1:
         raise ValueError(f"check_every: got {check_every!r}, expected an int of at least 1")
     _check_group()
-    sharded = [n for n, p in model.named_parameters() if type(p.data).__name__ == "DTensor"]
-    if sharded:
-        raise UnsupportedLayerError(
-            f"{sharded[0]}: is a DTensor, expected a plain parameter: TDLRT does not train sharded "
-            "models; leave out fully_shard and tensor parallelism, and use wrap(model, optimizer)"
-        )
     layers = tucker_layers(model)
     names = {
         f"{name}.{part}".lstrip(".")
@@ -216,6 +210,12 @@ class _FactorAverage:
 
     @torch.no_grad()
     def _average(self) -> None:
+        if self.engine is not None and self.engine._join_config.enable:
+            raise IntegratorStateError(
+                "join: got a backward pass inside it, where processes that have run out of batches "
+                "would not average cores and bases; give every process as many batches "
+                "(torch.utils.data.DistributedSampler does)"
+            )
         if self._passes % self._check_every == 0 or self._ranks_differ():
             check_replicas(self._model, self._group)
         self._passes += 1

@@ -90,7 +90,7 @@ class ShardedTeam(Team):
                 flat = torch.empty(size, dtype=dtype, device=core.device)
             dist.broadcast(flat, group=self._group, group_src=owner)
             if owner != self._process:
-                parts = flat.split([_size(description) for description in descriptions])
+                parts = torch.split(flat, [_size(d) for d in descriptions])
                 for slot, part, description in zip(theirs, parts, descriptions, strict=True):
                     _write(slot, part, description, state, curvatures)
 
@@ -146,8 +146,8 @@ def _write(
         slot.parameters, description.shapes, description.moments, strict=True
     ):
         size = math.prod(shape)
-        value, *moments = (part.view(shape) for part in flat[: size * (1 + len(names))].split(size))
-        flat = flat[size * (1 + len(names)) :]
+        parts, flat = flat[: size * (1 + len(names))], flat[size * (1 + len(names)) :]
+        value, *moments = parts.view(-1, *shape)
         values.append(value)
         state.pop(parameter, None)
         if names:

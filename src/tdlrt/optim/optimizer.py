@@ -14,6 +14,7 @@ from tdlrt.errors import (
     IntegratorStateError,
     NonFiniteError,
     RankError,
+    UnsupportedLayerError,
     UnsupportedOptimizerError,
 )
 from tdlrt.nn.layer import tucker_layers
@@ -84,6 +85,7 @@ class TDLRT(torch.optim.Optimizer):
 
     Raises:
         NothingMatchedError: The model, or a pattern of the policy, has no Tucker layer.
+        UnsupportedLayerError: The parameters are sharded (FSDP, tensor parallelism).
         UnsupportedOptimizerError: The class or one of its options has no rule for Tucker weights.
         RankError: tau is outside [0, 1), or given together with rank_policy, or the policy cannot
             be met.
@@ -128,6 +130,7 @@ class TDLRT(torch.optim.Optimizer):
         self._names: dict[Tensor, str] = {
             parameter: name for name, parameter in model.named_parameters()
         }
+        _check_whole(self._names)
         self._steps = 0
         self._frozen = False
         self._settling = False
@@ -739,6 +742,17 @@ def _resolve_policy(
 
 def _as_list(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return [parameters] if isinstance(parameters, Tensor) else list(parameters)
+
+
+def _check_whole(names: Mapping[Tensor, str]) -> None:
+    """Refuse parameters of which each process holds a part."""
+    for parameter, name in names.items():
+        if type(parameter.detach()).__name__ == "DTensor":  # its import takes a while
+            raise UnsupportedLayerError(
+                f"{name}: is a DTensor, expected a plain parameter; TDLRT does not train sharded "
+                "models: leave out fully_shard and tensor parallelism, and train on several "
+                "processes by tdlrt.integrations.distributed.wrap(model, optimizer)"
+            )
 
 
 def _check_count(name: str, value: object, *, least: int = 1) -> None:

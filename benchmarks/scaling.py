@@ -12,7 +12,6 @@ import argparse
 import json
 import multiprocessing
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -304,8 +303,8 @@ break-even, 2 workers (Gbit/s) | 16 workers |
 | --- | --- | --- | --- | --- | --- | --- |
 {alone}
 
-From these pieces, milliseconds for a step with {BATCH} images per worker, *every process* and *shared
-out*, ranks examined in every step, passes and transfers not overlapped:
+From these pieces, milliseconds for a step with {BATCH} images per worker, the integrator on *every*
+worker or *shared* out, ranks examined in every step, passes and transfers not overlapped:
 
 {predicted(result)}
 
@@ -317,8 +316,8 @@ Measured on two processes of this machine, {BATCH // 2} images each:
 
 ## Width and rank
 
-One 3x3 convolution with n channels at ranks n / 10, ranks examined. Bytes grow as n^2, and so does the
-integrator's time at most ([measured](integrator-cost.md)): break-even depends little on the width.
+One 3x3 convolution with n channels at ranks n / 10, ranks examined: n r + 9 r^2 numbers to send, and
+an integrator whose time grows more slowly than n^2 ([measured](integrator-cost.md)).
 
 | n | integrator (ms) | exchanged (MB) | break-even, 2 workers (Gbit/s) | 16 workers |
 | --- | --- | --- | --- | --- |
@@ -346,9 +345,11 @@ def break_even(row: Row, workers: int) -> float:
 def predicted(result: Row) -> str:
     """Table of the time of a step against workers and bandwidth."""
     piece = next(row for row in result["pieces"] if row["policy"] == "examined")
-    found = [
-        r for r in result["traffic"] if (r["rank"], r["integrator"]) == (TIMED_RANK, "parallel")
-    ]
+    sent = next(
+        gradient_bytes(row)
+        for row in result["traffic"]
+        if (row["rank"], row["integrator"]) == (TIMED_RANK, "parallel")
+    )
     lines = [
         "| workers | " + " | ".join(f"{g} Gbit/s: every, shared" for g in GIGABITS) + " |",
         "| --- |" + " --- |" * len(GIGABITS),
@@ -357,7 +358,7 @@ def predicted(result: Row) -> str:
         cells = []
         for gigabits in GIGABITS:
             per_byte = 8e-6 / gigabits
-            ring = 2 * (workers - 1) / workers * gradient_bytes(found[0]) * per_byte
+            ring = 2 * (workers - 1) / workers * sent * per_byte
             every = piece["passes_ms"] + ring + piece["integrator_ms"]
             moved = piece["exchanged_bytes"] * per_byte * (workers > 1)
             shared = piece["passes_ms"] + ring + piece["integrator_ms"] / workers + moved
@@ -367,4 +368,4 @@ def predicted(result: Row) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -316,8 +316,8 @@ Measured on two processes of this machine, {BATCH // 2} images each:
 
 ## Width and rank
 
-One 3x3 convolution with n channels at ranks n / 10, ranks examined: n r + 9 r^2 numbers to send, and
-an integrator whose time grows more slowly than n^2 ([measured](integrator-cost.md)).
+One 3x3 convolution with n channels at ranks r = n / 10, ranks examined. Weights and momenta to send
+grow as n r + r^2, the integrator's time more slowly ([measured](integrator-cost.md)).
 
 | n | integrator (ms) | exchanged (MB) | break-even, 2 workers (Gbit/s) | 16 workers |
 | --- | --- | --- | --- | --- |
@@ -325,8 +325,8 @@ an integrator whose time grows more slowly than n^2 ([measured](integrator-cost.
 
 ## Memory
 
-Every worker holds all weights, gradients and momenta ([memory](memory.md)), whether the integrator is
-shared out or not, and in a backward pass the buffer of cores and bases of the first table.
+Every worker holds all weights, gradients and momenta ([memory](memory.md)), whether the integrator
+is shared out or not, and in a backward pass the buffer of cores and bases of the first table.
 
 {facts[0]}; {facts[1]}
 """

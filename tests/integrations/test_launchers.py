@@ -32,7 +32,7 @@ for _ in range(20):
         optimizer.zero_grad()
 distributed.check_replicas(plain)
 assert plain[0].ranks != before
-print("whole network")
+print("done")
 """
 
 
@@ -47,11 +47,11 @@ def test_the_block_of_the_document_runs(tmp_path):
     (block,) = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), re.M | re.S)
     done = torchrun(tmp_path / "script.py", block)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("whole network") == 1
+    assert len(re.findall(r"^Tucker layers: .* compression \d", done.stdout, re.M)) == 1
 
 
 @pytest.mark.slow
 def test_accelerate_takes_a_prepared_model(tmp_path):
     done = torchrun(tmp_path / "script.py", ACCELERATE)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("whole network") == 2
+    assert done.stdout.count("done") == 2

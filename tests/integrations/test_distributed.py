@@ -9,7 +9,15 @@ from torch.distributed.fsdp import fully_shard
 import tdlrt
 from integrations import replicas
 from integrations.processes import on_two_processes
-from optim.problems import INTEGRATORS, Small, assert_same
+from optim.problems import (
+    INTEGRATORS,
+    Small,
+    assert_same,
+    batch,
+    network,
+    optimizer_for,
+    tucker_layers,
+)
 from tdlrt.integrations import distributed
 
 
@@ -178,6 +186,19 @@ def test_a_layer_that_is_the_whole_model(lonely):
     optimizer.step()
     assert layer.ranks < (4, 4)
     model(torch.ones(2, 6)).square().sum().backward()
+
+
+def test_cores_in_channels_last(lonely):
+    model = network().to(memory_format=torch.channels_last)
+    assert not tucker_layers(model)[1].core.is_contiguous()
+    optimizer = optimizer_for(model, tau=0.4)
+    parallel, _ = distributed.wrap(model, optimizer, shard_integrator=True)
+    for step in range(2):
+        optimizer.zero_grad()
+        images, labels = batch(step)
+        nn.functional.cross_entropy(parallel(images), labels).backward()
+        optimizer.step()
+    distributed.check_replicas(model)
 
 
 def test_a_wrapped_model_is_converted_and_saved(lonely, tmp_path):

@@ -155,7 +155,9 @@ def _broadcast_weights(
         core = layer.core.new_empty([next(ranks) for _ in layer.ranks])
         factors = [f.new_empty(len(f), r) for f, r in zip(layer.factors, core.shape, strict=True)]
         if core.shape == layer.core.shape:
-            core, factors = layer.core.detach().clone(), [f.detach().clone() for f in layer.factors]
+            core.copy_(layer.core)
+            for copy, factor in zip(factors, layer.factors, strict=True):
+                copy.copy_(factor)
         for tensor in (core, *factors):
             dist.broadcast(tensor, group=process_group, group_src=0)
         layer.resize_(core, factors)

@@ -10,6 +10,7 @@ import tdlrt
 from optim.problems import Small
 from reference.cases import gaussian
 from tdlrt.integrations import distributed
+from tdlrt.optim.slot import LayerSlot
 
 POLICIES = {
     "tolerance": lambda: tdlrt.RelativeTolerance(tdlrt.LinearSchedule(0.0, 0.3, 40), spare=0.1),
@@ -58,7 +59,7 @@ def counted():
 
 
 def trajectory(model, data, rows, integrator, steps):
-    """Weights in full after these steps, half of them on closures, and the ranks of each."""
+    """Weights in full after these steps, half of them on closures; ranks of each; the state."""
     optimizer, ranks = data.optimizer, []
 
     def closure():
@@ -75,12 +76,17 @@ def trajectory(model, data, rows, integrator, steps):
                 closure()
                 optimizer.step()
         ranks.append(data.ranks)
-    return tdlrt.to_dense(data.model).state_dict(), ranks
+    return tdlrt.to_dense(data.model).state_dict(), ranks, optimizer.state_dict()
 
 
 def train(process, integrator, policy, name, steps, **options):
     """On one of the processes, or on one that is alone (None)."""
-    data = problem(name=name, integrator=integrator, rank_policy=POLICIES[policy]())
+    data = problem(
+        name=name,
+        integrator=integrator,
+        rank_policy=POLICIES[policy](),
+        adapt_every=2 if policy == "budget" else 1,
+    )
     if process is None:
         return trajectory(data.model, data, slice(None), integrator, steps)
     model, _ = distributed.wrap(data.model, data.optimizer, check_every=7, **options)
@@ -91,6 +97,20 @@ def train(process, integrator, policy, name, steps, **options):
 
 def train_sharded(process, *arguments):
     return train(process, *arguments, shard_integrator=True)
+
+
+def computed(process):
+    """The layers whose gradients this process looks at."""
+    data = problem()
+    model, optimizer = distributed.wrap(data.model, data.optimizer, shard_integrator=True)
+    accumulate(model, data, HALVES[process])
+    names, original = [], LayerSlot.gradient
+    LayerSlot.gradient = lambda slot: names.append(slot.name) or original(slot)
+    try:
+        optimizer.step()
+    finally:
+        LayerSlot.gradient = original
+    return names
 
 
 def overflow(process):

@@ -32,7 +32,7 @@ def assert_close(found, expected, tolerance=1e-12):
 @pytest.mark.parametrize("name", ["momentum", "adam"])
 def test_two_halves_are_one_batch(integrator, policy, name):
     options = (integrator, policy, name, 50)
-    alone, ranks = replicas.train(None, *options)
+    alone, ranks, _ = replicas.train(None, *options)
     first, second = on_two_processes(replicas.train, *options)
     assert_close(first[0], alone, 1e-6)
     assert first[1] == ranks
@@ -48,6 +48,10 @@ def test_a_shared_out_integrator_is_the_same(integrator, policy, name):
     whole, _ = on_two_processes(replicas.train, *options)
     for shared in on_two_processes(replicas.train_sharded, *options):
         assert_same(whole, shared)
+
+
+def test_each_layer_has_one_process():
+    assert sorted(on_two_processes(replicas.computed)) == [["0"], ["3"]]
 
 
 def test_a_step_that_overflows_on_one_process_changes_nothing_on_any():

@@ -393,7 +393,7 @@ class TDLRT(torch.optim.Optimizer):
     ) -> None:
         """Compute the steps of layers and put them in place, each on the process whose it is."""
         # A joint policy compares the spectra of all layers.
-        team = Team() if self._policy().joint else self.team
+        team = Team() if self._examines() and self._policy().joint else self.team
         with team.agreement():
             updates = compute(team.share(names))
         self._assign(updates)

@@ -77,7 +77,10 @@ def draw_panel(axes: Axes, experiment: Experiment, results: list[Result]) -> Non
                 capsize=3,
                 **style,
             )
-    axes.set_title(f"{title(experiment)}, {len(groups[0])} seeds", fontsize=10)
+    counts = sorted({len(group) for group in groups})
+    seeds = " to ".join(map(str, (counts[0], counts[-1]) if len(counts) > 1 else counts))
+    noun = "seed" if counts == [1] else "seeds"
+    axes.set_title(f"{title(experiment)}, {seeds} {noun}", fontsize=10)
     axes.set_xlabel("compression of the factorised layers (%)")
     axes.set_ylabel("test accuracy (%)")
     axes.margins(x=0.15, y=0.12)

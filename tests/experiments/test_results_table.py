@@ -93,13 +93,13 @@ def test_experiments_have_a_table_each(table, script):
     results = [result("tdlrt", seed, accuracy) for seed, accuracy in enumerate((70.0, 72.0))]
     text = table.section("cifar10_rescnn", cifar, results)
     assert text.startswith("## rescnn on cifar10\n")
+    assert "`python benchmarks/accuracy.py --only cifar10_rescnn`" in text
+    assert cifar.note in " ".join(text.split())
+    short = table.short_table(cifar, results)
+    assert "| 2 | 71.00 ± 1.41 | 50.0 |" in short.splitlines()[-1]
 
 
 def test_a_part_of_the_training_images_is_part_of_the_setting(table, script):
     shares = {"model": "rescnn", "data": "cifar10", "train_images": 20_000}
     experiment = script("comparisons").Experiment(note="", options=shares, rows={})
     assert "the first 20,000 training images" in table.setting(experiment)
-    assert "`python benchmarks/accuracy.py --only cifar10_rescnn`" in text
-    assert cifar.note in " ".join(text.split())
-    short = table.short_table(cifar, results)
-    assert "| 2 | 71.00 ± 1.41 | 50.0 |" in short.splitlines()[-1]

@@ -1,5 +1,6 @@
 """One run on several processes that torchrun started; alone, all of this does nothing."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -52,6 +53,7 @@ def processes(config: RunConfig, out: Path, resume: bool) -> Iterator[Path]:
             dist.barrier()
             yield own
     finally:
+        gc.collect()  # on gloo, torch may abort at exit where an engine outlives its group
         dist.destroy_process_group()
 
 

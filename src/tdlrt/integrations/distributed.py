@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
+from weakref import ref
 from zlib import crc32
 
 import torch
@@ -66,8 +67,9 @@ def wrap(
     average.optimizer = optimizer
     if shard_integrator:
         optimizer.team = ShardedTeam(tucker_layers(model), options.get("process_group"))
-    average.engine = DistributedDataParallel(model, **options)
-    return average.engine, optimizer
+    engine = DistributedDataParallel(model, **options)
+    average.engine = ref(engine)  # the model's hooks do not keep it alive
+    return engine, optimizer
 
 
 def prepare(
@@ -174,7 +176,7 @@ class _FactorAverage:
     def __init__(
         self, model: nn.Module, process_group: dist.ProcessGroup | None, check_every: int
     ) -> None:
-        self.engine: DistributedDataParallel | None = None
+        self.engine: Callable[[], DistributedDataParallel | None] = lambda: None
         self.optimizer: TDLRT | None = None
         self._model = model
         self._group = process_group
@@ -197,7 +199,8 @@ class _FactorAverage:
         current = torch._C._current_graph_task_id()
         if current != self._pass:
             self._pass = current
-            if self.engine is None or self.engine.require_backward_grad_sync:
+            engine = self.engine()
+            if engine is None or engine.require_backward_grad_sync:
                 Variable._execution_engine.queue_callback(self._average)
 
     def _ranks_differ(self) -> bool:
@@ -212,7 +215,8 @@ class _FactorAverage:
 
     @torch.no_grad()
     def _average(self) -> None:
-        if self.engine is not None and self.engine._join_config.enable:
+        engine = self.engine()
+        if engine is not None and engine._join_config.enable:
             raise IntegratorStateError(
                 "join: got a backward pass inside it, where processes that have run out of batches "
                 "would not average cores and bases; give every process as many batches "

@@ -12,14 +12,20 @@ import torch.distributed as dist
 
 COUNT = 2
 TIMEOUT = timedelta(seconds=60)
+LIMIT = 180  # seconds for a call, the start of the processes included
 
 
 def on_two_processes(work, *arguments):
-    """What `work(process, *arguments)` returns on each process; the first error is raised."""
+    """What `work(process, *arguments)` returns on each process; the first error is raised.
+
+    Processes that hang are killed, which is an error.
+    """
     with TemporaryDirectory() as folder:
         store = Path(folder) / "store"
         futures = [_pool().submit(_run, work, n, store, arguments) for n in range(COUNT)]
-        wait(futures)
+        if wait(futures, LIMIT).not_done:
+            for process in multiprocessing.active_children():
+                process.kill()
         return [future.result() for future in futures]
 
 

@@ -24,6 +24,11 @@ __all__ = ["check_replicas", "prepare", "wrap"]
 # Integers of the same width as a floating-point type: equal bits, equal sums.
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
+# Groups of prepared models, for the rest of the process. An engine that outlives its group (in the
+# traceback of an error, say) would else be its last user, and torch then waits for a thread of
+# gloo, which waits for Python's lock, which torch holds.
+_groups: set[dist.ProcessGroup | None] = set()
+
 
 def wrap(
     model: nn.Module,
@@ -129,6 +134,7 @@ def _prepared(
     ignored = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
     if ignored & names:
         raise IntegratorStateError("model: was prepared or wrapped before, expected a new one")
+    _groups.add(process_group or dist.group.WORLD)
     _broadcast_weights(layers.values(), process_group)
     # DistributedDataParallel asks for a parameter of the root itself as ".core".
     ignored |= names | {f".{name}" for name in names}

@@ -18,7 +18,7 @@ from tdlrt.linalg.bases import (
     positive_qr,
     reject,
 )
-from tdlrt.linalg.tangent import TangentSpace, TangentVector
+from tdlrt.linalg.tangent import TangentSpace, TangentVector, well_conditioned
 from tdlrt.linalg.transport import Cut, Transport, stochastic
 from tdlrt.linalg.truncation import RankRule, smallest_rank, squared_singular_values, truncate
 from tdlrt.linalg.weighting import shrunk_root, truncate_weighted
@@ -49,4 +49,5 @@ __all__ = [
     "truncate",
     "truncate_weighted",
     "unfold",
+    "well_conditioned",
 ]

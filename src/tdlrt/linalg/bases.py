@@ -53,9 +53,7 @@ def positive_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Q (n x min(n, k), orthonormal columns) and R (min(n, k) x k, upper triangular).
     """
-    q, r = torch.linalg.qr(matrix)
-    diagonal = r.diagonal()
-    signs = torch.ones_like(diagonal).copysign_(diagonal)
+    q, r, signs = _signed_qr(matrix)
     return q.mul_(signs), r.mul_(signs[:, None])
 
 
@@ -70,7 +68,15 @@ def orthonormalize(matrix: Tensor) -> Tensor:
     Returns:
         Q, of shape n x min(n, k).
     """
-    return positive_qr(matrix)[0]
+    q, _, signs = _signed_qr(matrix)
+    return q.mul_(signs)
+
+
+def _signed_qr(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A QR factorisation and the signs of the diagonal of R."""
+    q, r = torch.linalg.qr(matrix)
+    diagonal = r.diagonal()
+    return q, r, torch.ones_like(diagonal).copysign_(diagonal)
 
 
 def reject(basis: Tensor, vectors: Tensor) -> Tensor:

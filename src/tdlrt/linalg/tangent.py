@@ -23,7 +23,7 @@ from tdlrt.linalg.algebra import (
 )
 from tdlrt.linalg.bases import positive_qr, reject
 
-__all__ = ["TangentSpace", "TangentVector"]
+__all__ = ["TangentSpace", "TangentVector", "well_conditioned"]
 
 
 class TangentVector(NamedTuple):
@@ -81,27 +81,12 @@ class TangentSpace:
         """Modes whose basis can move."""
         return tuple(self._rows)
 
-    def well_conditioned(self) -> Tensor:
-        """Whether a triangular solve with S_i is safe, for each moving mode.
-
-        It is where ||S_i|| ||S_i^-1|| <= 1 / (8 eps). A core that is not finite counts as safe: no
-        cut-off would help.
-
-        Returns:
-            Booleans on the device of the core, so that those of many spaces can be read at once.
-        """
-        sizes: list[Tensor] = []
-        conditions: list[Tensor] = []
+    def invert(self) -> list[tuple[Tensor, Tensor]]:
+        """S_i and S_i^-T for each moving mode, by a triangular solve, safe or not."""
         for mode, lower in self._lower.items():
             identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-            inverse = torch.linalg.solve_triangular(lower.mT, identity, upper=True)
-            self._inverse[mode] = inverse
-            sizes.append(torch.linalg.vector_norm(lower))
-            conditions.append(sizes[-1] * torch.linalg.vector_norm(inverse))
-        if not sizes:
-            return torch.ones(0, dtype=torch.bool, device=self.core.device)
-        safe = torch.stack(conditions) <= 1 / _cutoff(self.core.dtype)  # false for NaN
-        return safe | ~torch.stack(sizes).isfinite()
+            self._inverse[mode] = torch.linalg.solve_triangular(lower.mT, identity, upper=True)
+        return [(lower, self._inverse[mode]) for mode, lower in self._lower.items()]
 
     def settle(self, safe: Sequence[bool] | None = None) -> None:
         """Fix S_i^-T for `gradient`: a pseudo-inverse with a cut-off where S_i is near singular.
@@ -110,10 +95,10 @@ class TangentSpace:
         Q_i is arbitrary.
 
         Args:
-            safe: `well_conditioned()`, read; by default this is done here.
+            safe: `well_conditioned([self])`, read; by default this is done here.
         """
         if safe is None:
-            safe = self.well_conditioned().tolist()
+            safe = well_conditioned([self]).tolist()
         for (mode, lower), is_safe in zip([*self._lower.items()], safe, strict=True):
             if not is_safe and lower.any():
                 self._inverse[mode] = _pseudo_inverse_transpose(lower)
@@ -247,6 +232,29 @@ class TangentSpace:
                 for mode, factor in enumerate(self.factors)
             ),
         )
+
+
+def well_conditioned(spaces: Sequence[TangentSpace]) -> Tensor:
+    """Whether a triangular solve with S_i is safe, for each moving mode of each space.
+
+    It is where ||S_i|| ||S_i^-1|| <= 1 / (8 eps). A core that is not finite counts as safe: no
+    cut-off would help.
+
+    Args:
+        spaces: At least one; computing this readies them for `settle`.
+
+    Returns:
+        Booleans, space after space, on the device of the first core.
+    """
+    device = spaces[0].core.device
+    pairs = [pair for space in spaces for pair in space.invert()]
+    if not pairs:
+        return torch.ones(0, dtype=torch.bool, device=device)
+    sizes = torch._foreach_norm([lower for lower, _ in pairs])
+    conditions = torch._foreach_mul(sizes, torch._foreach_norm([inverse for _, inverse in pairs]))
+    parts = torch._foreach_mul(conditions, [_cutoff(lower.dtype) for lower, _ in pairs])
+    safe = torch.stack([part.to(device) for part in parts]) <= 1  # false for NaN
+    return safe | ~torch.stack([size.to(device) for size in sizes]).isfinite()
 
 
 def _resized(shape: tuple[int, ...], mode: int, size: int) -> tuple[int, ...]:

@@ -180,5 +180,5 @@ def stochastic(weights: Tensor) -> Tensor:
         A, non-negative with rows that add up to 1.
     """
     squares = weights.square()
-    rest = (1 - squares.sum(dim=1, keepdim=True)).clamp_(min=0) / weights.shape[1]
-    return squares + rest
+    rest = squares.sum(dim=1, keepdim=True).neg_().add_(1).clamp_(min=0)
+    return squares.add_(rest, alpha=1 / weights.shape[1])

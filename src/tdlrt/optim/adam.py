@@ -59,14 +59,16 @@ class AdamRule(Rule):
         if decay is not None and not self.decoupled:
             gradient = gradient + decay
         beta1, beta2 = self.betas
-        zeros = torch.zeros_like(gradient)
-        first = torch.lerp(moments.get(_FIRST, zeros), gradient, 1 - beta1)
-        second = (beta2 * moments.get(_SECOND, zeros)).addcmul_(gradient, gradient, value=1 - beta2)
+        if not moments:
+            zeros = torch.zeros_like(gradient)
+            moments = {_FIRST: zeros, _SECOND: zeros}
+        first = torch.lerp(moments[_FIRST], gradient, 1 - beta1)
+        second = (beta2 * moments[_SECOND]).addcmul_(gradient, gradient, value=1 - beta2)
         advanced, scale = {_FIRST: first, _SECOND: second}, second
         if self.amsgrad:
-            advanced[_LARGEST] = scale = torch.maximum(moments.get(_LARGEST, zeros), second)
+            advanced[_LARGEST] = scale = torch.maximum(moments.get(_LARGEST, second), second)
         scale = scale.sqrt().div_(math.sqrt(1 - beta2**step)).add_(self.eps)
-        direction = first / (1 - beta1**step) / scale
+        direction = (first / scale).div_(1 - beta1**step)
         if decay is not None and self.decoupled:
             direction = direction + decay
         return direction, advanced

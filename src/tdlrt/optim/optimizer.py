@@ -17,6 +17,7 @@ from tdlrt.errors import (
     UnsupportedLayerError,
     UnsupportedOptimizerError,
 )
+from tdlrt.linalg import well_conditioned
 from tdlrt.nn.layer import tucker_layers
 from tdlrt.optim.adam import AdamRule, AdamWRule
 from tdlrt.optim.rule import Rule
@@ -611,7 +612,8 @@ class TDLRT(torch.optim.Optimizer):
         results = [torch.linalg.vector_norm(core, dtype=torch.float64).to(device) for core in cores]
         results.append(torch.zeros((), dtype=torch.float64, device=device))
         flags = [torch.stack(scalars).isfinite().all()[None] for scalars in (norms, results)]
-        flags += [update.space.well_conditioned().to(device) for update in updates]
+        if updates:
+            flags.append(well_conditioned([update.space for update in updates]).to(device))
         given_finite, found_finite, *safe = torch.cat(flags).tolist()
         for update in updates:
             moving = len(update.space.moving_modes)

@@ -105,15 +105,14 @@ class Rule(ABC):
         core, cores = self.advance(
             gradient.core, space.core, {name: m.core for name, m in moments.items()}, step
         )
-        parts, states = [], []
-        for mode, gradient_part in enumerate(gradient.factors):
+        parts = list(gradient.factors)
+        states = [dict.fromkeys(cores, part) for part in parts]  # zero where nothing moves
+        for mode in space.moving_modes:
             past = {name: m.factors[mode] for name, m in moments.items()}
-            part, state = self.advance(gradient_part, None, past, step)
-            if self.second_moments and mode in space.moving_modes:
-                # Scaling single coordinates leaves the tangent space.
+            part, states[mode] = self.advance(gradient.factors[mode], None, past, step)
+            if self.second_moments:  # scaling single coordinates leaves the tangent space
                 part = reject(space.factors[mode], part)
-            parts.append(part)
-            states.append(state)
+            parts[mode] = part
         advanced = {
             name: TangentVector(core_state, tuple(state[name] for state in states))
             for name, core_state in cores.items()

@@ -22,6 +22,7 @@ import resource
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,12 @@ from tdlrt.files import write_atomically
 from tdlrt.nn.layer import tucker_layers
 
 ROOT = Path(__file__).parent.parent
-RESULT = ROOT / "benchmarks/results/memory.json"
+RESULTS = {
+    "cpu": ROOT / "benchmarks/results/memory.json",
+    "cuda": ROOT / "benchmarks/results/memory_cuda.json",
+}
 RANKS = (0.5, 0.3, 0.2, 0.1)
+MEASURED = ("kept", "saved", "peak", "peak_by_default")
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"lr": 1e-6, "momentum": 0.9}),
@@ -49,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["vgg16", "resnet18"])
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=RESULTS, default="cpu")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
@@ -67,8 +72,9 @@ def main() -> None:
                     "batch": arguments.batch,
                     "device": arguments.device,
                 }
-                found, kept_by_process = in_process(case, RETURNING), in_process(case, {})
-                rows.append(case | found | {"peak_by_default": kept_by_process["peak"]})
+                rows.append(case | in_process(case, RETURNING))
+                if arguments.device == "cpu":
+                    rows[-1]["peak_by_default"] = in_process(case, {})["peak"]
                 print(rows[-1], flush=True)
     result = {
         "command": shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]),
@@ -77,8 +83,9 @@ def main() -> None:
         "rows": rows,
     }
     text = json.dumps(result, indent=1) + "\n"
-    write_atomically(RESULT, lambda file: file.write(text.encode()))
-    (ROOT / "docs/memory.md").write_text(document(result), encoding="utf-8")
+    write_atomically(RESULTS[arguments.device], lambda file: file.write(text.encode()))
+    results = [json.loads(path.read_text()) for path in RESULTS.values() if path.exists()]
+    (ROOT / "docs/memory.md").write_text(document(results), encoding="utf-8")
 
 
 def in_process(case: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
@@ -130,14 +137,15 @@ def measure(
 
 def line(row: dict[str, Any], dense: dict[str, Any]) -> str:
     """One line of the table: everything relative to the dense network."""
-    shares = [row[name] / dense[name] for name in ("kept", "saved", "peak", "peak_by_default")]
+    names = [name for name in MEASURED if name in row]
+    shares = [row[name] / dense[name] for name in names]
     cells = [row["model"], row["optimizer"], str(row["rank"]), f"{100 * row['compression']:.1f}"]
     cells += ["yes" if row["recompute"] else "no", *(f"{share:.2f}" for share in shares)]
     return f"| {' | '.join(cells)} |"
 
 
-def document(result: dict[str, Any]) -> str:
-    """The page docs/memory.md."""
+def section(result: dict[str, Any]) -> str:
+    """The table of a device."""
     rows = result["rows"]
     dense = {(row["model"], row["optimizer"]): row for row in rows if row["rank"] is None}
     table = "\n".join(
@@ -147,24 +155,34 @@ def document(result: dict[str, Any]) -> str:
         ", ".join(f"{key} {value}" for key, value in result[name].items())
         for name in ("versions", "machine")
     ]
+    head = ["network", "optimiser", "rank", "compression (%)", "recompute"]
+    head += [name.replace("_", " ") for name in MEASURED if name in rows[0]]
+    return f"""\
+## On a {"CPU" if result["machine"]["device"] == "cpu" else "GPU"}
+
+`{result["command"]}`, batch {rows[0]["batch"]}; {facts[0]}; {facts[1]}
+
+| {" | ".join(head)} |
+|{" --- |" * len(head)}
+{table}
+"""
+
+
+def document(results: Sequence[dict[str, Any]]) -> str:
+    """The page docs/memory.md."""
     return f"""\
 # Memory of a training step
 
-Written by `{result["command"]}`; do not edit.
+Written by `python benchmarks/memory.py`; do not edit.
 
-Relative to the dense network with torch's optimiser, batch {rows[0]["batch"]}, 32x32 images, ranks
-examined in every step. *Kept* is weights, gradients and state of the factorised layers; *saved*
-what autograd keeps of the whole network between the passes; *peak* how far the process grew, each
-network in a process of its own, with an allocator that returns what is freed: the memory in use.
-*Peak by default* is the same with the system's allocator, whose freed blocks may stay with the
-process. *Recompute* is `layer.recompute`.
+Relative to the dense network with torch's optimiser, 32x32 images, ranks examined in every step.
+*Kept* is weights, gradients and state of the factorised layers; *saved* what autograd keeps of the
+whole network between the passes; *peak* how far the process grew, each network in a process of its
+own, with an allocator that returns what is freed: the memory in use. *Peak by default* is the same
+with the system's allocator, whose freed blocks may stay with the process. On a GPU *peak* is the
+most that was allocated there. *Recompute* is `layer.recompute`.
 
-| network | optimiser | rank | compression (%) | recompute | kept | saved | peak | peak by default |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
-{table}
-
-{facts[0]}; {facts[1]}
-"""
+{chr(10).join(section(result) for result in results)}"""
 
 
 def kept_bytes(network: torch.nn.Module, optimizer: torch.optim.Optimizer, hits: set[str]) -> int:

@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py
     python benchmarks/speed.py --models vgg16 --batches 64 --threads 2 --ranks 0.2 0.1
+    python benchmarks/speed.py --device cuda --threads 1
 
 Needs the extra `bench`. For a model, a batch size and a number of threads all methods are timed in
 turn, round after round, in one process, and every time is the median of the rounds; ratios are to
@@ -14,8 +15,10 @@ the dense network, the faster of its NCHW and channels_last forms.
 - posthoc: TensorLy's partial Tucker of the channel modes at the same ranks, three convolutions.
 - pruned: Torch-Pruning, whole channels, to the same number of parameters.
 
-Writes benchmarks/results/speed.json, group after group, and docs/benchmarks.md; groups that are
-there are skipped.
+On a GPU, inference is also timed as one CUDA graph, without the time of launching the kernels.
+
+Writes benchmarks/results/speed.json (speed_cuda.json), group after group, and docs/benchmarks.md;
+groups that are there are skipped.
 """
 
 import argparse
@@ -38,7 +41,10 @@ from tdlrt.experiments.timing import Case, median_seconds
 from tdlrt.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
-RESULT = ROOT / "benchmarks/results/speed.json"
+RESULTS = {
+    "cpu": ROOT / "benchmarks/results/speed.json",
+    "cuda": ROOT / "benchmarks/results/speed_cuda.json",
+}
 MODELS = ("vgg16", "resnet18", "alexnet", "linears")
 LR = 1e-6  # ranks stay at their start, and so does the work
 
@@ -51,9 +57,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each group")
     parser.add_argument("--only", nargs="+", default=None, help="methods; default: all")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--device", choices=RESULTS, default="cpu")
+    parser.add_argument("--out", type=Path, help="default: in benchmarks/results")
     arguments = parser.parse_args()
-    groups = json.loads(arguments.out.read_text())["groups"] if arguments.out.exists() else []
+    device = torch.device(arguments.device)
+    out = arguments.out or RESULTS[arguments.device]
+    groups = json.loads(out.read_text())["groups"] if out.exists() else []
     done = {key(group) for group in groups}
     for model in arguments.models:
         for batch in arguments.batches:
@@ -63,22 +72,22 @@ def main() -> None:
                     if key(group) in done:
                         continue
                     torch.set_num_threads(threads)
-                    group |= measure(model, batch, rank, arguments.rounds, arguments.only)
-                    groups.append(group | {"machine": machine(torch.device("cpu"))})
+                    group |= measure(model, batch, rank, arguments.rounds, arguments.only, device)
+                    groups.append(group | {"machine": machine(device)})
                     print(json.dumps(group), flush=True)
-                    store(arguments.out, groups)
-    if arguments.out == RESULT:
-        text = document(json.loads(RESULT.read_text()))
-        (ROOT / "docs/benchmarks.md").write_text(text, encoding="utf-8")
+                    store(out, groups, f"python benchmarks/speed.py --device {device}")
+    if arguments.out is None:
+        results = [json.loads(path.read_text()) for path in RESULTS.values() if path.exists()]
+        (ROOT / "docs/benchmarks.md").write_text(document(results), encoding="utf-8")
 
 
 def key(group: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(group[name] for name in ("model", "batch", "threads", "rank"))
 
 
-def store(path: Path, groups: list[dict[str, Any]]) -> None:
+def store(path: Path, groups: list[dict[str, Any]], command: str) -> None:
     result = {
-        "command": "python benchmarks/speed.py",
+        "command": command,
         "versions": versions(),
         "groups": groups,
     }
@@ -87,11 +96,17 @@ def store(path: Path, groups: list[dict[str, Any]]) -> None:
 
 
 def measure(
-    model: str, batch: int, rank: float, rounds: int, only: Sequence[str] | None
+    model: str,
+    batch: int,
+    rank: float,
+    rounds: int,
+    only: Sequence[str] | None,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Median milliseconds of every method's training step, passes and inference."""
     network, shape = build(model)
-    inputs, labels = torch.randn(batch, *shape), torch.randint(0, 10, (batch,))
+    inputs = torch.randn(batch, *shape, device=device)
+    labels = torch.randint(0, 10, (batch,), device=device)
     cases: dict[str, dict[str, Case]] = {}
     parameters = {}
     compression = None
@@ -142,6 +157,8 @@ class Subject:
 
 def runs(subject: Subject, inputs: Tensor, labels: Tensor) -> dict[str, Case]:
     """What is timed: passes (forward and backward), the whole step, inference."""
+    subject.train.to(inputs.device)
+    subject.plain.to(inputs.device)
     if subject.channels_last and inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
 
@@ -155,11 +172,28 @@ def runs(subject: Subject, inputs: Tensor, labels: Tensor) -> dict[str, Case]:
     def infer() -> None:
         subject.plain(inputs)
 
-    return {
+    cases = {
         "passes": Case(run=closure),
         "step": Case(run=lambda: subject.optimizer.step(closure), period=subject.period),
         "inference": Case(run=infer),
     }
+    if inputs.is_cuda:
+        cases["graph"] = Case(run=captured(infer).replay)
+    return cases
+
+
+def captured(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """A graph of the kernels of a call, after a warm-up on another stream as torch asks for."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph
 
 
 def build(model: str) -> tuple[nn.Module, tuple[int, ...]]:
@@ -334,7 +368,7 @@ def pruned(network: nn.Module, rank: float, shape: tuple[int, ...]) -> nn.Module
 def line(group: dict[str, Any], method: str) -> str:
     """One line of a table: times relative to dense, in the faster of its layouts."""
     shares = []
-    for what in ("passes", "step", "inference"):
+    for what in group["ms"][method]:
         dense = min(ms[what] for name, ms in group["ms"].items() if name.startswith("dense"))
         shares.append(f"{group['ms'][method][what] / dense:.2f}")
     parameters = group["parameters"][method] / group["parameters"]["dense"]
@@ -346,27 +380,37 @@ def line(group: dict[str, Any], method: str) -> str:
 def table(groups: list[dict[str, Any]]) -> str:
     """Lines of all methods but dense."""
     head = ["batch", "threads", "rank", "compression (%)", "method", "parameters", "passes"]
-    head += ["step", "inference"]
+    head += ["step", "inference", "graph"][: len(groups[0]["ms"]["dense"]) - 1]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for group in sorted(groups, key=lambda g: (g["batch"], g["threads"], -g["rank"])):
         lines += [line(group, name) for name in group["ms"] if not name.startswith("dense")]
     return "\n".join(lines)
 
 
-def document(result: dict[str, Any]) -> str:
-    """The page docs/benchmarks.md."""
+def section(result: dict[str, Any]) -> str:
+    """The tables of a device."""
     groups = result["groups"]
     tables = [
-        f"## {model}\n\n{table([group for group in groups if group['model'] == model])}\n"
+        f"### {model}\n\n{table([group for group in groups if group['model'] == model])}\n"
         for model in MODELS
         if any(group["model"] == model for group in groups)
     ]
     facts = {**result["versions"], **groups[0]["machine"]}
     del facts["threads"]  # a column
     return f"""\
+## On a {"GPU" if facts["device"] == "cuda" else "CPU"}
+
+`{result["command"]}`; {", ".join(f"{key} {value}" for key, value in facts.items())}
+
+{chr(10).join(tables)}"""
+
+
+def document(results: Sequence[dict[str, Any]]) -> str:
+    """The page docs/benchmarks.md."""
+    return f"""\
 # Benchmarks
 
-Written by `{result["command"]}`; do not edit. More: [single layers](forward-paths.md),
+Written by `python benchmarks/speed.py`; do not edit. More: [single layers](forward-paths.md),
 [the integrators' own time](integrator-cost.md), [memory](memory.md).
 
 Everything relative to the dense network in the same run, in the faster of NCHW and channels_last,
@@ -374,11 +418,10 @@ with torch's SGD: below 1 is faster, or smaller. *Passes* is forward and backwar
 training step, *inference* that of the network one would use (`to_plain` for tdlrt), *compression*
 that of the layers tdlrt factorises, *rank* their share of the channels. Ranks stay at their start.
 The other methods have the same ranks or, pruned, the same number of parameters; TensorLy-Torch
-factorises convolutions only.
+factorises convolutions only. *graph*, on a GPU, is inference as one CUDA graph, without the time of
+launching kernels one by one.
 
-{chr(10).join(tables)}
-{", ".join(f"{key} {value}" for key, value in facts.items())}
-"""
+{chr(10).join(section(result) for result in results)}"""
 
 
 if __name__ == "__main__":

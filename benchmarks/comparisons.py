@@ -42,7 +42,7 @@ OTHERS = (
     *("tucker", "cp", "tensor_train", "matrix", "matrix_dlrt", "posthoc"),
     *("magnitude", "snip", "grasp", "structured"),
 )
-RATES = (0.001, 0.003, 0.01)
+RATES = (0.001, 0.003, 0.01, 0.03)
 
 
 def best_rate(method: str) -> Options:
@@ -124,7 +124,7 @@ EXPERIMENTS = {
     ),
     "mnist_methods": Experiment(
         note=(
-            "All methods at equal numbers of parameters, each with the best of three learning "
+            "All methods at equal numbers of parameters, each with the best of four learning "
             "rates of mnist_tuning; TDLRT and dense as in mnist_budget, where TDLRT had more "
             "looks. A method that cannot be as small as a budget asks has no row for it."
         ),

@@ -230,12 +230,13 @@ def test_conversion_moves_every_tensor(device: str, case: Case) -> None:
 @on_every_device
 def test_channels_last_changes_the_layout_only(device: str) -> None:
     torch.manual_seed(0)
-    layer = TuckerConv2d(6, 5, (3, 2), padding=1, rank=3, device=device, dtype=torch.float64)
-    x = gaussian((2, 6, 5, 5), 1, device=device)
+    # In float64 cuDNN answers in NCHW, whatever it is given.
+    layer = TuckerConv2d(6, 5, (3, 2), padding=1, rank=3, device=device)
+    x = gaussian((2, 6, 5, 5), 1, torch.float32, device=device)
     expected = layer(x)
     output = layer.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     assert output.is_contiguous(memory_format=torch.channels_last)
-    assert relative_error(output, expected) <= 1e-14
+    assert relative_error(output, expected) <= rounding(torch.float32)
 
 
 @pytest.mark.parametrize("device", ["cpu"])

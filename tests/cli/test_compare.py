@@ -57,9 +57,9 @@ def test_json_names_failures_and_the_exit_code_is_1(tdlrt, tmp_path):
     assert err == "error: 1 of 2 runs failed: dense/seed0\n"
     assert events[-1] == {"event": "sweep", "runs": 2, "finished": 1, "failed": 1, "busy": 0}
     failed = next(event for event in events if event["event"] == "failed")
-    assert failed["error"].startswith("epoch 1: the loss is")
+    assert failed["error"].startswith("step 2 of 6: the loss (nan)")
     _, out, _ = tdlrt("report", tmp_path)
-    assert "dense/seed0: left out: failed: epoch 1: the loss is" in out
+    assert "dense/seed0: left out: failed: step 2 of 6: the loss" in out
 
 
 def test_a_tolerance_and_a_budget_are_rows_of_the_methods_that_take_them(tdlrt, tmp_path):

@@ -91,8 +91,7 @@ def test_resume_wants_a_run_with_the_same_options(finished, tmp_path):
 
 def test_metrics_are_read_as_they_were_written(tmp_path):
     directory = RunDirectory(tmp_path)
-    directory.write_metrics([metrics(1), metrics(2)])
-    directory.append_metrics(metrics(3))
+    directory.write_metrics([metrics(1), metrics(2), metrics(3)])
     assert directory.read_metrics() == [metrics(1), metrics(2), metrics(3)]
     assert json.loads(directory.metrics.read_text().splitlines()[2])["loss"] == 1 / 3
 

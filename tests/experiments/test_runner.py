@@ -447,15 +447,15 @@ def test_unusable_directory_is_found_before_the_data_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "error", "message"),
+    ("method", "message"),
     [
-        ("dense", RunError, r"epoch 1: the loss is (nan|inf); .*--lr, now 1e\+20"),
-        ("tdlrt", NonFiniteError, r"NaN or infinite"),
+        ("dense", r"step 2 of 18: the loss \(nan\) .*--lr, now 1e\+20.*; nothing was stored yet"),
+        ("tdlrt", r"NaN or infinite"),
     ],
 )
-def test_divergence_ends_the_run(tmp_path, method, error, message):
+def test_divergence_ends_the_run(tmp_path, method, message):
     config = replace(CONFIG, method=method, lr=1e20)
-    with pytest.raises(error, match=message):
+    with pytest.raises(NonFiniteError, match=message):
         run(config, tmp_path / "run")
     assert not RunDirectory(tmp_path / "run").summary.exists()
 

@@ -22,6 +22,7 @@ from tdlrt.cli.plan import plan_layers, plan_table
 from tdlrt.cli.report import report
 from tdlrt.cli.tensorboard import TensorBoardLog
 from tdlrt.errors import RunError, TdlrtError
+from tdlrt.experiments.checkpoint import Checkpoints
 from tdlrt.experiments.config import (
     DEFAULT_TAU,
     LEARNING_RATES,
@@ -61,6 +62,8 @@ EXAMPLES = """\
   tdlrt train vgg16 --data cifar10 --weight-decay 5e-4 --out runs/vgg
 
   tdlrt train vgg16 --data cifar10 --weight-decay 5e-4 --out runs/vgg --resume
+
+  tdlrt train vgg16 --data cifar10 --out runs/vgg --checkpoint-minutes 10 --keep 3
 
   tdlrt compare lenet5 --data digits --methods dense,tdlrt --budget 0.1,0.2 --out runs/sweep
 
@@ -330,6 +333,10 @@ def train(
     spectral_penalty: Annotated[
         float, _option("Weight of the spread of the cores' singular values (tdlrt).", TRAINING)
     ] = RunConfig.spectral_penalty,
+    skip_nonfinite: Annotated[
+        int,
+        _option("Steps in a row that may be skipped for a loss or gradient not finite.", TRAINING),
+    ] = RunConfig.skip_nonfinite,
     seed: Annotated[
         int, _option("Of the initial weights and the order of the images.", TRAINING)
     ] = RunConfig.seed,
@@ -340,6 +347,15 @@ def train(
     out: Annotated[
         str | None, _option("Run directory.", OUTPUT, show_default="runs/MODEL-DATA-METHOD-SEED")
     ] = None,
+    checkpoint_steps: Annotated[
+        int | None, _option("Steps between two checkpoints.", OUTPUT, show_default="an epoch's")
+    ] = None,
+    checkpoint_minutes: Annotated[
+        float | None, _option("Minutes between two checkpoints.", OUTPUT, show_default="an epoch's")
+    ] = None,
+    keep: Annotated[
+        int, _option("Checkpoints that stay, the last ones.", OUTPUT)
+    ] = Checkpoints.keep,
     resume: Annotated[
         bool, _option("Continue the interrupted run in OUT.", OUTPUT, "--resume")
     ] = False,
@@ -358,9 +374,11 @@ def train(
     """Train a network and write a run directory.
 
     The directory holds config.yaml, metrics.jsonl (a line per epoch),
-    summary.json, checkpoints and plots. Ctrl-C stores a checkpoint before it
+    summary.json, checkpoints and plots. A checkpoint is stored after each epoch,
+    when the options below say so, and before Ctrl-C or a termination signal
     stops the run; --resume then continues exactly.
     """
+    checkpoints = Checkpoints(steps=checkpoint_steps, minutes=checkpoint_minutes, keep=keep)
     options = {field.name: context.params[field.name] for field in fields(RunConfig)}
     config = RunConfig(**{**options, "rank": parse_rank(rank)})
     out = out or f"runs/{model}-{data}-{method}-{seed}"
@@ -373,6 +391,7 @@ def train(
                 baseline=baseline,
                 resume=resume,
                 overwrite=overwrite,
+                checkpoints=checkpoints,
                 observer=Observers(display, log),
                 command=shlex.join(["tdlrt", *sys.argv[1:]]),
             )

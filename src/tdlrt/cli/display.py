@@ -38,11 +38,15 @@ class SilentDisplay(Observer, AbstractContextManager["SilentDisplay"]):
 
 
 class JsonDisplay(SilentDisplay):
-    """One JSON object per line: each epoch, then the summary."""
+    """One JSON object per line: each epoch, then the summary; a warning where there is one."""
 
     def epoch_ended(self, training: Training, metrics: EpochMetrics) -> None:
         """Print the metrics of the epoch."""
         self._print({"event": "epoch", "method": training.config.method, **asdict(metrics)})
+
+    def warned(self, message: str) -> None:
+        """Print the warning."""
+        self._print({"event": "warning", "message": message})
 
     def finished(self, summary: dict[str, Any]) -> None:
         """Print the summary."""
@@ -78,11 +82,16 @@ class LineDisplay(SilentDisplay):
     def epoch_ended(self, training: Training, metrics: EpochMetrics) -> None:
         """Print the metrics of the epoch."""
         epochs = str(training.config.epochs)
+        skipped = f"  {metrics.skipped_steps} skipped" if metrics.skipped_steps else ""
         compression = f"  compression {100 * metrics.compression:5.1f} %" if training.layers else ""
         self._print(
             f"epoch {metrics.epoch:>{len(epochs)}}/{epochs}  loss {metrics.loss:7.4f}"
-            f"  accuracy {metrics.accuracy:6.2f} %{compression}  {metrics.seconds:6.1f} s"
+            f"  accuracy {metrics.accuracy:6.2f} %{compression}  {metrics.seconds:6.1f} s{skipped}"
         )
+
+    def warned(self, message: str) -> None:
+        """Print the warning."""
+        self._print(f"warning: {message}")
 
     def already_finished(self, directory: RunDirectory) -> None:
         """Say that there is nothing to do."""

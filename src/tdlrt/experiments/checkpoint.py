@@ -1,24 +1,169 @@
 """Storing a run on disk and taking it up again."""
 
+import math
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-from tdlrt.errors import RunError
+from tdlrt.errors import ConfigError, RunError
+from tdlrt.experiments.processes import any_process, is_first
+from tdlrt.experiments.results import writing
 from tdlrt.experiments.training import Training
 from tdlrt.files import write_atomically
 from tdlrt.serialization import save
 
-__all__ = ["load_checkpoint", "save_checkpoint", "save_model"]
+__all__ = [
+    "CheckpointWriter",
+    "Checkpoints",
+    "load_checkpoint",
+    "load_newest",
+    "save_checkpoint",
+    "save_model",
+]
 
 FORMAT = 1
+ADVICE = "start the run anew with --overwrite, or put the right checkpoint there"
 
 
-def save_checkpoint(training: Training, path: Path) -> None:
-    """Store everything the rest of the run depends on; a crash leaves the previous checkpoint."""
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """When checkpoints are written, beside the end of each epoch and a signal; how many stay.
+
+    Attributes:
+        steps: Steps between two of them; None for no such rule.
+        minutes: Minutes after one of them, at the next end of a step; None for no such rule.
+        keep: How many of the last ones stay.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"checkpoint_steps {self.steps!r}: expected at least 1 step")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise ConfigError(f"checkpoint_minutes {self.minutes!r}: expected a positive number")
+        if self.keep < 1:
+            raise ConfigError(f"keep {self.keep!r}: expected at least 1 checkpoint")
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a training when they are due.
+
+    Args:
+        path: Of the newest one.
+        plan: When they are due.
+    """
+
+    def __init__(self, path: Path, plan: Checkpoints) -> None:
+        self._path, self._plan = path, plan
+        self._written = time.monotonic()
+
+    def after_step(self, training: Training) -> None:
+        """Write one if it is due; every process must call this."""
+        # Where the last steps were skipped, the checkpoint before them is the one to go back to.
+        if not training.skipped_in_a_row and self._due(training):
+            self.write(training)
+
+    def write(self, training: Training) -> None:
+        """Write one now; every process must call this.
+
+        Raises:
+            NonFiniteError: A weight is not finite; the checkpoints are as before.
+            RunError: It cannot be written; the checkpoints are as before.
+        """
+        training.check_weights()
+        save_checkpoint(training, self._path, keep=self._plan.keep)
+        self._written = time.monotonic()
+
+    def _due(self, training: Training) -> bool:
+        steps, minutes = self._plan.steps, self._plan.minutes
+        if steps is not None and training.step % steps == 0:
+            return True
+        if minutes is None:
+            return False
+        late = time.monotonic() >= self._written + 60 * minutes
+        return any_process(lambda: late, training.device)  # their clocks differ
+
+
+def save_checkpoint(training: Training, path: Path, *, keep: int = 1) -> None:
+    """Store everything the rest of the run depends on; a crash leaves the checkpoints before.
+
+    Args:
+        training: The training.
+        path: Of the newest checkpoint; older ones stand beside it, numbered.
+        keep: How many stay.
+
+    Raises:
+        RunError: It cannot be written.
+    """
     state = {"format": FORMAT, **training.state_dict()}
-    write_atomically(path, lambda file: torch.save(state, file))
+    if not is_first():  # state_dict needs all processes, the file one
+        return
+    new = path.with_name("new.pt")
+    with writing(path):
+        write_atomically(new, lambda file: _dump(state, file))
+        # The others make way once the new one is whole; killed in between, no file is lost.
+        for number in range(keep - 1, 0, -1):
+            if _numbered(path, number - 1).exists():
+                _numbered(path, number - 1).replace(_numbered(path, number))
+        new.replace(path)
+        for older in path.parent.glob("previous-*.pt"):
+            if int(older.stem.removeprefix("previous-")) >= keep:
+                older.unlink()
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"previous-{number}.pt") if number else path
+
+
+def _dump(state: dict[str, Any], file: IO[bytes]) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        # torch finishes its archive even where a write failed, and complains about that instead.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+class _DamagedError(RunError):
+    """A checkpoint cannot be read."""
+
+
+def load_newest(training: Training, paths: Sequence[Path], warn: Callable[[str], object]) -> None:
+    """Take up the newest checkpoint that can be read, if there is one at all.
+
+    Args:
+        training: The training.
+        paths: The checkpoints, the newest first.
+        warn: Told which ones were damaged; they are renamed.
+
+    Raises:
+        RunError: None can be read, or the newest that can is of another version or network.
+    """
+    damaged: list[tuple[Path, RunError]] = []
+    for path in paths:
+        try:
+            state = _read(path, training.device)
+        except _DamagedError as error:
+            damaged.append((path, error))
+            continue
+        _take_up(training, state, path)
+        for bad, why in damaged:
+            bad.replace(bad.with_name(bad.name + ".damaged"))
+            reason = str(why).removesuffix(f"; {ADVICE}")
+            warn(f"{reason}; set aside as {bad.name}.damaged, continuing from {path.name}")
+        return
+    if damaged:
+        raise damaged[0][1]
 
 
 def load_checkpoint(training: Training, path: Path) -> None:
@@ -27,28 +172,44 @@ def load_checkpoint(training: Training, path: Path) -> None:
     Raises:
         RunError: The file is broken, of another version, or of another network.
     """
-    advice = "start the run anew with --overwrite, or put the right checkpoint there"
+    _take_up(training, _read(path, training.device), path)
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
     # A damaged file makes the unpickler and the zip reader raise nearly anything.
     try:
-        state: dict[str, Any] = torch.load(path, map_location=training.device, weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()  # torch does not compare the checksums that it writes
+        if broken is not None:
+            raise ValueError(f"checksum of {broken}")
+        state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"{path}: not a readable checkpoint ({reason}); {advice}") from error
+        raise _DamagedError(f"{path}: not a readable checkpoint ({reason}); {ADVICE}") from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
-        raise RunError(f"{path}: format {found!r}; expected a checkpoint of format 1; {advice}")
+        raise RunError(f"{path}: format {found!r}; expected a checkpoint of format 1; {ADVICE}")
+    return dict(state)
+
+
+def _take_up(training: Training, state: dict[str, Any], path: Path) -> None:
     try:
         training.load_state_dict(state)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(
-            f"{path}: does not fit the network of this run ({error}); {advice}"
+            f"{path}: does not fit the network of this run ({error}); {ADVICE}"
         ) from error
 
 
 def save_model(training: Training, path: Path) -> None:
-    """Store the network alone; `tdlrt.load` takes it up in a new dense one."""
+    """Store the network alone; `tdlrt.load` takes it up in a new dense one.
+
+    Raises:
+        RunError: It cannot be written.
+    """
     config = training.config
     limits = ("tau", "budget") if config.method == "tdlrt" else ()
     options = {name: getattr(config, name) for name in ("model", "data", "method", *limits)}
     texts = {name: str(value) for name, value in options.items() if value is not None}
-    save(training.model, path, metadata=texts)
+    with writing(path):
+        save(training.model, path, metadata=texts)

@@ -112,6 +112,8 @@ class RunConfig:
         weight_decay: As in torch; with "tdlrt" it acts on the core of a Tucker layer; not negative.
         spectral_penalty: Weight of `tdlrt.spectral_penalty` in the loss once the ranks stay; for
             "tdlrt" and "matrix_dlrt" alone, not negative.
+        skip_nonfinite: How many steps in a row may be skipped, and counted, because the loss or a
+            gradient is NaN or infinite; one more ends the run, and so does the first with 0.
         seed: Seed of the initial weights and of the order of the images.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
@@ -146,6 +148,7 @@ class RunConfig:
     momentum: float = 0.9
     weight_decay: float = 0.0
     spectral_penalty: float = 0.0
+    skip_nonfinite: int = 0
     seed: int = 0
     device: str = "auto"
 
@@ -295,5 +298,6 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "momentum": (_is_share_below_one, "a number in [0, 1)"),
     "spectral_penalty": (_is_not_negative, "a number from 0"),
     "weight_decay": (_is_not_negative, "a number from 0"),
+    "skip_nonfinite": (lambda value: value >= 0, "a number of steps from 0"),
     "seed": (lambda value: 0 <= value < 2**32, "an integer from 0 to 2**32 - 1"),
 }

@@ -5,6 +5,8 @@ import math
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,19 +25,27 @@ __all__ = [
     "machine",
     "read_results",
     "versions",
+    "writing",
 ]
 
 FILES = (
-    "config.yaml",
     "metrics.jsonl",
     "summary.json",
     "checkpoints/last.pt",
+    "checkpoints/previous-*.pt",
+    "checkpoints/new.pt",
     "checkpoints/model.safetensors",
     "plots/accuracy.png",
     "plots/loss.png",
     "plots/compression.png",
     "plots/ranks.png",
+    "config.yaml",
 )
+"""What a run writes; the configuration is deleted last, as it is what makes it a run."""
+
+ENDINGS = ("", ".part", ".damaged")
+"""Of a whole file, of one that a killed run left, and of a checkpoint that could not be read."""
+
 FOLDERS = ("checkpoints", "plots")
 
 
@@ -56,6 +66,7 @@ class EpochMetrics:
         lr: Learning rate of the last step.
         seconds: Duration of training and test.
         validation_accuracy: As test_accuracy, on the validation images; None without any.
+        skipped_steps: Steps of the run so far that were skipped, as they were not finite.
     """
 
     epoch: int
@@ -69,6 +80,7 @@ class EpochMetrics:
     lr: float
     seconds: float
     validation_accuracy: float | None = None
+    skipped_steps: int = 0
 
     @property
     def split(self) -> Literal["test", "validation"]:
@@ -96,6 +108,13 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
 
     @property
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints there are, the newest first."""
+        older = self.checkpoint.parent.glob("previous-*.pt")
+        found = sorted(older, key=lambda path: int(path.stem.removeprefix("previous-")))
+        return [path for path in (self.checkpoint, *found) if path.exists()]
+
+    @property
     def baseline(self) -> "RunDirectory":
         """The directory of the dense run beside this one."""
         return RunDirectory(self.path / "baseline")
@@ -113,7 +132,8 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
-            holds_something = any(self.path.iterdir())
+            # A run that was killed at its very beginning leaves half of its configuration.
+            holds_something = any(path.suffix != ".part" for path in self.path.iterdir())
         except OSError as error:
             raise RunError(
                 f"{self.path}: cannot be written ({error.strerror}); expected a directory for the "
@@ -156,7 +176,8 @@ class RunDirectory:
         if self.baseline.config.exists():
             self.baseline.clear()
         for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
+            for file in (file for end in ENDINGS for file in self.path.glob(name + end)):
+                file.unlink()
         self.clear_events()
         folders = [self.path / name for name in (*FOLDERS, "baseline", "tensorboard")]
         for folder in (*self.tensorboard.glob("*"), *folders):
@@ -171,7 +192,7 @@ class RunDirectory:
     def write_config(self, config: RunConfig) -> None:
         """Store the options of the run."""
         text = yaml.safe_dump(config.to_dict(), sort_keys=False)
-        write_atomically(self.config, lambda file: file.write(text.encode()))
+        _write(self.config, text)
 
     def read_config(self) -> dict[str, Any]:
         """The options stored in `config.yaml`.
@@ -191,14 +212,9 @@ class RunDirectory:
         return stored
 
     def write_metrics(self, history: list[EpochMetrics]) -> None:
-        """Write all lines of `metrics.jsonl` anew."""
+        """Write all lines of `metrics.jsonl` anew, so that none of them is ever half there."""
         text = "".join(json.dumps(asdict(metrics)) + "\n" for metrics in history)
-        write_atomically(self.metrics, lambda file: file.write(text.encode()))
-
-    def append_metrics(self, metrics: EpochMetrics) -> None:
-        """Add the line of an epoch."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(metrics)) + "\n")
+        _write(self.metrics, text)
 
     def read_metrics(self) -> list[EpochMetrics]:
         """All epochs of the run so far."""
@@ -208,7 +224,7 @@ class RunDirectory:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Store the result; from then on the run counts as finished."""
         text = json.dumps(summary, indent=2) + "\n"
-        write_atomically(self.summary, lambda file: file.write(text.encode()))
+        _write(self.summary, text)
 
     def read_summary(self) -> dict[str, Any]:
         """The result of a finished run.
@@ -217,6 +233,27 @@ class RunDirectory:
             RunError: `summary.json` is missing or broken.
         """
         return _read_json(self.summary)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what to do where a file of a run cannot be written, such as on a full disk.
+
+    Raises:
+        RunError: It cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror or error}); what was stored before is "
+            "whole: make room for it, then continue with --resume"
+        ) from error
+
+
+def _write(path: Path, text: str) -> None:
+    with writing(path):
+        write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def read_results(folder: str | Path) -> list[dict[str, Any]]:

@@ -8,13 +8,18 @@ from typing import Any
 
 import torch
 
-from tdlrt.errors import RunError
-from tdlrt.experiments.checkpoint import load_checkpoint, save_checkpoint, save_model
+from tdlrt.errors import NonFiniteError, RunError
+from tdlrt.experiments.checkpoint import (
+    Checkpoints,
+    CheckpointWriter,
+    load_newest,
+    save_model,
+)
 from tdlrt.experiments.config import DEPENDS, ConfigError, RunConfig
 from tdlrt.experiments.data import ImageData, hold_out, load_data
 from tdlrt.experiments.plots import draw_plots
 from tdlrt.experiments.processes import any_process, is_first, processes
-from tdlrt.experiments.results import EpochMetrics, RunDirectory, machine, versions
+from tdlrt.experiments.results import EpochMetrics, RunDirectory, machine, versions, writing
 from tdlrt.experiments.signals import stop_requests
 from tdlrt.experiments.training import Training
 from tdlrt.report import LayerSummary
@@ -40,6 +45,9 @@ class Observer:
 
     def epoch_ended(self, training: Training, metrics: EpochMetrics) -> None:
         """An epoch was finished and stored."""
+
+    def warned(self, message: str) -> None:
+        """Something was lost that the run can go on without."""
 
     def already_finished(self, directory: RunDirectory) -> None:
         """A run to be resumed was finished before."""
@@ -74,6 +82,11 @@ class Observers(Observer):
         for observer in self._observers:
             observer.epoch_ended(training, metrics)
 
+    def warned(self, message: str) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.warned(message)
+
     def already_finished(self, directory: RunDirectory) -> None:
         """Tell all."""
         for observer in self._observers:
@@ -92,6 +105,7 @@ def run(
     baseline: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    checkpoints: Checkpoints | None = None,
     observer: Observer | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
@@ -104,6 +118,8 @@ def run(
             default learning rate, in `out/baseline`.
         resume: Continue what was interrupted in `out`, and do what of it was not begun.
         overwrite: Replace an earlier run in `out`.
+        checkpoints: When they are written, and how many stay; they may be others at each start.
+            None is one per epoch, of which the last one stays.
         observer: Told what happens.
         command: The command line, for the record.
 
@@ -113,7 +129,8 @@ def run(
     Raises:
         ConfigError: The arguments contradict each other.
         DataError: The data cannot be read.
-        RunError: The directory or the checkpoint cannot be used, or the training diverged.
+        RunError: The directory or the checkpoints cannot be used, or the disk is full.
+        NonFiniteError: The training diverged.
         Interrupted: A signal stopped the run.
     """
     if resume and overwrite:
@@ -122,7 +139,8 @@ def run(
         raise ConfigError("baseline: the method is 'dense' already; leave one of them out")
     with processes(config, Path(out), resume) as place:
         told = observer if observer and is_first() else Observer()
-        return _run(config, RunDirectory(place), baseline, resume, overwrite, told, command)
+        plan = checkpoints or Checkpoints()
+        return _run(config, RunDirectory(place), baseline, resume, overwrite, plan, told, command)
 
 
 def _run(
@@ -131,6 +149,7 @@ def _run(
     baseline: bool,
     resume: bool,
     overwrite: bool,
+    checkpoints: Checkpoints,
     observer: Observer,
     command: str | None,
 ) -> dict[str, Any]:
@@ -152,12 +171,12 @@ def _run(
         data = hold_out(data, config.validation, config.seed)
     with stop_requests() as stop:
         stop_requested = partial(any_process, stop.is_set, config.torch_device())
-        job = _Job(data, resume, stop_requested, observer, command)
+        job = _Job(data, resume, checkpoints, stop_requested, observer, command)
         summary = job.run(config, directory)
         if baseline:
             dense = job.run(dense_config, directory.baseline)
             summary |= {"dense_accuracy": dense["accuracy"], "dense_seconds": dense["seconds"]}
-            draw_plots(directory, config.method)
+            _draw(directory, config)
             directory.write_summary(summary)
     observer.finished(summary)
     return summary
@@ -168,6 +187,11 @@ def _dense(config: RunConfig) -> RunConfig:
     return replace(config, method="dense", lr=DEPENDS, spectral_penalty=0.0)
 
 
+def _draw(directory: RunDirectory, config: RunConfig) -> None:
+    with writing(directory.plots):
+        draw_plots(directory, config.method)
+
+
 class _Job:
     """What the run and its dense baseline have in common."""
 
@@ -175,12 +199,14 @@ class _Job:
         self,
         data: ImageData,
         resume: bool,
+        checkpoints: Checkpoints,
         stop_requested: Callable[[], bool],
         observer: Observer,
         command: str | None,
     ) -> None:
         self.data = data
         self.resume = resume
+        self.checkpoints = checkpoints
         self.stop_requested = stop_requested
         self.observer = observer
         self.command = command
@@ -197,14 +223,14 @@ class _Job:
             self._open(training, directory)
             self._train(training, directory)
         save_model(training, directory.model)
-        draw_plots(directory, config.method)
+        _draw(directory, config)
         summary = self._summary(training)
         directory.write_summary(summary)
         return summary
 
     def _open(self, training: Training, directory: RunDirectory) -> None:
-        if self.resume and directory.checkpoint.exists():
-            load_checkpoint(training, directory.checkpoint)
+        if self.resume:
+            load_newest(training, directory.checkpoints, self.observer.warned)
         if not self.resume:
             directory.clear()
         directory.write_config(training.config)
@@ -212,12 +238,23 @@ class _Job:
 
     def _train(self, training: Training, directory: RunDirectory) -> None:
         self.observer.started(training, self.data)
-        for metrics in training.epochs(self.stop_requested, self.observer.stepped):
-            directory.append_metrics(metrics)
-            save_checkpoint(training, directory.checkpoint)
-            self.observer.epoch_ended(training, metrics)
+        writer = CheckpointWriter(directory.checkpoint, self.checkpoints)
+
+        def stepped(training: Training) -> None:
+            self.observer.stepped(training)
+            writer.after_step(training)
+
+        try:
+            for metrics in training.epochs(self.stop_requested, stepped):
+                writer.write(training)
+                directory.write_metrics(training.history)
+                self.observer.epoch_ended(training, metrics)
+        except NonFiniteError as error:
+            there = directory.checkpoints
+            stored = f"the last good state is in {there[0]}" if there else "nothing was stored yet"
+            raise NonFiniteError(f"{error}; {stored}") from error
         if not training.finished:
-            save_checkpoint(training, directory.checkpoint)
+            writer.write(training)
             raise Interrupted(
                 f"interrupted after step {training.step} of {training.steps}; "
                 f"the checkpoint is in {directory.checkpoint}"
@@ -248,6 +285,7 @@ class _Job:
             "dense_macs": training.dense_macs,
             "ranks": last.ranks,
             "layers": [_layer(row) for row in cost.rows],
+            "skipped_steps": training.skipped_steps,
             "seconds": sum(metrics.seconds for metrics in training.history),
             "dense_seconds": None,
             "versions": versions(),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
-from tdlrt.errors import RunError
+from tdlrt.errors import NonFiniteError, RunError
 from tdlrt.experiments.augmentation import draw_moves, move_images
 from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.data import ImageData
@@ -71,6 +71,8 @@ class Training:
         classes: Number of classes.
         epoch: Finished epochs.
         history: Metrics of the finished epochs.
+        skipped_steps: Steps so far that were skipped, as they were not finite.
+        skipped_in_a_row: Those of them since the last step that was taken.
     """
 
     def __init__(self, config: RunConfig, data: ImageData) -> None:
@@ -99,7 +101,9 @@ class Training:
         self._schedule = _schedule(self.optimizer, self._warmup, self.steps)
         self.epoch: int = 0
         self._batch: int = 0
+        self._seen: int = 0  # images of the epoch in steps that were taken
         self.history: list[EpochMetrics] = []
+        self.skipped_steps = self.skipped_in_a_row = 0
         self._begin_epoch()
         self.method.begin(self)
 
@@ -121,8 +125,8 @@ class Training:
 
     @property
     def loss(self) -> float:
-        """Mean loss over the batches of the current epoch so far."""
-        return float(self._loss_sum) / max(1, self._seen)
+        """Mean loss over the batches of the current epoch so far; NaN if all were skipped."""
+        return float(self._loss_sum) / self._seen if self._seen else math.nan
 
     @property
     def size(self) -> Size:
@@ -166,21 +170,22 @@ class Training:
             after_step: Called after every step.
 
         Raises:
-            RunError: The loss is no longer finite.
-            NonFiniteError: A gradient or a weight is no longer finite.
+            RunError: The mean loss of an epoch is not finite.
+            NonFiniteError: Loss, gradients or weights were not finite in more than
+                `skip_nonfinite` steps in a row; the last of these steps changed nothing.
         """
         while not self.finished:
-            started = time.perf_counter()
+            self._since = time.perf_counter()
             order, moves = self.order(), self._moves()
             while self._batch < self.steps_per_epoch:
                 if stop_requested():
-                    self._seconds += time.perf_counter() - started
                     return
                 start = self._batch * self.config.batch_size
                 index = order[start : start + self.config.batch_size]
                 self._step(index, moves)
+                self._lap()
                 after_step(self)
-            yield self._end_epoch(started)
+            yield self._end_epoch()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the rest of the run depends on, as tensors and plain types.
@@ -197,6 +202,9 @@ class Training:
             "lr": self._lr,
             "loss_sum": total(self._loss_sum),
             "correct": total(self._correct),
+            "seen": self._seen,
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "seconds": self._seconds,
             "rng": torch.get_rng_state(),
             "rng_device": torch.cuda.get_rng_state(self.device) if cuda else None,
@@ -213,6 +221,11 @@ class Training:
         self._lr, self._seconds = state["lr"], state["seconds"]
         self._loss_sum.copy_(state["loss_sum"])
         self._correct.copy_(state["correct"])
+        # A run that an earlier version stored has skipped none.
+        all_seen = min(self._batch * self.config.batch_size, len(self._train[1]))
+        self._seen = state.get("seen", all_seen)
+        self.skipped_steps = state.get("skipped_steps", 0)
+        self.skipped_in_a_row = state.get("skipped_in_a_row", 0)
         if not is_first():  # the others' parts are in the first one's
             self._loss_sum.zero_()
             self._correct.zero_()
@@ -221,15 +234,17 @@ class Training:
         if state["rng_device"] is not None:
             torch.cuda.set_rng_state(state["rng_device"].cpu(), self.device)
 
-    @property
-    def _seen(self) -> int:
-        return min(self._batch * self.config.batch_size, len(self._train[1]))
-
     def _begin_epoch(self) -> None:
-        self._batch = 0
+        self._batch = self._seen = 0
         self._lr, self._seconds = 0.0, 0.0
+        self._since = time.perf_counter()
         self._loss_sum = torch.zeros((), device=self.device)
         self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def _lap(self) -> None:
+        """Add the time since the last call to that of the epoch."""
+        now = time.perf_counter()
+        self._seconds, self._since = self._seconds + now - self._since, now
 
     def order(self) -> Tensor:
         """The training images in the order of this epoch."""
@@ -272,27 +287,75 @@ class Training:
             if penalty is not None:
                 loss = loss + penalty
             loss.backward()  # type: ignore[no-untyped-call]
+            self._check_finite(loss.detach())
             return loss
 
         self._lr = self._schedule.get_last_lr()[0]
-        self.optimizer.step(closure)
+        buffers = self._copy_of_buffers()
+        try:
+            self.optimizer.step(closure)
+        except NonFiniteError as error:
+            self._skip(error, buffers)
+        else:
+            # `bug` evaluates the closure more than once; the first time is before the step.
+            loss, logits = evaluations[0]
+            self._loss_sum += loss * len(batch) / process_count()
+            self._correct += (logits.argmax(1) == labels).sum() * (weight > 0)
+            self._seen += len(batch)
+            self.skipped_in_a_row = 0
         self._schedule.step()
-        # `bug` evaluates the closure more than once; the first time is before the step.
-        loss, logits = evaluations[0]
-        self._loss_sum += loss * len(batch) / process_count()
-        self._correct += (logits.argmax(1) == labels).sum() * (weight > 0)
         self._batch += 1
         self.method.after_step(self)
 
-    def _end_epoch(self, started: float) -> EpochMetrics:
+    def check_weights(self) -> None:
+        """Refuse a state that is not worth storing.
+
+        Raises:
+            NonFiniteError: A weight or a running statistic is NaN or infinite.
+        """
+        state = self.model.state_dict().items()
+        bad = [name for name, value in state if not value.isfinite().all()]
+        if bad:
+            raise NonFiniteError(
+                f"after step {self.step} of {self.steps}: NaN or infinite values in "
+                f"{', '.join(bad[:3])}; lower the learning rate (--lr, now {self.config.lr})"
+            )
+
+    def _check_finite(self, loss: Tensor) -> None:
+        """Refuse a step before the optimiser takes it: the processes have one gradient by now."""
+        gradients = (p.grad for p in self.model.parameters() if p.grad is not None)
+        bad = torch.stack([~value.isfinite().all() for value in (loss, *gradients)]).any()
+        if total(bad.float()) > 0:
+            raise NonFiniteError(f"the loss ({float(loss)}) or a gradient is NaN or infinite")
+
+    def _copy_of_buffers(self) -> list[Tensor]:
+        """Running statistics, which a forward pass changes; none where no step is skipped."""
+        return [b.clone() for b in self.model.buffers()] if self.config.skip_nonfinite else []
+
+    def _skip(self, error: NonFiniteError, buffers: list[Tensor]) -> None:
+        allowed = self.config.skip_nonfinite
+        if self.skipped_in_a_row >= allowed:
+            after = f" after {allowed} skipped ones" if allowed else ""
+            raise NonFiniteError(
+                f"step {self.step + 1} of {self.steps}{after}: {error}; expected finite numbers; "
+                f"lower the learning rate (--lr, now {self.config.lr}), or skip such steps with "
+                f"--skip-nonfinite (now {allowed})"
+            ) from error
+        for buffer, value in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+
+    def _end_epoch(self) -> EpochMetrics:
         self._loss_sum, self._correct = total(self._loss_sum), total(self._correct)
         loss, images = self.loss, self._seen
-        if not torch.isfinite(self._loss_sum):
+        if not math.isfinite(loss):
             raise RunError(
                 f"epoch {self.epoch + 1}: the loss is {loss}; expected a finite number; "
                 f"lower the learning rate (--lr, now {self.config.lr})"
             )
         size, accuracy = self.size, self._accuracy()
+        self._lap()
         validated = self._split == "validation"
         metrics = EpochMetrics(
             epoch=self.epoch + 1,
@@ -305,7 +368,8 @@ class Training:
             parameters=size.parameters if self.layers else size.network_parameters,
             ranks=self.ranks,
             lr=self._lr,
-            seconds=self._seconds + time.perf_counter() - started,
+            seconds=self._seconds,
+            skipped_steps=self.skipped_steps,
         )
         self.history.append(metrics)
         self.epoch += 1

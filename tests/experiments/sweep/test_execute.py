@@ -49,7 +49,7 @@ def test_a_failure_is_stored_and_the_others_go_on(tmp_path):
     ends = [kind for kind in kinds(events) if kind[0] in ("failed", "finished")]
     assert ends == [("failed", "bad"), ("finished", "dense"), ("finished", "tdlrt")]
     record = json.loads(runs[0].failure.read_text())
-    assert record["error"].startswith("epoch 1: the loss is ")
+    assert record["error"].startswith("step 2 of 12: the loss (nan)")
     assert "Traceback" in record["traceback"]
     assert record["config"]["lr"] == 1e20
 

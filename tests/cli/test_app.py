@@ -77,6 +77,26 @@ def test_json_is_all_there_is_on_stdout(tdlrt, tmp_path):
     assert last["accuracy"] == second["test_accuracy"]
 
 
+def test_checkpoints_are_kept_and_a_damaged_one_is_told_of(tdlrt, tmp_path):
+    out, run = tmp_path / "run", [*RUN, "--checkpoint-steps", "4", "--keep", "3"]
+    assert tdlrt(*run, "--quiet", "--out", out)[0] == 0
+    last, older = (out / "checkpoints" / name for name in ("last.pt", "previous-1.pt"))
+    assert older.with_name("previous-2.pt").exists()
+    last.write_bytes(b"")
+    (out / "summary.json").unlink()
+    code, text, _ = tdlrt(*run, "--out", out, "--resume")
+    assert code == 0
+    assert f"\nwarning: {last}: not a readable checkpoint (" in "\n" + text
+    assert "continuing after step 8 of 12" in text
+    last.write_bytes(b"")
+    (out / "summary.json").unlink()
+    events = [
+        json.loads(line) for line in tdlrt(*run, "--out", out, "--resume", "--json")[1].splitlines()
+    ]
+    assert [event["event"] for event in events] == ["warning", "epoch", "summary"]
+    assert events[0]["message"].endswith("continuing from previous-2.pt")
+
+
 def test_quiet_prints_nothing(tdlrt, tmp_path):
     assert tdlrt(*RUN, "--quiet", "--out", tmp_path / "run") == (0, "", "")
     assert (tmp_path / "run" / "summary.json").exists()
@@ -84,7 +104,14 @@ def test_quiet_prints_nothing(tdlrt, tmp_path):
 
 def test_options_reach_the_run(tdlrt, tmp_path):
     options = {"tau": 0.2, "rank": 7, "init_scale": 0.5, "seed": 4, "integrator": "bug"}
-    options |= {"core_steps": 2, "adapt_every": 3, "freeze_at": 0.25, "lr": 0.01, "momentum": 0.5}
+    options |= {
+        "skip_nonfinite": 3,
+        "core_steps": 2,
+        "adapt_every": 3,
+        "freeze_at": 0.25,
+        "lr": 0.01,
+        "momentum": 0.5,
+    }
     words = [w for name, value in options.items() for w in (f"--{name.replace('_', '-')}", value)]
     assert tdlrt(*RUN, *words, "--quiet", "--out", tmp_path / "run")[0] == 0
     config = json.loads((tmp_path / "run" / "summary.json").read_text())["config"]
@@ -134,6 +161,10 @@ BAD_ARGUMENTS = {
     "missing file": (["--data", "mnist", "--data-dir", "nowhere"], r"train.parquet: no such file"),
     "device": (["--device", "tpu"], r"device 'tpu': not available"),
     "both": (["--resume", "--overwrite"], r"resume and overwrite: expected one of them"),
+    "steps": (["--checkpoint-steps", "0"], r"checkpoint_steps 0: expected at least 1 step"),
+    "minutes": (["--checkpoint-minutes", "-1"], r"checkpoint_minutes -1.0: expected a positive"),
+    "keep": (["--keep", "0"], r"keep 0: expected at least 1 checkpoint"),
+    "skip": (["--skip-nonfinite", "-1"], r"skip_nonfinite -1: expected a number of steps from 0"),
     "baseline of dense": (["--method", "dense", "--baseline"], r"the method is 'dense' already"),
 }
 

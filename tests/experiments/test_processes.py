@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -17,12 +18,15 @@ OPTIONS = {"epochs": 2, "train_images": 202, "batch_size": 67, "integrator": "bu
 
 
 def torchrun(out, *more):
+    return subprocess.run(command(out, *more), capture_output=True, text=True, check=False)
+
+
+def command(out, *more):
     words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--log-dir", out.parent]
     options = [w for k, v in OPTIONS.items() for w in (f"--{k.replace('_', '-')}", v)]
     words += ["-m", "tdlrt", "train", "lenet5", "--data", "digits", "--device", "cpu"]
     words += [*options, "--out", out, *more]
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return [sys.executable, *map(str, words)]
 
 
 def lines(out):
@@ -30,10 +34,17 @@ def lines(out):
 
 
 class Stop(Observer):
-    """Ctrl-C in the middle of the second epoch."""
+    """Ctrl-C, by default in the middle of the second epoch."""
+
+    def __init__(self, step=6):
+        self.step = step
+        self.begins_at = None
+
+    def started(self, training, data):
+        self.begins_at = training.step
 
     def stepped(self, training):
-        if training.step == 6:
+        if training.step == self.step:
             os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -64,6 +75,54 @@ def test_two_processes_go_on_where_one_was_stopped(tmp_path):
     whole, resumed = lines(tmp_path / "whole")[1], lines(tmp_path / "stopped")[1]
     assert whole["train_accuracy"] == resumed["train_accuracy"]
     assert whole["loss"] == pytest.approx(resumed["loss"], rel=1e-4)
+
+
+def until(holds, seconds=60):
+    """Wait, and give what it gave."""
+    for _ in range(10 * seconds):
+        if found := holds():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it never held")
+
+
+def workers(launcher):
+    """Processes that torchrun started, by their number (Linux)."""
+    children = f"/proc/{launcher}/task/{launcher}/children"
+    with open(children) as file:
+        processes = file.read().split()
+    found = {}
+    for process in processes:
+        with open(f"/proc/{process}/environ", "rb") as file:
+            variables = dict(word.partition(b"=")[::2] for word in file.read().split(b"\0"))
+        if b"RANK" in variables:
+            found[int(variables[b"RANK"])] = int(process)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_one_process_goes_on_where_a_worker_of_two_was_lost(tmp_path):
+    out, whole = tmp_path / "lost", tmp_path / "whole"
+    config = RunConfig(model="lenet5", data="digits", device="cpu", **OPTIONS | {"epochs": 100})
+    words = command(out, "--epochs", 100, "--checkpoint-steps", 3, "--quiet")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as launcher:
+        until(lambda: any(out.glob("checkpoints/last.pt")))
+        os.kill(workers(launcher.pid)[1], signal.SIGKILL)
+        _, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert "Signal 9 (SIGKILL) received" in errors
+    stored = torch.load(out / "checkpoints" / "last.pt", weights_only=True)
+    stored = 4 * stored["epoch"] + stored["batch"]
+    observer = Stop(stored + 8)
+    with pytest.raises(Interrupted):
+        run(config, out, resume=True, observer=observer)
+    assert observer.begins_at == stored
+    with pytest.raises(Interrupted):
+        run(config, whole, observer=Stop(stored + 8))
+    for one, two in zip(lines(out), lines(whole), strict=True):
+        assert one["ranks"] == two["ranks"]
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
 
 
 def test_shares_of_one_process_are_batches():

@@ -63,7 +63,7 @@ EXAMPLES = """\
 
   tdlrt train vgg16 --data cifar10 --weight-decay 5e-4 --out runs/vgg --resume
 
-  tdlrt train vgg16 --data cifar10 --out runs/vgg --checkpoint-minutes 10 --keep 3
+  tdlrt train vgg16 --data cifar10 --checkpoint-minutes 10 --keep 3
 
   tdlrt compare lenet5 --data digits --methods dense,tdlrt --budget 0.1,0.2 --out runs/sweep
 
@@ -348,10 +348,11 @@ def train(
         str | None, _option("Run directory.", OUTPUT, show_default="runs/MODEL-DATA-METHOD-SEED")
     ] = None,
     checkpoint_steps: Annotated[
-        int | None, _option("Steps between two checkpoints.", OUTPUT, show_default="an epoch's")
+        int | None, _option("Steps between two checkpoints.", OUTPUT, show_default="ends of epochs")
     ] = None,
     checkpoint_minutes: Annotated[
-        float | None, _option("Minutes between two checkpoints.", OUTPUT, show_default="an epoch's")
+        float | None,
+        _option("Minutes between two checkpoints.", OUTPUT, show_default="ends of epochs"),
     ] = None,
     keep: Annotated[
         int, _option("Checkpoints that stay, the last ones.", OUTPUT)

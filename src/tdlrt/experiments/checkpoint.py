@@ -68,8 +68,10 @@ class CheckpointWriter:
 
     def after_step(self, training: Training) -> None:
         """Write one if it is due; every process must call this."""
-        # Where the last steps were skipped, the checkpoint before them is the one to go back to.
-        if not training.skipped_in_a_row and self._due(training):
+        # After the last step of an epoch one is written anyway. Where the last steps were skipped,
+        # the checkpoint before them is the one to go back to.
+        at_end = training.step % training.steps_per_epoch == 0
+        if not at_end and not training.skipped_in_a_row and self._due(training):
             self.write(training)
 
     def write(self, training: Training) -> None:

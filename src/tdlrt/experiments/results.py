@@ -95,10 +95,16 @@ class EpochMetrics:
 
 
 class RunDirectory:
-    """Paths of a run and the reading and writing of its files."""
+    """Paths of a run and the reading and writing of its files.
 
-    def __init__(self, path: str | Path) -> None:
+    Args:
+        path: Where this process writes.
+        public: What the user knows it by, which is the first process's; None for the same.
+    """
+
+    def __init__(self, path: str | Path, public: str | Path | None = None) -> None:
         self.path = Path(path)
+        self._public = self.path if public is None else Path(public)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.summary = self.path / "summary.json"
@@ -115,9 +121,14 @@ class RunDirectory:
         return [path for path in (self.checkpoint, *found) if path.exists()]
 
     @property
+    def public(self) -> "RunDirectory":
+        """The directory that the user knows."""
+        return RunDirectory(self._public)
+
+    @property
     def baseline(self) -> "RunDirectory":
         """The directory of the dense run beside this one."""
-        return RunDirectory(self.path / "baseline")
+        return RunDirectory(self.path / "baseline", self._public / "baseline")
 
     def claim(self, *, overwrite: bool) -> None:
         """Check, before anything is computed, that a new run may write here.

@@ -140,7 +140,8 @@ def run(
     with processes(config, Path(out), resume) as place:
         told = observer if observer and is_first() else Observer()
         plan = checkpoints or Checkpoints()
-        return _run(config, RunDirectory(place), baseline, resume, overwrite, plan, told, command)
+        directory = RunDirectory(place, public=out)
+        return _run(config, directory, baseline, resume, overwrite, plan, told, command)
 
 
 def _run(
@@ -250,14 +251,14 @@ class _Job:
                 directory.write_metrics(training.history)
                 self.observer.epoch_ended(training, metrics)
         except NonFiniteError as error:
-            there = directory.checkpoints
+            there = directory.public.checkpoints
             stored = f"the last good state is in {there[0]}" if there else "nothing was stored yet"
             raise NonFiniteError(f"{error}; {stored}") from error
         if not training.finished:
             writer.write(training)
             raise Interrupted(
                 f"interrupted after step {training.step} of {training.steps}; "
-                f"the checkpoint is in {directory.checkpoint}"
+                f"the checkpoint is in {directory.public.checkpoint}"
             )
 
     def _summary(self, training: Training) -> dict[str, Any]:

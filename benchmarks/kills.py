@@ -82,18 +82,20 @@ def compare(config: RunConfig, folder: Path, kills: int, seed: int) -> dict[str,
     """Do a run twice, undisturbed and killed so many times, and compare what is left of them."""
     whole, killed = RunDirectory(folder / "whole"), RunDirectory(folder / "killed")
     training_seconds = run(config, whole.path)["seconds"]
-    # Late enough for progress, early enough for the run to be under way at the last kill.
-    longest = START_SECONDS + training_seconds / kills
     instants = random.Random(seed)
     resumed, states = 0, set()
     for number in range(kills):
         resumed += killed.checkpoint.exists()
+        # On average what is left is shared evenly by the kills that are left, and one more.
+        left = training_seconds * (1 - epochs(killed) / config.epochs)
+        longest = START_SECONDS + 2 * left / (kills - number + 1)
         process = start(config, killed)
         time.sleep(instants.uniform(0, longest))
         os.kill(process, signal.SIGKILL)
         if code(process) != -signal.SIGKILL:
             raise AssertionError(f"before kill {number + 1} the run was over or had failed")
         states.add(contents(killed.checkpoint))
+    last = epochs(killed)
     resumed += killed.checkpoint.exists()
     if code(start(config, killed)) != 0:
         raise AssertionError("the run failed after the last kill")
@@ -101,6 +103,7 @@ def compare(config: RunConfig, folder: Path, kills: int, seed: int) -> dict[str,
         "kills": kills,
         "starts_from_a_checkpoint": resumed,
         "distinct_checkpoints": len(states - {None}),
+        "epochs_at_the_last_kill": last,
         "metrics_equal": metrics(killed) == metrics(whole),
         "weights_equal": contents(killed.model) == contents(whole.model),
         "summary_equal": summary(killed) == summary(whole),
@@ -124,6 +127,13 @@ def start(config: RunConfig, directory: RunDirectory) -> int:
 def code(process: int) -> int:
     """Wait for its end; negative numbers are signals."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def epochs(directory: RunDirectory) -> int:
+    """How many the last checkpoint has behind it."""
+    if not directory.checkpoint.exists():
+        return 0
+    return int(torch.load(directory.checkpoint, weights_only=True)["epoch"])
 
 
 def contents(path: Path) -> bytes | None:

@@ -117,6 +117,19 @@ def test_an_epoch_is_stored_once(tmp_path):
     assert steps_of(killed_at(7, tmp_path, Checkpoints(steps=3, keep=9))) == [6, 3]
 
 
+def test_dropout_goes_on_with_the_numbers_it_would_have_drawn(tmp_path, monkeypatch):
+    def network(*arguments):
+        return torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.Dropout(), torch.nn.Linear(32, 10)
+        )
+
+    monkeypatch.setattr("tdlrt.experiments.training.build_model", network)
+    run(CONFIG, tmp_path / "whole")
+    directory = killed_at(10, tmp_path / "parts", Checkpoints(steps=4))
+    run(CONFIG, tmp_path / "parts", resume=True)
+    assert outcome(directory) == outcome(RunDirectory(tmp_path / "whole"))
+
+
 def truncate(content):
     return content[: len(content) // 2]
 
@@ -296,7 +309,7 @@ def test_weights_that_are_not_finite_are_never_stored(tmp_path):
                     training.model.head.weight[0, 0] = torch.inf
 
     with pytest.raises(
-        NonFiniteError, match=r"step 5 of 12: NaN or infinite values in head\.weight"
+        NonFiniteError, match=r"infinite values in head\.weight; .*; the last good state is in "
     ):
         run(CONFIG, tmp_path, checkpoints=Checkpoints(steps=1), observer=Poison())
     assert steps_of(RunDirectory(tmp_path)) == [4]

@@ -11,6 +11,7 @@ from typing import IO, Any
 import torch
 
 from tdlrt.errors import ConfigError, RunError
+from tdlrt.experiments.finite import check_state
 from tdlrt.experiments.processes import any_process, is_first
 from tdlrt.experiments.results import writing
 from tdlrt.experiments.training import Training
@@ -81,7 +82,7 @@ class CheckpointWriter:
             NonFiniteError: A weight is not finite; the checkpoints are as before.
             RunError: It cannot be written; the checkpoints are as before.
         """
-        training.check_weights()
+        check_state(training.model)
         save_checkpoint(training, self._path, keep=self._plan.keep)
         self._written = time.monotonic()
 

@@ -15,6 +15,7 @@ from tdlrt.errors import NonFiniteError, RunError
 from tdlrt.experiments.augmentation import draw_moves, move_images
 from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.data import ImageData
+from tdlrt.experiments.finite import check_gradients
 from tdlrt.experiments.methods import METHODS
 from tdlrt.experiments.methods.sizes import kept_parameters
 from tdlrt.experiments.models import build_model
@@ -287,7 +288,7 @@ class Training:
             if penalty is not None:
                 loss = loss + penalty
             loss.backward()  # type: ignore[no-untyped-call]
-            self._check_finite(loss.detach())
+            check_gradients(self.model, loss.detach())
             return loss
 
         self._lr = self._schedule.get_last_lr()[0]
@@ -306,27 +307,6 @@ class Training:
         self._schedule.step()
         self._batch += 1
         self.method.after_step(self)
-
-    def check_weights(self) -> None:
-        """Refuse a state that is not worth storing.
-
-        Raises:
-            NonFiniteError: A weight or a running statistic is NaN or infinite.
-        """
-        state = self.model.state_dict().items()
-        bad = [name for name, value in state if not value.isfinite().all()]
-        if bad:
-            raise NonFiniteError(
-                f"after step {self.step} of {self.steps}: NaN or infinite values in "
-                f"{', '.join(bad[:3])}; lower the learning rate (--lr, now {self.config.lr})"
-            )
-
-    def _check_finite(self, loss: Tensor) -> None:
-        """Refuse a step before the optimiser takes it: the processes have one gradient by now."""
-        gradients = (p.grad for p in self.model.parameters() if p.grad is not None)
-        bad = torch.stack([~value.isfinite().all() for value in (loss, *gradients)]).any()
-        if total(bad.float()) > 0:
-            raise NonFiniteError(f"the loss ({float(loss)}) or a gradient is NaN or infinite")
 
     def _copy_of_buffers(self) -> list[Tensor]:
         """Running statistics, which a forward pass changes; none where no step is skipped."""

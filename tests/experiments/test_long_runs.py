@@ -301,6 +301,15 @@ def test_after_the_limit_the_last_good_state_is_on_the_disk(tmp_path, not_a_numb
     assert run(config, tmp_path, resume=True)["skipped_steps"] == 0
 
 
+def test_a_stop_does_not_begin_the_count_anew(tmp_path, not_a_number):
+    not_a_number(2, 3, 4)
+    config, stop = replace(CONFIG, skip_nonfinite=2), lambda: signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path, observer=At(4, stop))
+    with pytest.raises(NonFiniteError, match=r"step 5 of 12 after 2 skipped ones"):
+        run(config, tmp_path, resume=True)
+
+
 def test_weights_that_are_not_finite_are_never_stored(tmp_path):
     class Poison(Observer):
         def stepped(self, training):

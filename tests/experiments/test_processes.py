@@ -125,6 +125,43 @@ def test_one_process_goes_on_where_a_worker_of_two_was_lost(tmp_path):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
 
 
+NOT_A_NUMBER = """
+import os, sys
+import torch
+from tdlrt.experiments.config import RunConfig
+from tdlrt.experiments.runner import run
+from tdlrt.experiments.training import Training
+
+batch = Training.batch
+
+def broken(self, index, moves=None):
+    images, labels = batch(self, index, moves)
+    return images * (torch.nan if self.step == 1 and os.environ["RANK"] == "1" else 1), labels
+
+Training.batch = broken
+options = {"model": "lenet5", "data": "digits", "epochs": 1, "batch_size": 256, "device": "cpu"}
+summary = run(RunConfig(**options, skip_nonfinite=1), sys.argv[1])
+print("skipped", summary["skipped_steps"])
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_skip_what_is_not_finite_on_one(tmp_path):
+    (tmp_path / "script.py").write_text(NOT_A_NUMBER)
+    words = [
+        "--nproc-per-node",
+        "2",
+        "--log-dir",
+        tmp_path,
+        tmp_path / "script.py",
+        tmp_path / "out",
+    ]
+    words = [sys.executable, "-m", "torch.distributed.run", *map(str, words)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("skipped 1") == 2
+
+
 def test_shares_of_one_process_are_batches():
     batch = torch.arange(5)
     own, weight = share(batch)

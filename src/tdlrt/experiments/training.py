@@ -232,7 +232,7 @@ class Training:
             self._correct.zero_()
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
         torch.set_rng_state(state["rng"].cpu())
-        if state["rng_device"] is not None:
+        if state["rng_device"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_device"].cpu(), self.device)
 
     def _begin_epoch(self) -> None:

@@ -84,9 +84,12 @@ def test_skips_in_a_row_have_a_limit():
         problem.optimizer.step()
     assert_same(before, problem.model.state_dict())
     assert problem.optimizer.skipped_steps == 6
-    other = Small()
+    other = Small(skip_nonfinite=2)
     other.optimizer.load_state_dict(problem.optimizer.state_dict())
     assert other.optimizer.skipped_steps == 6
+    poison(other)
+    with pytest.raises(tdlrt.NonFiniteError):  # the count goes on
+        other.optimizer.step()
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, None])

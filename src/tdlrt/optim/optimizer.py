@@ -656,6 +656,7 @@ class TDLRT(torch.optim.Optimizer):
             "optimizer": type(self._plain).__name__,
             "steps": self._steps,
             "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self._skipped_in_a_row,
             "frozen": self._frozen,
             "settling": self._settling,
             "core_steps_left": self._core_steps_left,
@@ -700,6 +701,7 @@ class TDLRT(torch.optim.Optimizer):
         self._steps, self._frozen = extra["steps"], extra["frozen"]
         self._settling = extra["settling"]
         self.skipped_steps = extra.get("skipped_steps", 0)
+        self._skipped_in_a_row = extra.get("skipped_in_a_row", 0)
         self._examined = dict.fromkeys(self._slots, self._steps)
         self._core_steps_left = extra["core_steps_left"]
         self._resting_ranks = {name: list(ranks) for name, ranks in extra["resting_ranks"].items()}

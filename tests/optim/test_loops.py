@@ -2,6 +2,7 @@
 
 import copy
 import io
+import linecache
 import math
 import subprocess
 import sys
@@ -534,6 +535,24 @@ def test_the_warning_names_the_layer_and_says_what_to_do(five_steps_are_long):
         "the ranks of 3 have not been examined for 5 steps (adapt_every=1); lower adapt_every, "
         "check that these layers get a gradient, or call freeze_ranks()"
     )
+
+
+@pytest.mark.parametrize("scheduled", [False, True], ids=["alone", "scheduled"])
+@pytest.mark.parametrize("closure", [False, True], ids=["without a closure", "closure"])
+@INTEGRATORS
+def test_the_warning_is_at_the_line_of_the_user(
+    five_steps_are_long, integrator, closure, scheduled
+):
+    problem = Small(adapt_every=100, integrator=integrator)
+    if scheduled:  # it wraps step
+        schedulers.StepLR(problem.optimizer, 1)
+    with pytest.warns(UserWarning, match="not been examined") as caught:
+        for _ in range(10):
+            problem.backward()
+            problem.optimizer.step(problem.backward if closure else None)
+    (warning,) = caught
+    assert warning.filename == __file__
+    assert "problem.optimizer.step(" in linecache.getline(warning.filename, warning.lineno)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -580,7 +582,7 @@ class TDLRT(torch.optim.Optimizer):
                 f"the ranks of {', '.join(idle)} have not been examined for "
                 f"{_LONG_WITHOUT_ADAPTATION} steps (adapt_every={self.adapt_every}); lower "
                 "adapt_every, check that these layers get a gradient, or call freeze_ranks()",
-                stacklevel=4,
+                stacklevel=_level_of_the_user(),
             )
 
     def _active_slots(self) -> dict[str, LayerSlot]:
@@ -772,3 +774,15 @@ def _resolve_rule(optimizer_cls: type[torch.optim.Optimizer]) -> type[Rule]:
             f"optimizer_cls: got {got}, which has no rule for Tucker weights; use {known}"
         )
     return _RULES[optimizer_cls]
+
+
+def _level_of_the_user() -> int:
+    """Which `stacklevel` names the line outside torch and this package that led to the caller."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and _package(frame) in ("tdlrt", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]

@@ -21,6 +21,7 @@ from tdlrt.cli.export import closing_lines, export_table
 from tdlrt.cli.plan import plan_layers, plan_table
 from tdlrt.cli.report import report
 from tdlrt.cli.tensorboard import TensorBoardLog
+from tdlrt.cli.untrained import untrained
 from tdlrt.errors import RunError, TdlrtError
 from tdlrt.experiments.checkpoint import Checkpoints
 from tdlrt.experiments.config import (
@@ -36,9 +37,8 @@ from tdlrt.experiments.config import (
 from tdlrt.experiments.data import DATA_SETS
 from tdlrt.experiments.exporting import export_run
 from tdlrt.experiments.methods import METHODS
-from tdlrt.experiments.models import MODELS, build_model
-from tdlrt.experiments.names import pick
-from tdlrt.experiments.rank_option import check_rank, number_or_word, parse_rank
+from tdlrt.experiments.models import MODELS
+from tdlrt.experiments.rank_option import number_or_word, parse_rank
 from tdlrt.experiments.runner import Interrupted, Observers, run
 from tdlrt.experiments.timing import compare_networks
 from tdlrt.export import FORMATS
@@ -414,11 +414,8 @@ def plan(
     The cheapest order of contractions in training and in inference, by the
     calibrated cost model; no data are read and nothing is trained.
     """
-    info = pick("data set", data, DATA_SETS)
-    network = build_model(model, info.image_shape, info.classes)
-    ranks: Any = check_rank(parse_rank(rank))
+    info, network, ranks, batch_size = untrained(model, data, rank, batch_size)
     factorize_(network, rank=ranks)
-    batch_size = batch_size or info.batch_size
     layers = plan_layers(network, (batch_size, *info.image_shape))
     if as_json:
         print(
@@ -448,10 +445,7 @@ def bench(
     inference, beside parameters and bytes; then of each layer. On random
     images; nothing is trained.
     """
-    info = pick("data set", data, DATA_SETS)
-    network = build_model(model, info.image_shape, info.classes)
-    ranks: Any = check_rank(parse_rank(rank))
-    batch_size = batch_size or info.batch_size
+    info, network, ranks, batch_size = untrained(model, data, rank, batch_size)
     if threads is not None:
         torch.set_num_threads(threads)
     place = torch_device(device)

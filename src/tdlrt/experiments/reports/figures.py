@@ -148,17 +148,22 @@ def _sensitivity(section: Section, option: str) -> Picture | None:
         return None
     figure = Figure(figsize=(SIZE[0], 1.5 * SIZE[1]), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
-    for (label, points), colour in zip(lines.items(), SERIES * len(lines), strict=False):
+    colours = _colours(section)
+    if not lines.keys() <= colours.keys():  # not the lines of the other pictures
+        colours = dict(zip(lines, SERIES * len(lines), strict=False))
+    for label, points in lines.items():
         values = sorted(points)
         groups = [points[value] for value in values]
-        _errors(upper, values, groups, "accuracy", 1, colour, label)
-        _errors(lower, values, groups, "compression", 100, colour, label)
+        _errors(upper, values, groups, "accuracy", 1, colours[label], label)
+        _errors(lower, values, groups, "compression", 100, colours[label], label)
     upper.set_ylabel("accuracy (%)")
     lower.set_ylabel("compression (%)")
     lower.set_xlabel(SENSITIVITY[option])
     every = [value for points in lines.values() for value in points]
     if min(every) > 0 and max(every) / min(every) > 5:
         lower.set_xscale("log")
+    else:
+        lower.xaxis.set_major_locator(MaxNLocator(6))
     for axes in (upper, lower):
         _tidy(axes)
     _legend(figure)

@@ -1,0 +1,92 @@
+"""Compare the page of `tdlrt report` with the reference: python -m report_page [--update].
+
+Where landmarks are elsewhere, pictures of the page as it was when the reference was written, of the
+page as it is, and of what differs go to build/report_page. With --update the reference is
+written anew.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image, ImageChops
+
+from report_page.browser import BROWSER, measure, photograph
+from report_page.check import (
+    REFERENCE,
+    SETTINGS,
+    complaints,
+    moved,
+    read_reference,
+    write_reference,
+)
+from report_page.runs import write_full_sweep
+
+ROOT = Path(__file__).parents[2]
+OUT = ROOT / "build" / "report_page"
+WRITE = "import sys; from tdlrt.experiments.reports.write import write_report; write_report({!r})"
+
+
+def main(update):
+    if BROWSER is None:
+        sys.exit("error: no Chromium on the PATH")
+    with tempfile.TemporaryDirectory() as folder:
+        sweep = write_full_sweep(Path(folder))
+        after = _page(sweep, ROOT / "src")
+        before = None
+        reference, boxes, failed = read_reference(), {}, False
+        for width, dark in SETTINGS:
+            name = f"{width}-{'dark' if dark else 'light'}"
+            seen = measure(after, width, dark)
+            boxes[width] = seen["landmarks"]
+            found = complaints(seen, reference[width])
+            failed |= bool(found)
+            print("\n  ".join([f"{name}: {'in order' if not found else ''}", *found]))
+            if moved(seen["landmarks"], reference[width]):
+                before = before or _page_of_the_reference(sweep)
+                _draw(name, before, after, width, dark)
+    if update:
+        write_reference(boxes)
+    return failed and not update
+
+
+def _page(sweep, source):
+    """The page as the code in a folder writes it."""
+    command = [sys.executable, "-c", WRITE.format(str(sweep))]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(source)})
+    return (sweep / "report" / "index.html").rename(sweep.parent / f"{source.parent.name}.html")
+
+
+def _page_of_the_reference(sweep):
+    """The page as it was at the commit that wrote the reference."""
+    git = ["git", "-C", str(ROOT)]
+    log = [*git, "log", "-1", "--format=%H", "--", str(REFERENCE)]
+    revision = subprocess.run(log, check=True, capture_output=True, text=True).stdout.strip()
+    source = sweep / "source"
+    source.mkdir()
+    archive = [*git, "archive", "--output", str(source / "source.tar"), revision, "src"]
+    subprocess.run(archive, check=True)
+    shutil.unpack_archive(source / "source.tar", source)
+    return _page(sweep, source / "src")
+
+
+def _draw(name, before, after, width, dark):
+    OUT.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for word, page in (("before", before), ("after", after)):
+        path = OUT / f"{name}-{word}.png"
+        photograph(page, width, dark, path)
+        with Image.open(path) as picture:
+            pictures.append(picture.convert("RGB"))
+    height = max(picture.height for picture in pictures)
+    # Beyond the end of a picture everything is black.
+    one, other = (picture.crop((0, 0, width, height)) for picture in pictures)
+    ImageChops.difference(one, other).save(OUT / f"{name}-difference.png")
+    print(f"  see {OUT.relative_to(ROOT)}/{name}-*.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main("--update" in sys.argv[1:]))

@@ -1,10 +1,10 @@
-"""Compare the page of `tdlrt report` with the reference: python -m report_page [--update].
+"""Compare the page of `tdlrt report` with the reference.
 
-Where landmarks are elsewhere, pictures of the page as it was when the reference was written, of the
-page as it is, and of what differs go to build/report_page. With --update the reference is
-written anew.
+Where something is wrong, pictures of the page as it was when the reference was written, of the page
+as it is, and of what differs go to build/report_page.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -19,7 +19,6 @@ from report_page.check import (
     REFERENCE,
     SETTINGS,
     complaints,
-    moved,
     read_reference,
     write_reference,
 )
@@ -33,44 +32,43 @@ WRITE = "import sys; from tdlrt.experiments.reports.write import write_report; w
 def main(update):
     if BROWSER is None:
         sys.exit("error: no Chromium on the PATH")
-    with tempfile.TemporaryDirectory() as folder:
-        sweep = write_full_sweep(Path(folder))
-        after = _page(sweep, ROOT / "src")
-        before = None
-        reference, boxes, failed = read_reference(), {}, False
+    reference, boxes, failed = read_reference(), {}, False
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "sweep").mkdir()
+        write_full_sweep(folder / "sweep")
+        after, before = _page(folder, ROOT / "src", "after"), None
         for width, dark in SETTINGS:
             name = f"{width}-{'dark' if dark else 'light'}"
             seen = measure(after, width, dark)
             boxes[width] = seen["landmarks"]
             found = complaints(seen, reference[width])
-            failed |= bool(found)
-            print("\n  ".join([f"{name}: {'in order' if not found else ''}", *found]))
-            if moved(seen["landmarks"], reference[width]):
-                before = before or _page_of_the_reference(sweep)
+            print("\n  ".join([f"{name}: {len(found)} wrong", *found]))
+            if found:
+                failed = True
+                before = before or _page_of_the_reference(folder)
                 _draw(name, before, after, width, dark)
     if update:
         write_reference(boxes)
     return failed and not update
 
 
-def _page(sweep, source):
-    """The page as the code in a folder writes it."""
-    command = [sys.executable, "-c", WRITE.format(str(sweep))]
+def _page(folder, source, name):
+    """The page as the code in `source` writes it."""
+    command = [sys.executable, "-c", WRITE.format(str(folder / "sweep"))]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(source)})
-    return (sweep / "report" / "index.html").rename(sweep.parent / f"{source.parent.name}.html")
+    return (folder / "sweep" / "report" / "index.html").rename(folder / f"{name}.html")
 
 
-def _page_of_the_reference(sweep):
+def _page_of_the_reference(folder):
     """The page as it was at the commit that wrote the reference."""
     git = ["git", "-C", str(ROOT)]
     log = [*git, "log", "-1", "--format=%H", "--", str(REFERENCE)]
     revision = subprocess.run(log, check=True, capture_output=True, text=True).stdout.strip()
-    source = sweep / "source"
-    source.mkdir()
-    archive = [*git, "archive", "--output", str(source / "source.tar"), revision, "src"]
+    archive = [*git, "archive", "--output", str(folder / "source.tar"), revision, "src"]
     subprocess.run(archive, check=True)
-    shutil.unpack_archive(source / "source.tar", source)
-    return _page(sweep, source / "src")
+    shutil.unpack_archive(folder / "source.tar", folder / "source")
+    return _page(folder, folder / "source" / "src", "before")
 
 
 def _draw(name, before, after, width, dark):
@@ -89,4 +87,6 @@ def _draw(name, before, after, width, dark):
 
 
 if __name__ == "__main__":
-    sys.exit(main("--update" in sys.argv[1:]))
+    parser = argparse.ArgumentParser(prog="python -m report_page", description=__doc__)
+    parser.add_argument("--update", action="store_true", help="write the reference anew")
+    sys.exit(main(parser.parse_args().update))

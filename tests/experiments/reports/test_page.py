@@ -21,7 +21,7 @@ def page(shared_sweep):
 def test_everything_is_in_its_place_and_can_be_read(page, width, dark):
     seen = measure(page, width, dark)
     assert (seen["width"], seen["dark"]) == (width, dark)
-    assert complaints(seen, read_reference()[width]) == [], "see: python -m report_page"
+    assert complaints(seen, read_reference()[width]) == [], "see docs/how-it-is-built.md"
 
 
 WRONG = {

@@ -34,7 +34,7 @@ WRONG = {
     "captions gone": ("<figcaption>", "<figcaption hidden>", "figcaption 1: at [0, 0, 0, 0]"),
     "one heading more": ("<h1>", "<h1></h1><h1>", "h1 2: at "),
     "light grey on white": ("--soft: #555d68", "--soft: #9aa1aa", "contrast of 2."),
-    "dark grey on black": ("--soft: #a9b1bb", "--soft: #5d656f", "contrast of 2."),
+    "dark grey on black": ("--soft: #a9b1bb", "--soft: #5d656f", "contrast of 3."),
     "nearly transparent": ("figcaption {", "figcaption { opacity: .6;", "contrast of 2."),
     "tiny pictures": ("max-width: calc(1.3", "max-width: calc(.2", "pixels in a picture"),
     "pictures without a text": ("aria-label", "data-label", "figure 1: no text"),

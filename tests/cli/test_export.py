@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tdlrt.experiments.config import RunConfig
+from tdlrt.experiments.methods import METHODS as ALL_METHODS
 from tdlrt.experiments.runner import run
 from tdlrt.export import FORMATS
 
@@ -80,6 +81,23 @@ def test_a_dense_run_has_no_tucker_row(tdlrt, tmp_path):
     code, text, _ = tdlrt("export", path, "--format", "plain", "--rounds", 1)
     assert code == 0
     assert [line.split()[0] for line in text.splitlines() if "," in line] == ["dense", "plain"]
+
+
+METHODS = [name for name in ALL_METHODS if name not in ("dense", "tdlrt")]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_network_of_any_method(tdlrt, tmp_path, method):
+    path = tmp_path / "run"
+    run(RunConfig(**{**OPTIONS, "epochs": 1}, method=method, budget=0.2), path)
+    words = ("--format", "plain", "--rounds", 1, "--json")
+    code, text, err = tdlrt("export", path, *words)
+    assert (code, err) == (0, "")
+    found = json.loads(text)
+    assert found["parity"] < 1e-5
+    dense, trained, exported = found["networks"]
+    assert trained["network"] in ("tucker", method)
+    assert dense["parameters"] > 0 < exported["parameters"]
 
 
 def test_the_file_says_what_its_input_is(tdlrt, finished, tmp_path):

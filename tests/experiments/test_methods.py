@@ -252,6 +252,7 @@ def test_matrix_convolution_is_the_convolution_with_its_matrix_as_kernel(layer):
     torch.testing.assert_close(small(x), expected)
     small.check_invariants()
     assert small.bias is layer.bias
+    torch.testing.assert_close(small.to_plain()(x), expected)
 
 
 def test_multiply_adds_of_a_matrix_convolution():

@@ -9,19 +9,26 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn.utils import prune
 
-from tdlrt.errors import ConfigError, RunError
+from tdlrt.errors import CheckpointError, ConfigError, RunError
+from tdlrt.experiments.config import RunConfig
+from tdlrt.experiments.data import ImageData
 from tdlrt.experiments.finite import check_state
 from tdlrt.experiments.processes import any_process, is_first
 from tdlrt.experiments.results import writing
 from tdlrt.experiments.training import Training
 from tdlrt.files import write_atomically
-from tdlrt.serialization import save
+from tdlrt.serialization import load, save
 
 __all__ = [
     "CheckpointWriter",
     "Checkpoints",
     "load_checkpoint",
+    "load_model",
     "load_newest",
     "save_checkpoint",
     "save_model",
@@ -216,3 +223,29 @@ def save_model(training: Training, path: Path) -> None:
     texts = {name: str(value) for name, value in options.items() if value is not None}
     with writing(path):
         save(training.model, path, metadata=texts)
+
+
+def load_model(config: RunConfig, path: Path, data: ImageData) -> nn.Module:
+    """The network that `save_model` stored, of any method, masks multiplied into its weights.
+
+    Args:
+        config: The options of its run.
+        path: The file.
+        data: Images of the shape and with the classes of those it was trained on.
+
+    Returns:
+        The network, in evaluation mode, on the device of the options.
+
+    Raises:
+        CheckpointError: The file cannot be read or is of another network.
+    """
+    training = Training(config, data)
+    try:
+        training.method.restore(training, load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    load(path, training.model)
+    for module in training.model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and prune.is_pruned(module):
+            prune.remove(module, "weight")  # type: ignore[no-untyped-call]
+    return training.model.eval()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import ExportError, RunError
+from tdlrt.experiments.checkpoint import load_model
 from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.data import ImageData, load_data
 from tdlrt.experiments.models import build_model
@@ -23,8 +24,7 @@ from tdlrt.experiments.timing import (
     weight_bytes,
 )
 from tdlrt.export import FORMATS, export, load_network
-from tdlrt.serialization import load
-from tdlrt.surgery import to_dense
+from tdlrt.nn import TuckerLayer
 
 __all__ = ["accuracy", "calibration_images", "export_run", "inference_times", "load_run"]
 
@@ -58,7 +58,8 @@ def export_run(
     Returns:
         The figures of `tdlrt.export.ExportReport`; 'accuracy', in percent over all test images,
         of the trained network and with int8 'int8_accuracy' (else None); and 'networks', a row
-        each for dense, tucker (but for a dense run) and exported.
+        each for dense, the trained network ('tucker', or the method where that makes no Tucker
+        layers; none of a dense run) and exported.
 
     Raises:
         UnknownNameError: The format is not known.
@@ -89,8 +90,10 @@ def export_run(
         overwrite=overwrite,
     )
     exported = load_network(path, format, model)
-    dense = to_dense(model)
+    dense = build_model(config.model, data.image_shape, len(data.classes)).eval()
     times = inference_times(dense, model, exported, images, rounds)
+    is_tucker = any(isinstance(module, TuckerLayer) for module in model.modules())
+    trained = "tucker" if is_tucker else config.method
     sizes = {
         "dense": (sum(p.numel() for p in dense.parameters()), weight_bytes(dense)),
         "tucker": (sum(p.numel() for p in model.parameters()), weight_bytes(model)),
@@ -112,6 +115,7 @@ def export_run(
         "networks": [
             {"network": name, "parameters": sizes[name][0], "bytes": sizes[name][1]}
             | {"inference_ms": 1e3 * times[name]}
+            | {"network": trained if name == "tucker" else name}
             for name in sizes
             if name != "tucker" or config.method != "dense"
         ],
@@ -133,9 +137,7 @@ def load_run(run: str | Path, data_dir: str | Path | None = None) -> tuple[nn.Mo
     directory = RunDirectory(run)
     config = _finished(directory)
     data = load_data(config.data, data_dir or config.data_dir, train_images=config.train_images)
-    model = build_model(config.model, data.image_shape, len(data.classes))
-    load(directory.model, model)
-    return model.eval(), data
+    return load_model(config, directory.model, data), data
 
 
 def accuracy(network: Callable[[Tensor], Tensor], data: ImageData) -> float:

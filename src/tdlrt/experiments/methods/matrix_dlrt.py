@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import ConfigError
+from tdlrt.experiments.methods.factored import stage
 from tdlrt.experiments.methods.sizes import dense_sizes, factorizable
 from tdlrt.experiments.methods.tdlrt import TDLRTMethod
 from tdlrt.functional import linear_stages
 from tdlrt.nn import TuckerLayer, TuckerLinear
-from tdlrt.planning import LayerShape, conv_shape
+from tdlrt.planning import LayerShape, PathChoice, conv_shape
 from tdlrt.ranks import RankSpec
 from tdlrt.surgery import DEFAULT_INIT_SCALE
 
@@ -82,6 +83,17 @@ class MatrixConv(TuckerLayer):
         ones, zeros = [1] * (len(shape) - 1), [0] * (len(shape) - 1)
         expand = expand.reshape(*expand.shape, *ones)
         return torch.convolution(hidden, expand, self.bias, ones, zeros, ones, False, zeros, 1)
+
+    @torch.no_grad()
+    def to_plain(self, path: PathChoice = "auto") -> nn.Module:
+        """Two convolutions; there is one path."""
+        reduce, expand = linear_stages(self.core, list(self.factors), "fold_out")
+        shape, conv = self.kernel
+        last = stage(conv, expand)
+        if self.bias is not None:
+            last.register_parameter("bias", nn.Parameter(self.bias.detach().clone()))
+        first = stage(conv, reduce.reshape(-1, *shape), range(len(shape) - 1))
+        return nn.Sequential(first, last).train(self.training)
 
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True

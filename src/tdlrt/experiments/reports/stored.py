@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch import Tensor
 
 from tdlrt.errors import RunError
+from tdlrt.experiments.checkpoint import load_model
 from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.data import DATA_SETS, ImageData
 from tdlrt.experiments.models import build_model
@@ -16,7 +16,6 @@ from tdlrt.experiments.names import pick
 from tdlrt.experiments.plots import MODE_NAMES
 from tdlrt.experiments.reports.collect import Run
 from tdlrt.experiments.timing import inference_seconds
-from tdlrt.experiments.training import Training
 from tdlrt.linalg import squared_singular_values
 from tdlrt.surgery import to_plain
 
@@ -35,12 +34,9 @@ def latency(run: Run, batch_size: int) -> dict[str, float]:
     try:
         config = RunConfig(**{**run.config, "device": "cpu"})
         data = _noise(run, config, max(2, batch_size))
-        training = Training(config, data)
-        weights = _weights(run)
-        training.method.restore(training, weights)
-        training.model.load_state_dict(weights)
+        model = load_model(config, run.directory.model, data)
         images = torch.randn(batch_size, *data.image_shape)
-        plain = _plain(training.model, images)
+        plain = to_plain(model, input_size=images.shape)
     except Exception as error:  # a summary and weights of any version: nearly anything happens
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RunError(f"no latency: its network cannot be rebuilt ({reason})") from error
@@ -71,17 +67,6 @@ def _noise(run: Run, config: RunConfig, images: int) -> ImageData:
         mean=(0.5,) * channels,
         std=(0.25,) * channels,
     )
-
-
-def _plain(model: nn.Module, images: Tensor) -> nn.Module:
-    """The network in plain layers, masks multiplied into their weights once and for all."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and prune.is_pruned(module):
-            prune.remove(module, "weight")  # type: ignore[no-untyped-call]
-    try:
-        return to_plain(model, input_size=images.shape)
-    except NotImplementedError:  # layers of a method that have no plain form are timed as they are
-        return model
 
 
 def core_spectra(run: Run) -> dict[str, list[list[float]]]:

@@ -93,7 +93,7 @@ class MatrixConv(TuckerLayer):
         if self.bias is not None:
             last.register_parameter("bias", nn.Parameter(self.bias.detach().clone()))
         first = stage(conv, reduce.reshape(-1, *shape), range(len(shape) - 1))
-        return nn.Sequential(first, last).train(self.training)
+        return nn.Sequential(first, last).to(self.core).train(self.training)
 
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True

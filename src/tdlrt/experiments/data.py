@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DATA_SETS", "DataProgress", "DatasetInfo", "ImageData", "hold_out", "load_data"]
 
+MAX_CLASSES = 2**16
+"""Of data without names of classes: there are as many as the largest label says."""
+
 DataProgress = Callable[[str, int, int], None]
 
 
@@ -153,8 +156,8 @@ def load_data(
         _read(name, info, part, data_dir, progress, limit)
         for part, limit in (("train", train_images), ("test", None))
     )
+    _check_classes(train_source, train.labels, len(train.names) or MAX_CLASSES)
     names = train.names or tuple(map(str, range(int(train.labels.max()) + 1)))
-    _check_classes(train_source, train.labels, len(names))
     _check_classes(test_source, test.labels, len(names))
     if test.images.shape[1:] != train.images.shape[1:]:
         raise DataError(
@@ -203,19 +206,19 @@ def _read(
 ) -> tuple[str, "Split"]:
     """One part of a data set, and where it came from."""
     parquet = _require("tdlrt.experiments.parquet", extra="data")
+    columns = parquet.Columns(
+        image=list(dict.fromkeys(["image", info.image])),
+        label=list(dict.fromkeys(["label", info.label])),
+    )
     if data_dir is None:
         split_name = info.test if part == "test" else part
         table, source = _from_hub(info.hub, split_name), f"{info.hub} ({split_name})"
     else:
         path = Path(data_dir) / name / f"{part}.parquet"
-        table, source = parquet.read_table(path), str(path)
+        table, source = parquet.read_table(path, columns), str(path)
     if limit is not None:
         _check_limit(source, limit, len(table))
         table = table.slice(0, limit)
-    columns = parquet.Columns(
-        image=list(dict.fromkeys(["image", info.image])),
-        label=list(dict.fromkeys(["label", info.label])),
-    )
     report = _reporter(part, progress)
     split: Split = parquet.decode_table(table, source, columns, info.mode, report)
     return source, split

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from tdlrt.errors import DataError
-from tdlrt.experiments.parquet import ROWS_PER_REPORT, Split
+from tdlrt.experiments.images import ImageFileError, decode_image, to_pixels
+from tdlrt.experiments.parquet import ROWS_PER_REPORT, Split, empty_pixels
 
 __all__ = ["class_names", "read_folder"]
 
@@ -63,7 +64,7 @@ def read_folder(
     ]
     if not files:
         raise DataError(f"{folder}: holds no images; expected {LAYOUT}")
-    pixels = np.empty((len(files), size, size, len(mode)), dtype=np.uint8)
+    pixels = empty_pixels(str(folder), (len(files), size, size, len(mode)))
     for row, (path, _) in enumerate(files):
         pixels[row] = _decode(path, mode, size)
         if (row + 1) % ROWS_PER_REPORT == 0 or row + 1 == len(files):
@@ -72,14 +73,15 @@ def read_folder(
     return Split(images, torch.tensor([label for _, label in files]), classes)
 
 
-def _decode(path: Path, mode: str, size: int) -> np.ndarray[Any, Any]:
+def _decode(path: Path, mode: Literal["L", "RGB"], size: int) -> np.ndarray[Any, Any]:
     try:
-        with Image.open(path) as file:
-            image = file.convert(mode)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        if not path.is_file():  # a pipe would be waited for
+            raise ImageFileError("it is no file")
+        image = decode_image(path, mode)
+    except ImageFileError as error:
         raise DataError(
             f"{path}: no readable image ({error}); expected a PNG or JPEG file; remove it"
         ) from error
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(size, size, len(mode))
+    return to_pixels(image, mode)

@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,15 +11,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from tdlrt.errors import DataError
+from tdlrt.experiments.images import ImageFileError, decode_image, to_pixels
 
-__all__ = ["Columns", "Split", "decode_table", "read_table"]
+__all__ = ["Columns", "Split", "decode_table", "empty_pixels", "read_table"]
 
 LAYOUT = "a column of images, struct<bytes, path>, and a column of integer labels"
 ROWS_PER_REPORT = 1000
+
+# A small file can stand for any number of bytes. Encoded images hardly compress any further: a
+# table that is larger than this and than so many times its file is none of images.
+FREE_BYTES = 2**26
+LARGEST_INFLATION = 100
+BYTES_PER_ROW = 12  # a label, and which image it is of
 
 
 class Columns(NamedTuple):
@@ -36,11 +43,16 @@ class Split(NamedTuple):
     names: tuple[str, ...]
 
 
-def read_table(path: Path) -> pa.Table:
-    """Read the parquet file at `path`.
+def read_table(path: Path, columns: Columns) -> pa.Table:
+    """Read images and labels from the parquet file at `path`.
+
+    Args:
+        path: The file.
+        columns: Names of the two columns.
 
     Raises:
-        DataError: The file is missing, cannot be read, or is not a parquet file.
+        DataError: The file is missing, cannot be read, has another layout, or says of itself that
+            it becomes far larger in memory than a table of images can.
     """
     if not path.is_file():
         raise DataError(
@@ -48,10 +60,20 @@ def read_table(path: Path) -> pa.Table:
             "the data directory out to take the data from the Hugging Face hub"
         )
     try:
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        metadata = pq.read_metadata(path)
+        schema = metadata.schema.to_arrow_schema()
+        image, label = _locate(schema, str(path), columns)
+        leaves = [f"{image}.bytes", label]
+        _check_inflation(path, metadata, leaves)
+        # As a dictionary, equal images take memory once.
+        with pq.ParquetFile(path, metadata=metadata, read_dictionary=leaves[:1]) as file:
+            groups = [file.read_row_group(n, leaves) for n in range(file.num_row_groups)]
+        return pa.concat_tables(groups) if groups else schema.empty_table()
+    except DataError:
+        raise
+    except Exception as error:  # of a damaged file nearly anything
         raise DataError(
-            f"{path}: not a readable parquet file ({error}); "
+            f"{path}: not a readable parquet file ({str(error) or type(error).__name__}); "
             f"expected parquet with {LAYOUT}; copy or download the file again"
         ) from error
 
@@ -74,30 +96,80 @@ def decode_table(
 
     Raises:
         DataError: The table is empty or of another layout, an image cannot be decoded or has
-            another size than the first one, or a label is missing or negative.
+            another size than the first one, a label is missing or negative, or there is too little
+            memory.
     """
-    image_column = _column(table, source, columns.image, "images")
-    label_column = _column(table, source, columns.label, "labels")
+    image, label = _locate(table.schema, source, columns)
     if table.num_rows == 0:
         raise DataError(f"{source}: no rows; expected one row per image; download the file again")
-    labels = _labels(label_column, source)
-    images = _images(image_column, source, mode, progress)
-    return Split(images, labels, _class_names(table, columns.label))
+    labels = _labels(table.column(label), source)
+    images = _images(table.column(image), source, mode, progress)
+    return Split(images, labels, _class_names(table, source, columns.label))
 
 
-def _column(table: pa.Table, source: str, names: Sequence[str], what: str) -> pa.ChunkedArray:
+def empty_pixels(source: str, shape: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Room for decoded images.
+
+    Raises:
+        DataError: They are more than the machine's memory holds.
+    """
+    needed = int(np.prod(shape, dtype=object))
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # not on every system
+        memory = needed
+    try:
+        if needed > memory:
+            raise MemoryError
+        return np.empty(shape, dtype=np.uint8)
+    except (MemoryError, ValueError) as error:
+        raise DataError(
+            f"{source}: {shape[0]:,} images of {shape[2]}x{shape[1]} pixels take {needed:,} bytes, "
+            "more than there is memory; expected images that fit; take fewer or smaller ones"
+        ) from error
+
+
+def _locate(schema: pa.Schema, source: str, columns: Columns) -> tuple[str, str]:
+    """The names of the columns of images and of labels, both of the right type."""
+    image = _pick(schema, source, columns.image, "images")
+    label = _pick(schema, source, columns.label, "labels")
+    kind = schema.field(image).type
+    if not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
+        raise DataError(
+            f"{source}: images of type {kind}; expected struct<bytes, path> with the "
+            "encoded image files; write the table with the Image feature of `datasets`"
+        )
+    kind = schema.field(label).type
+    if not pa.types.is_integer(kind):
+        raise DataError(f"{source}: labels of type {kind}; expected integers from 0")
+    return image, label
+
+
+def _pick(schema: pa.Schema, source: str, names: Sequence[str], what: str) -> str:
     for name in names:
-        if name in table.column_names:
-            return table.column(name)
+        if schema.names.count(name) == 1:
+            return name
     raise DataError(
-        f"{source}: columns {', '.join(table.column_names) or 'none'}; expected {what} in "
-        f"{' or '.join(names)}; rename the column"
+        f"{source}: columns {', '.join(schema.names) or 'none'}; expected {what} in "
+        f"{' or '.join(names)}, once; rename the column"
     )
 
 
+def _check_inflation(path: Path, metadata: pq.FileMetaData, leaves: Sequence[str]) -> None:
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    claimed = metadata.num_rows * BYTES_PER_ROW + sum(
+        chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in leaves
+    )
+    size = path.stat().st_size
+    if claimed > max(FREE_BYTES, LARGEST_INFLATION * size):
+        raise DataError(
+            f"{path}: {metadata.num_rows:,} rows that take {claimed:,} bytes, in a file of "
+            f"{size:,} bytes; expected encoded images, which hardly compress; download it again"
+        )
+
+
 def _labels(column: pa.ChunkedArray, source: str) -> Tensor:
-    if not pa.types.is_integer(column.type):
-        raise DataError(f"{source}: labels of type {column.type}; expected integers from 0")
     if column.null_count:
         raise DataError(f"{source}: {column.null_count} labels are missing; expected one per image")
     labels = torch.from_numpy(column.to_numpy().astype(np.int64))
@@ -116,48 +188,57 @@ def _images(
     mode: Literal["L", "RGB"],
     progress: Callable[[int, int], None],
 ) -> Tensor:
-    if not (pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0):
-        raise DataError(
-            f"{source}: images of type {column.type}; expected struct<bytes, path> with the "
-            "encoded image files; write the table with the Image feature of `datasets`"
-        )
-    encoded = pa.compute.struct_field(column, "bytes").to_pylist()
-    first = _decode(encoded[0], source, 0, mode)
-    pixels = np.empty((len(encoded), *first.shape), dtype=np.uint8)
+    encoded = pa.compute.struct_field(column, "bytes")
+    total = len(encoded)
+    first = _decode(encoded[0].as_py(), source, 0, mode)
+    pixels = empty_pixels(source, (total, *first.shape))
     for row, content in enumerate(encoded):
-        image = _decode(content, source, row, mode)
+        image = _decode(content.as_py(), source, row, mode)
         if image.shape != first.shape:
             raise DataError(
                 f"{source}, row {row}: an image of {image.shape[1]}x{image.shape[0]} pixels; "
                 f"expected {first.shape[1]}x{first.shape[0]} as in row 0; resize the images"
             )
         pixels[row] = image
-        if (row + 1) % ROWS_PER_REPORT == 0 or row + 1 == len(encoded):
-            progress(row + 1, len(encoded))
+        if (row + 1) % ROWS_PER_REPORT == 0 or row + 1 == total:
+            progress(row + 1, total)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def _decode(content: bytes | None, source: str, row: int, mode: str) -> np.ndarray[Any, Any]:
-    if content is None:
+def _decode(
+    content: object, source: str, row: int, mode: Literal["L", "RGB"]
+) -> np.ndarray[Any, Any]:
+    if not isinstance(content, bytes):
         raise DataError(
             f"{source}, row {row}: no image bytes; expected the encoded image file; "
             "write the images into the table instead of their paths"
         )
     try:
-        image = Image.open(io.BytesIO(content)).convert(mode)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        return to_pixels(decode_image(io.BytesIO(content), mode), mode)
+    except ImageFileError as error:
         raise DataError(
             f"{source}, row {row}: {len(content)} bytes that are no readable image ({error}); "
             "expected a PNG or JPEG file; download the file again"
         ) from error
-    return np.asarray(image).reshape(image.height, image.width, len(mode))
 
 
-def _class_names(table: pa.Table, label_names: Sequence[str]) -> tuple[str, ...]:
+def _class_names(table: pa.Table, source: str, label_names: Sequence[str]) -> tuple[str, ...]:
     """Class names from the metadata `datasets` writes; empty where there are none."""
-    metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = metadata.get("info", {}).get("features", {})
+    try:
+        found = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    except (ValueError, RecursionError):
+        found = None
+    for key in ("info", "features"):
+        found = found.get(key, {}) if isinstance(found, Mapping) else None
+    names: object = []
     for name in label_names:
-        if name in features:
-            return tuple(features[name].get("names", ()))
-    return ()
+        feature = found.get(name) if isinstance(found, Mapping) else None
+        if isinstance(feature, Mapping):
+            names = feature.get("names") or []
+            break
+    if found is None or not (isinstance(names, list) and all(type(n) is str for n in names)):
+        raise DataError(
+            f"{source}: its metadata 'huggingface' are not understood; expected JSON with "
+            "info.features.LABEL.names, a list of texts; write the table with `datasets`"
+        )
+    return tuple(names)

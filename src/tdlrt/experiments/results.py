@@ -17,6 +17,7 @@ import yaml
 
 from tdlrt.errors import RunError
 from tdlrt.experiments.config import RunConfig
+from tdlrt.experiments.yaml_files import read_yaml
 from tdlrt.files import write_atomically
 
 __all__ = [
@@ -212,9 +213,9 @@ class RunDirectory:
             RunError: The file cannot be read or is not the configuration of a run.
         """
         try:
-            stored = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise RunError(f"{self.config}: cannot be read ({error})") from error
+            stored = read_yaml(self.config)
+        except ValueError as error:
+            raise RunError(f"{self.config}: {error}") from error
         if not isinstance(stored, dict) or not {"model", "data", "method"} <= stored.keys():
             raise RunError(
                 f"{self.config}: not the configuration of a run of tdlrt; expected the options "
@@ -281,9 +282,11 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: no result of a finished run ({error})") from error
+    if not isinstance(summary, dict):
+        raise RunError(f"{path}: got {type(summary).__name__}, expected an object")
     return summary
 
 

@@ -8,14 +8,13 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
-
 from tdlrt.errors import RunError, TdlrtError
 from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.data import load_data
 from tdlrt.experiments.names import pick
 from tdlrt.experiments.rank_option import format_rank
 from tdlrt.experiments.results import RunDirectory, versions
+from tdlrt.experiments.yaml_files import read_yaml
 from tdlrt.files import write_atomically
 
 __all__ = [
@@ -233,10 +232,9 @@ def read_sweep(path: str | Path, overrides: Options | None = None) -> Sweep:
     """
     source = str(path)
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise SweepError(f"{source}: cannot be read as YAML ({reason})") from error
+        content = read_yaml(Path(path))
+    except ValueError as error:
+        raise SweepError(f"{source}: {error}") from error
     content = _mapping(source, content)
     for key in content:
         _known(source, "key", key, dict.fromkeys(KEYS))
@@ -251,22 +249,6 @@ def read_sweep(path: str | Path, overrides: Options | None = None) -> Sweep:
         note=str(content.get("note", "")),
         source=source,
     )
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that is there twice is an error, not the loss of the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a dict after a look at the keys."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value} is there twice", key.start_mark
-                )
-            seen.add(str(key.value))
-        found: dict[Any, Any] = super().construct_mapping(node, deep)
-        return found
 
 
 def _mapping(place: str, value: object) -> dict[Any, Any]:

@@ -1,0 +1,94 @@
+"""Reading YAML within limits: a short text of aliases can stand for more than any memory holds."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = ["read_yaml"]
+
+MAX_BYTES = 2**18
+"""Of a file, and of its content with all aliases written out."""
+
+MAX_INTEGER = 2**63
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file, of plain types only.
+
+    Raises:
+        ValueError: The file cannot be read, is no YAML, has a key twice, is larger than a
+            description by hand can be, or contains itself.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes")
+        return yaml.load(content.decode(), _Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot be read as YAML ({' '.join(str(error).split())})") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that is there twice is an error, not the loss of the first."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The tree of the text, if it is not too large with its aliases written out."""
+        root: yaml.Node | None = super().get_single_node()
+        if root is not None:
+            _check_size(root, {})
+        return root
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a dict after a look at the keys."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} is there twice", key.start_mark
+                )
+            seen.add(str(key.value))
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """An integer that a message about it can show."""
+        number: int = super().construct_yaml_int(node)
+        if abs(number) >= MAX_INTEGER:
+            raise yaml.constructor.ConstructorError(
+                None, None, "an integer beyond 64 bits", node.start_mark
+            )
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _check_size(node: yaml.Node, sizes: dict[yaml.Node, int]) -> int:
+    """About the characters of a node with all aliases written out.
+
+    Args:
+        node: The node.
+        sizes: Sizes of the nodes met before.
+    """
+    if node in sizes:
+        if not sizes[node]:
+            raise yaml.constructor.ConstructorError(
+                None, None, "an alias of what it is part of", node.start_mark
+            )
+        return sizes[node]
+    sizes[node] = 0  # until it is known
+    if isinstance(node, yaml.ScalarNode):
+        sizes[node] = 1 + len(node.value)
+    else:
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in node.value for part in pair] if pairs else node.value
+        sizes[node] = 1 + sum(_check_size(part, sizes) for part in parts)
+    if sizes[node] > MAX_BYTES:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"more than {MAX_BYTES:,} bytes with its aliases", node.start_mark
+        )
+    return sizes[node]

@@ -2,7 +2,6 @@
 
 import math
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from tdlrt.experiments.data import ImageData
 from tdlrt.experiments.finite import check_state
 from tdlrt.experiments.processes import any_process, is_first
 from tdlrt.experiments.results import writing
+from tdlrt.experiments.stored_state import check_position, read_state
 from tdlrt.experiments.training import Training
 from tdlrt.files import write_atomically
 from tdlrt.serialization import load, save
@@ -188,11 +188,7 @@ def load_checkpoint(training: Training, path: Path) -> None:
 def _read(path: Path, device: torch.device) -> dict[str, Any]:
     # A damaged file makes the unpickler and the zip reader raise nearly anything.
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()  # torch does not compare the checksums that it writes
-        if broken is not None:
-            raise ValueError(f"checksum of {broken}")
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = read_state(path, device)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _DamagedError(f"{path}: not a readable checkpoint ({reason}); {ADVICE}") from error
@@ -204,8 +200,16 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
 
 def _take_up(training: Training, state: dict[str, Any], path: Path) -> None:
     try:
+        check_position(state, training.config.epochs, training.steps_per_epoch)
         training.load_state_dict(state)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         raise RunError(
             f"{path}: does not fit the network of this run ({error}); {ADVICE}"
         ) from error

@@ -159,6 +159,7 @@ class RunDirectory:
                 "directory; choose another one with --out"
             )
         self.read_config()
+        self._check_links()
         if not overwrite:
             raise RunError(
                 f"{self.path}: holds a run already; continue it with --resume, replace it with "
@@ -174,6 +175,7 @@ class RunDirectory:
         if not self.config.exists():
             raise RunError(f"{self.path}: holds no run to resume; leave out --resume to start one")
         stored = self.read_config()
+        self._check_links()
         names = config.differences(stored)
         if names:
             given = config.to_dict()
@@ -182,6 +184,16 @@ class RunDirectory:
                 f"{self.path}: the run there has other options: {changes}; resume it with its own "
                 "options, or start a new one in another directory"
             )
+
+    def _check_links(self) -> None:
+        """Refuse folders through which a run that came from elsewhere would write elsewhere."""
+        for name in (*FOLDERS, "baseline", "tensorboard"):
+            folder = self.path / name
+            if folder.is_symlink() and not folder.resolve().is_relative_to(self.path.resolve()):
+                raise RunError(
+                    f"{folder}: is a link to {folder.resolve()}, outside the run; expected a "
+                    "folder; put one in its place, or choose another directory with --out"
+                )
 
     def clear(self) -> None:
         """Delete what an earlier run wrote here, and nothing else."""
@@ -229,9 +241,14 @@ class RunDirectory:
         _write(self.metrics, text)
 
     def read_metrics(self) -> list[EpochMetrics]:
-        """All epochs of the run so far."""
+        """All epochs of the run so far.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: A line of it is broken.
+        """
         lines = self.metrics.read_text(encoding="utf-8").splitlines()
-        return [EpochMetrics(**json.loads(line)) for line in lines]
+        return [_metrics(line) for line in lines]
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Store the result; from then on the run counts as finished."""
@@ -266,6 +283,19 @@ def writing(path: Path) -> Iterator[None]:
 def _write(path: Path, text: str) -> None:
     with writing(path):
         write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _metrics(line: str) -> EpochMetrics:
+    try:
+        metrics = EpochMetrics(**json.loads(line))
+        numbers = {name: value for name, value in vars(metrics).items() if name != "ranks"}
+        if not all(value is None or isinstance(value, int | float) for value in numbers.values()):
+            raise ValueError(f"got {numbers}, expected numbers")
+        if not isinstance(metrics.ranks, dict):
+            raise ValueError(f"ranks {metrics.ranks!r}: expected those of each layer")
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"not the metrics of an epoch ({error})") from error
+    return metrics
 
 
 def read_results(folder: str | Path) -> list[dict[str, Any]]:

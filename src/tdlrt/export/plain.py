@@ -75,7 +75,9 @@ def load(data: bytes, model: nn.Module) -> nn.Module:
             layer = made[0] if len(made) == 1 else nn.Sequential(*made)
             result = _with_layer(result, name, layer.train(model.training))
         result.load_state_dict(tensors, assign=True)
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except ExportError:
+        raise
+    except Exception as error:  # of arguments of any type and size nearly anything
         raise ExportError(
             f"does not fit the model ({error}); give the network as it was before factorize_"
         ) from error
@@ -94,7 +96,7 @@ def _read(data: bytes) -> tuple[dict[str, Tensor], dict[str, list[dict[str, Any]
                 f"'plain', version {VERSION!r}"
             )
         return tensors, json.loads(header["layers"])
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, ValueError, RecursionError, MemoryError) as error:
         raise ExportError(f"not a readable export ({error}); export the network anew") from error
 
 

@@ -44,11 +44,11 @@ def save(
         metadata: Texts to keep beside the weights, such as {"tau": "0.1"}; `load` returns them.
 
     Raises:
-        CheckpointError: The path is a folder, the metadata are not all strings, or the state holds
-            something that safetensors cannot store.
+        CheckpointError: The path is a folder or cannot be written, the metadata are not all
+            strings, or the state holds something that safetensors cannot store.
     """
     path, metadata = Path(path), dict(metadata or {})
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises for names that are too long
         raise CheckpointError(f"{path}: is a folder, expected the name of a file in it")
     if not maps_strings(metadata):
         raise CheckpointError(f"metadata: got {metadata!r}, expected strings by name")
@@ -65,7 +65,10 @@ def save(
         content = safetensors.torch.save(tensors, {KEY: text})
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"model: safetensors cannot store its state ({error})") from error
-    write_atomically(path, lambda file: file.write(content))
+    try:
+        write_atomically(path, lambda file: file.write(content))
+    except (OSError, ValueError) as error:  # the latter for a NUL in the name
+        raise CheckpointError(f"{path}: cannot be written ({error})") from error
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> dict[str, str]:
@@ -131,10 +134,12 @@ def _named_after(path: Path) -> Iterator[None]:
             raise CheckpointError("is a folder, expected a file that tdlrt.save wrote")
         if not path.exists():
             raise CheckpointError("there is no such file")
+        if not path.is_file():  # a pipe would be waited for
+            raise CheckpointError("is no file, expected one that tdlrt.save wrote")
         yield
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except (OSError, RuntimeError) as error:  # torch has no memory to map the file into
+    except (OSError, RuntimeError, MemoryError) as error:  # there is no memory to map it into
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: {_kind(path)} ({error})") from error

@@ -193,7 +193,7 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _DamagedError(f"{path}: not a readable checkpoint ({reason}); {ADVICE}") from error
     found = state.get("format") if isinstance(state, dict) else None
-    if found != FORMAT:
+    if type(found) is not int or found != FORMAT:
         raise RunError(f"{path}: format {found!r}; expected a checkpoint of format 1; {ADVICE}")
     return dict(state)
 

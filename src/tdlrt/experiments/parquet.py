@@ -64,7 +64,7 @@ def read_table(path: Path, columns: Columns) -> pa.Table:
         schema = metadata.schema.to_arrow_schema()
         image, label = _locate(schema, str(path), columns)
         leaves = [f"{image}.bytes", label]
-        _check_inflation(path, metadata, leaves)
+        _check_inflation(path, metadata)
         # As a dictionary, equal images take memory once.
         with pq.ParquetFile(path, metadata=metadata, read_dictionary=leaves[:1]) as file:
             groups = [file.read_row_group(n, leaves) for n in range(file.num_row_groups)]
@@ -155,12 +155,10 @@ def _pick(schema: pa.Schema, source: str, names: Sequence[str], what: str) -> st
     )
 
 
-def _check_inflation(path: Path, metadata: pq.FileMetaData, leaves: Sequence[str]) -> None:
+def _check_inflation(path: Path, metadata: pq.FileMetaData) -> None:
+    # Not column by column: of a damaged file, pyarrow's `column` ends the process.
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
-    claimed = metadata.num_rows * BYTES_PER_ROW + sum(
-        chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in leaves
-    )
+    claimed = metadata.num_rows * BYTES_PER_ROW + sum(group.total_byte_size for group in groups)
     size = path.stat().st_size
     if claimed > max(FREE_BYTES, LARGEST_INFLATION * size):
         raise DataError(

@@ -43,6 +43,8 @@ def check_position(state: dict[str, Any], epochs: int, steps_per_epoch: int) -> 
     Raises:
         ValueError: It is not.
     """
+    if not isinstance(state["model"], dict):
+        raise ValueError("model: expected tensors by name")
     epoch, batch, history = state["epoch"], state["batch"], state["history"]
     last = 0 if epoch == epochs else steps_per_epoch
     if not (_is_int(epoch) and _is_int(batch) and 0 <= epoch <= epochs and 0 <= batch <= last):

@@ -175,7 +175,7 @@ def conv_shape(
     order = len(kernel)
     batch = math.prod(input[: -order - 1])
     strides, dilations = _per_dimension(stride, order), _per_dimension(dilation, order)
-    spatial = input[len(input) - order :]
+    spatial = input[-order:]
     if padding == "same":
         outputs = tuple(spatial)
     else:
@@ -183,7 +183,13 @@ def conv_shape(
         outputs = tuple(
             max((size + 2 * pad - gap * (taps - 1) - 1) // step + 1, 0)
             for size, pad, gap, taps, step in zip(
-                spatial, widths, dilations, kernel, strides, strict=True
+                # An input of too few dimensions is refused where it is convolved.
+                spatial,
+                widths,
+                dilations,
+                kernel,
+                strides,
+                strict=False,
             )
         )
     return LayerShape(

@@ -157,6 +157,10 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelS
 
     Returns:
         A summary; prints as a table.
+
+    Raises:
+        TypeError: input_size is no sequence of ints.
+        ValueError: A size in it is negative or far too large.
     """
     layers: dict[str, nn.Module] = {
         name: module

@@ -275,6 +275,10 @@ def to_plain(
 
     Returns:
         A new model with equal outputs.
+
+    Raises:
+        TypeError: input_size is no sequence of ints.
+        ValueError: A size in it is negative or far too large.
     """
     result = copy.deepcopy(model)
     paths = {} if input_size is None else _plain_paths(result, input_size)

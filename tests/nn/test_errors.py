@@ -22,6 +22,13 @@ def test_groups_are_refused(kind: Any) -> None:
         kind.from_conv(kind.plain(4, 4, 3, groups=4))
 
 
+@pytest.mark.parametrize("shape", [(), (4,), (4, 4), (1, 1, 4, 4, 4)])
+def test_an_input_of_other_dimensions_is_refused_as_torch_does(shape: Any) -> None:
+    for layer in (TuckerConv2d(4, 4, 3, rank=2), nn.Conv2d(4, 4, 3)):
+        with pytest.raises(RuntimeError, match=r"Expected 3D \(unbatched\) or 4D"):
+            layer(torch.zeros(shape))
+
+
 @pytest.mark.parametrize(
     ("layer", "name"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -34,9 +35,26 @@ class LayerCall:
 
 
 def zeros_for(model: nn.Module, input_size: Sequence[int]) -> Tensor:
-    """Zeros of a shape, of the type and on the device of the model's first parameter."""
+    """Zeros of a shape, of the type and on the device of the model's first parameter.
+
+    Raises:
+        TypeError: The shape is no sequence of ints.
+        ValueError: A size is negative, or there is too little memory.
+    """
+    if not isinstance(input_size, Sequence) or not all(
+        isinstance(size, Integral) and not isinstance(size, bool) for size in input_size
+    ):
+        raise TypeError(
+            f"input_size: got {input_size!r}, expected ints with the batch, such as (1, 3, 32, 32)"
+        )
     first: Any = next(model.parameters(), torch.zeros(0))
-    return torch.zeros(*input_size, dtype=first.dtype, device=first.device)
+    try:
+        return torch.zeros(tuple(input_size), dtype=first.dtype, device=first.device)
+    except (RuntimeError, TypeError) as error:  # the latter for more than 64 bits
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"input_size: got {tuple(input_size)}, expected the shape of a batch ({reason})"
+        ) from error
 
 
 @contextmanager

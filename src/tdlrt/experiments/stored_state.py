@@ -25,8 +25,11 @@ def read_state(path: Path, device: torch.device) -> Any:
     Raises:
         Exception: Nearly any, if the file is damaged, or stands for more memory than it has bytes.
     """
-    with zipfile.ZipFile(path) as archive:  # torch would read older formats, too
-        entries = archive.infolist()
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # torch would read older formats, too
+            raise ValueError("no archive of torch.save")
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     if not stored or sum(entry.file_size for entry in entries) > os.path.getsize(path):
         raise ValueError("an archive that is larger than its file")

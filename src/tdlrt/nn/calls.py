@@ -41,8 +41,10 @@ def zeros_for(model: nn.Module, input_size: Sequence[int]) -> Tensor:
         TypeError: The shape is no sequence of ints.
         ValueError: A size is negative, or there is too little memory.
     """
-    if not isinstance(input_size, Sequence) or not all(
-        isinstance(size, Integral) and not isinstance(size, bool) for size in input_size
+    if (
+        isinstance(input_size, str | bytes)
+        or not isinstance(input_size, Sequence)
+        or any(not isinstance(size, Integral) or isinstance(size, bool) for size in input_size)
     ):
         raise TypeError(
             f"input_size: got {input_size!r}, expected ints with the batch, such as (1, 3, 32, 32)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, cast
 
@@ -379,7 +379,7 @@ def _initial_tensor(
         _check_shapes(weight.shape, learned, *rank)
         return _stored(weight, *rank)
     if init_scale is not None and not (
-        isinstance(init_scale, int | float) and 0 < init_scale < math.inf
+        isinstance(init_scale, int | float) and 0 < init_scale < sys.float_info.max
     ):
         raise RankError(f"init_scale: got {init_scale!r}, expected a positive number or None")
     if not torch.isfinite(weight).all():
@@ -394,7 +394,12 @@ def _initial_tensor(
     core, projections = truncate(tensor, rule, learned)
     if init_scale is not None:
         kept = torch.linalg.vector_norm(core)
-        core = core * torch.where(kept > 0, init_scale * norm / kept, 1.0)
+        core = core * torch.where(kept > 0, float(init_scale) * norm / kept, 1.0)
+        if not torch.isfinite(core.to(weight.dtype)).all():
+            raise RankError(
+                f"init_scale: got {init_scale!r}, with which the weight is beyond {weight.dtype}; "
+                "lower it"
+            )
     factors = tuple(
         torch.eye(size, dtype=tensor.dtype, device=tensor.device)
         if projection is None

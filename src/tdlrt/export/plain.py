@@ -89,7 +89,7 @@ def _read(data: bytes) -> tuple[dict[str, Tensor], dict[str, list[dict[str, Any]
     try:
         tensors = load_tensors(data)
         length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        header = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
         if header.get("plain") != VERSION:
             raise ExportError(
                 f"version {header.get('plain')!r}; expected a file that tdlrt exported in format "

@@ -38,13 +38,13 @@ from tdlrt.files import write_atomically
 RESULT = Path(__file__).parent / "results/fuzz.json"
 INPUTS = {
     "model": 30_000,
-    "checkpoint": 12_000,
-    "plain": 15_000,
+    "checkpoint": 8_000,
+    "plain": 16_000,
     "sweep": 16_000,
-    "config": 12_000,
+    "config": 10_000,
     "results": 12_000,
-    "parquet": 16_000,
-    "imagefolder": 12_000,
+    "parquet": 12_000,
+    "imagefolder": 14_000,
 }
 SECONDS = 10
 MEMORY = 2**31

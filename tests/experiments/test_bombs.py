@@ -152,7 +152,7 @@ TEXTS = {
     "aliases": (LAUGHS, "more than 262,144 bytes with its aliases"),
     "merges": (MERGES, "more than 262,144 bytes with its aliases"),
     "itself": ("model: &a [*a]", "an alias of what it is part of"),
-    "deep": ("[" * 100_000, "recursion"),
+    "deep": ("[" * 100_000, "more than 20 levels"),
     "long": ("x" * 300_000, "more than 262,144 bytes"),
     "digits": ("a: 0x" + "f" * 5000, "an integer beyond 64 bits"),
 }

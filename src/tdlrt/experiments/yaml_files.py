@@ -10,6 +10,7 @@ __all__ = ["read_yaml"]
 MAX_BYTES = 2**18
 """Of a file, and of its content with all aliases written out."""
 
+MAX_DEPTH = 20
 MAX_INTEGER = 2**63
 
 
@@ -34,6 +35,17 @@ def read_yaml(path: Path) -> Any:
 
 class _Loader(yaml.SafeLoader):
     """YAML in which a key that is there twice is an error, not the loss of the first."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node, if it is not too deep in others: then the text takes long to read."""
+        if self._depth > MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels", None)
+        self._depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def get_single_node(self) -> yaml.Node | None:
         """The tree of the text, if it is not too large with its aliases written out."""

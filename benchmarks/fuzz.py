@@ -37,14 +37,14 @@ from tdlrt.files import write_atomically
 
 RESULT = Path(__file__).parent / "results/fuzz.json"
 INPUTS = {
-    "model": 30_000,
-    "checkpoint": 8_000,
-    "plain": 16_000,
-    "sweep": 16_000,
-    "config": 10_000,
-    "results": 12_000,
-    "parquet": 12_000,
+    "model": 38_000,
+    "plain": 20_000,
+    "sweep": 12_000,
+    "config": 8_000,
+    "results": 14_000,
+    "parquet": 8_000,
     "imagefolder": 14_000,
+    "checkpoint": 4_000,
 }
 SECONDS = 10
 MEMORY = 2**31
@@ -148,6 +148,7 @@ def work(name: str, seed: int, first: int, stop: int) -> None:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         loader, watch = LOADERS[name](Path(folder)), Watch(Path(folder))
+        sys.addaudithook(watch.see)
         loader.path.write_bytes(loader.samples[0])
         loader.load()
         _limit_memory()
@@ -188,8 +189,7 @@ class Watch:
     """Notes what is written outside of a folder, programs that are called, and connections."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.found, self._on = str(folder.resolve()), "", False
-        sys.addaudithook(self._hook)
+        self.folder, self.found, self._on = str(folder.resolve()) + os.sep, "", False
 
     def __enter__(self) -> None:
         self.found, self._on = "", True
@@ -197,17 +197,18 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._on = False
 
-    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def see(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """An audit hook of Python."""
         if not self._on:
             return
         writes = event in CHANGES or (event == "open" and (arguments[2] or 0) & WRITES)
         if event in FORBIDDEN or (writes and not self._inside(arguments[0])):
             self.found = f"{event} {arguments[0]!r}"
 
-    def _inside(self, path: object) -> bool:
+    def _inside(self, path: Any) -> bool:
         if isinstance(path, int):
             return True
-        return os.path.realpath(os.fsdecode(path)).startswith(self.folder)  # type: ignore[arg-type]
+        return os.path.realpath(os.fsdecode(path)).startswith(self.folder)
 
 
 def _limit_memory() -> None:

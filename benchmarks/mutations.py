@@ -66,7 +66,7 @@ def mutate_bytes(content: bytes, others: Sequence[bytes], rng: random.Random) ->
                 start = rng.randrange(len(other) + 1)
                 data[place : place + width] = other[start : start + rng.choice((width, 10**9))]
             case 8:
-                numbers = list(NUMBER.finditer(data))
+                numbers = list(NUMBER.finditer(data, max(0, place - 500), place + 500))
                 where = rng.choice(numbers).span() if numbers else (place, place)
                 data[slice(*where)] = rng.choice(ODD_TEXTS)
     return bytes(data)

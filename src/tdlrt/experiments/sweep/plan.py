@@ -31,7 +31,8 @@ __all__ = [
 Options = Mapping[str, Any]
 
 KEYS = ("title", "note", "options", "rows", "seeds")
-ROW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.,+_-]*")
+ROW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.,+_-]{0,99}")
+LONGEST_NAME = 200
 DESCRIPTION = "sweep.json"
 REPORT = "report"
 """Name of the folder beside the rows that `tdlrt report` writes."""
@@ -127,6 +128,11 @@ class Sweep:
         ]
         seen: dict[str, str] = {}
         for run in runs:
+            if len(run.row) > LONGEST_NAME:
+                raise SweepError(
+                    f"{self.source}: the name {run.row} has {len(run.row)} characters, expected at "
+                    f"most {LONGEST_NAME}; it becomes a directory"
+                )
             first = seen.setdefault(json.dumps(run.config.to_dict()), run.name)
             if first != run.name:
                 raise SweepError(
@@ -260,8 +266,8 @@ def _mapping(place: str, value: object) -> dict[Any, Any]:
 def _check_row_name(place: str, name: object) -> None:
     if not isinstance(name, str) or not ROW_NAME.fullmatch(name) or name == REPORT:
         raise SweepError(
-            f"{place}: got the name {name!r}; expected a word of letters, digits and . , + - _ "
-            f"other than '{REPORT}'; it becomes a directory"
+            f"{place}: got the name {name!r}; expected a word of letters, digits and . , + - _, at "
+            f"most 100 of them, other than '{REPORT}'; it becomes a directory"
         )
 
 

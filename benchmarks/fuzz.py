@@ -6,7 +6,7 @@ Each loader reads thousands of files with something changed (`mutations.py`, `lo
 process of its own, in little memory. It has to read the file, or to raise an error of tdlrt, within
 seconds, without writing anywhere else; a model must be as before. Input `index` of a loader depends
 on the seed alone: `--loader NAME --first INDEX --inputs 1` does it again and shows the traceback.
-Writes benchmarks/results/fuzz.json.
+Writes benchmarks/results/fuzz.json and the table in docs/robust-input.md.
 """
 
 import argparse
@@ -30,12 +30,14 @@ from typing import Any
 
 import torch
 
+from documents import fill_section
 from loaders import LOADERS, Loader
 from tdlrt.errors import TdlrtError
 from tdlrt.experiments.results import machine, versions
 from tdlrt.files import write_atomically
 
 RESULT = Path(__file__).parent / "results/fuzz.json"
+DOCUMENT = Path(__file__).parents[1] / "docs/robust-input.md"
 INPUTS = {
     "model": 38_000,
     "plain": 20_000,
@@ -87,6 +89,21 @@ def main() -> None:
     }
     text = json.dumps(result, indent=1) + "\n"
     write_atomically(RESULT, lambda file: file.write(text.encode()))
+    fill_section(DOCUMENT, "files by loader", table(result))
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """Lines of the table in the document."""
+    lines = ["| loader | files | read | refused | faults | slowest (ms) | memory (MB) |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for row in result["rows"]:
+        faults = sum(row["faults"].values())
+        counts = [
+            f"{count:,}" for count in (row["inputs"], row["accepted"], row["refused"], faults)
+        ]
+        cells = [row["loader"], *counts, f"{row['slowest_ms']:,}", f"{row['peak_mb']:,}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def supervise(name: str, seed: int, count: int) -> dict[str, Any]:

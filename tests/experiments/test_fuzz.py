@@ -1,5 +1,6 @@
 """A short run of benchmarks/fuzz.py: files that are nearly right, for every loader."""
 
+import json
 import random
 import warnings
 
@@ -33,6 +34,15 @@ def test_every_loader_is_in_the_full_run(script):
     fuzz = script("fuzz")
     assert fuzz.INPUTS.keys() == fuzz.LOADERS.keys()
     assert sum(fuzz.INPUTS.values()) >= 100_000
+
+
+def test_the_document_shows_the_full_run(script):
+    fuzz = script("fuzz")
+    result = json.loads(fuzz.RESULT.read_text())
+    assert result["inputs"] >= 100_000
+    assert {row["loader"] for row in result["rows"]} == fuzz.LOADERS.keys()
+    assert "\n".join(fuzz.table(result)) in fuzz.DOCUMENT.read_text()
+    assert not any(row["faults"] for row in result["rows"])
 
 
 def test_what_is_written_elsewhere_is_seen(tmp_path, script):

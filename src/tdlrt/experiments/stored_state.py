@@ -15,7 +15,7 @@ from tdlrt.experiments.results import EpochMetrics
 
 __all__ = ["check_position", "read_state"]
 
-MAX_VALUES = 10_000_000
+MAX_VALUES = 2_000_000
 """Numbers, texts and tensors of a state, aliases written out."""
 
 

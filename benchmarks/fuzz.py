@@ -41,12 +41,12 @@ DOCUMENT = Path(__file__).parents[1] / "docs/robust-input.md"
 INPUTS = {
     "model": 38_000,
     "plain": 20_000,
-    "sweep": 8_000,
-    "config": 4_000,
-    "results": 12_000,
-    "imagefolder": 13_000,
-    "parquet": 4_000,
-    "checkpoint": 1_500,
+    "imagefolder": 14_000,
+    "results": 18_000,
+    "sweep": 5_000,
+    "config": 2_500,
+    "parquet": 2_000,
+    "checkpoint": 700,
 }
 SECONDS = 10
 MEMORY = 2**31

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from tdlrt.errors import RunError
+from tdlrt.errors import CheckpointError, RunError
 from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.yaml_files import read_yaml
 from tdlrt.files import write_atomically
@@ -273,9 +273,10 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except (OSError, CheckpointError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise RunError(
-            f"{path}: cannot be written ({error.strerror or error}); what was stored before is "
+            f"{path}: cannot be written ({reason}); what was stored before is "
             "whole: make room for it, then continue with --resume"
         ) from error
 

@@ -30,9 +30,12 @@ def read_state(path: Path, device: torch.device) -> Any:
             raise ValueError("no archive of torch.save")
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
-    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-    if not stored or sum(entry.file_size for entry in entries) > os.path.getsize(path):
-        raise ValueError("an archive that is larger than its file")
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            if not stored or sum(entry.file_size for entry in entries) > os.path.getsize(path):
+                raise ValueError("an archive that is larger than its file")
+            broken = archive.testzip()  # torch does not compare the checksums that it writes
+    if broken is not None:
+        raise ValueError(f"checksum of {broken}")
     state = torch.load(path, map_location=device, weights_only=True)
     for value in _values(state):
         if isinstance(value, Tensor) and not _is_whole(value):

@@ -274,7 +274,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, CheckpointError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error.__cause__ or error, "strerror", None) or error
         raise RunError(
             f"{path}: cannot be written ({reason}); what was stored before is "
             "whole: make room for it, then continue with --resume"

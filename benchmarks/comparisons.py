@@ -231,6 +231,7 @@ BEFORE = {
     "validation": None,
     "augment": "none",
     "dense_until": 0.6,
+    "skip_nonfinite": 0,
 }
 
 

@@ -200,8 +200,6 @@ def _read(path: Path, name: str) -> Run:
     if not directory.summary.exists():
         raise RunError(_why_unfinished(directory))
     config, summary = directory.read_config(), directory.read_summary()
-    if not isinstance(summary, dict):
-        raise RunError(f"summary.json: got {type(summary).__name__}, expected an object")
     for key in (*NUMBERS, *TEXTS, "seed"):
         if key not in summary:
             raise RunError(f"summary.json: no {key}; written by another version?")

@@ -22,11 +22,12 @@ import resource
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 import tdlrt
@@ -88,9 +89,11 @@ def main() -> None:
     (ROOT / "docs/memory.md").write_text(document(results), encoding="utf-8")
 
 
-def in_process(case: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
-    """What `measure` finds in a process of its own."""
-    words = [sys.executable, __file__, "--case", json.dumps(case)]
+def in_process(
+    case: dict[str, Any], environment: dict[str, str], script: str = __file__
+) -> dict[str, Any]:
+    """What the script's `measure` finds in a process of its own."""
+    words = [sys.executable, script, "--case", json.dumps(case)]
     settings = {**os.environ, **environment}
     done = subprocess.run(words, check=True, capture_output=True, text=True, env=settings)
     return json.loads(done.stdout)
@@ -129,7 +132,7 @@ def measure(
     loss.backward()
     return {
         "compression": compression,
-        "kept": kept_bytes(network, trained, hits),
+        "kept": kept_bytes(weights(network, hits), trained),
         "saved": saved,
         "peak": peak(device) - before,
     }
@@ -185,15 +188,23 @@ most that was allocated there. *Recompute* is `layer.recompute`.
 {chr(10).join(section(result) for result in results)}"""
 
 
-def kept_bytes(network: torch.nn.Module, optimizer: torch.optim.Optimizer, hits: set[str]) -> int:
-    """Bytes of weights, gradients and state of the layers by these names."""
+def weights(network: torch.nn.Module, names: set[str]) -> list[Tensor]:
+    """The parameters of the layers by these names, without biases."""
+    return [
+        parameter
+        for name in names
+        for key, parameter in network.get_submodule(name).named_parameters()
+        if key != "bias"
+    ]
+
+
+def kept_bytes(parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of parameters, their gradients and the optimiser's state of them."""
     total = 0
-    for name in hits:
-        for key, parameter in network.get_submodule(name).named_parameters():
-            if key != "bias":
-                state = [v for v in optimizer.state.get(parameter, {}).values() if v.ndim]
-                tensors = [parameter, parameter.grad, *state]
-                total += sum(t.numel() * t.element_size() for t in tensors if t is not None)
+    for parameter in parameters:
+        state = [v for v in optimizer.state.get(parameter, {}).values() if v.ndim]
+        tensors = [parameter, parameter.grad, *state]
+        total += sum(t.numel() * t.element_size() for t in tensors if t is not None)
     return total
 
 

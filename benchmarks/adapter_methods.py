@@ -87,6 +87,8 @@ def peft_method(kind: str) -> Callable[..., Adapted]:
                 schedule = {"tinit": steps // 10, "tfinal": steps // 3, "total_step": steps}
                 ranks = {"init_r": rank + (rank + 1) // 2, "target_r": rank}
                 return peft.AdaLoraConfig(**shared, **schedule, **ranks, **more)
+            if kind == "LoKr":
+                more["decompose_factor"] = task.lokr_factor
             return getattr(peft, f"{kind}Config")(r=rank, **shared, **more)
 
         def size(rank: int) -> int:

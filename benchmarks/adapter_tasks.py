@@ -26,6 +26,7 @@ class Task:
         tuning: Images and epochs of the fine-tuning.
         held_out: Training images that choose the learning rate.
         ranks: Ranks of LoRA, which set the numbers of trainable parameters.
+        lokr_factor: LoKr's `decompose_factor`, which bounds its parameters at any rank.
     """
 
     data: str
@@ -36,6 +37,7 @@ class Task:
     tuning: tuple[int, int] = (3000, 3)
     held_out: int = 2000
     ranks: tuple[int, ...] = (2, 4)
+    lokr_factor: int = -1
 
     def targets(self, model: nn.Module) -> tuple[str, ...]:
         """Names of the layers that get an adapter."""
@@ -90,8 +92,10 @@ TASKS = {
         build=ViT,
         head="network.classifier",
         first=(0, 1, 2, 3, 4),
-        images=(20_000, 4),
+        images=(20_000, 3),
+        tuning=(2000, 3),
         ranks=(4, 8),
+        lokr_factor=2,
     ),
 }
 

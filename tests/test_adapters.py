@@ -277,6 +277,15 @@ def test_files_of_adapters_alone(tmp_path: Path) -> None:
     assert updates < path.stat().st_size < updates + base / 2
 
 
+def test_files_of_adapters_inside_other_modules(tmp_path: Path) -> None:
+    model, path = nn.Sequential(nn.Sequential(trained())).eval(), tmp_path / "a.safetensors"
+    tdlrt.save_adapters(model, path)
+    other = nn.Sequential(nn.Sequential(small())).eval()
+    tdlrt.add_adapters_(other, rank=1, train=f"0.0.{HEAD}")
+    tdlrt.load_adapters(path, other)
+    assert torch.equal(other(X), model(X))
+
+
 def test_a_file_of_other_adapters_is_refused_and_nothing_changes(tmp_path: Path) -> None:
     path = tmp_path / "adapters.safetensors"
     tdlrt.save_adapters(trained(), path)

@@ -142,7 +142,11 @@ def adapter_parts(model: nn.Module) -> nn.Module:
         beside = nn.Module()
         beside._modules = {key: part for key, part in module._modules.items() if key != "base"}
         beside._buffers = dict(module._buffers)
-        parts._modules[name] = beside
+        *path, last = name.split(".")
+        place: nn.Module = parts
+        for key in path:  # load_state_dict takes a dot for a step into a module
+            place = place._modules.setdefault(key, nn.Module())  # type: ignore[assignment]
+        place._modules[last] = beside
     return parts
 
 

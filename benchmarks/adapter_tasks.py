@@ -93,8 +93,8 @@ TASKS = {
         head="network.classifier",
         first=(0, 1, 2, 3, 4),
         images=(20_000, 3),
-        tuning=(2000, 3),
-        ranks=(4, 8),
+        tuning=(3000, 4),
+        ranks=(4,),
         lokr_factor=2,
     ),
 }

@@ -5,7 +5,7 @@
 A network is trained on half of the classes and fine-tuned on a few thousand images of the others,
 with equal numbers of trainable parameters: those of LoRA at the ranks of each task. The head is
 trained in full by all. Every method has the same recipe and its own learning rate, chosen from
-`RATES` by the accuracy on held-out training images with seed 0. Writes
+those of the task by the accuracy on held-out training images with seed 0. Writes
 benchmarks/results/adapters.json and docs/adapters.md; runs that are there are skipped, step times
 and memory are measured again.
 """
@@ -46,7 +46,6 @@ ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/adapters.json"
 DOCUMENT = ROOT / "docs/adapters.md"
 ALL = REFERENCES | METHODS
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 TIMED_STEPS = 40
 # Blocks of a page and more go back to the system when they are freed.
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_TRIM_THRESHOLD_": "4096"}
@@ -102,7 +101,7 @@ class Bench:
 
     def row(self, method: str, rank: int | None, seeds: list[int]) -> None:
         """A method at its best rate."""
-        tried = [self.run(method, rank, lr, 0) for lr in RATES]
+        tried = [self.run(method, rank, lr, 0) for lr in self.task.rates]
         best = max(tried, key=lambda run: run["held_out"])["lr"]
         for seed in seeds:
             self.run(method, rank, best, seed)

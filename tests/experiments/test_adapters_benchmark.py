@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,6 +71,16 @@ def test_kept_are_weights_gradients_and_both_moments(adapters):
     optimizer.step()
     assert adapters.kept_bytes(model.parameters(), optimizer) == 4 * 4 * (3 * 2 + 2)
     assert adapters.kept_bytes([model.bias], optimizer) == 4 * 4 * 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads /proc")
+def test_memory_of_a_fine_tuning(adapters, task):
+    case = {"task": "ViT, MNIST", "rank": 4, "shape": [1, 28, 28], "classes": 10}
+    measured = adapters.in_process(case | {"method": "LoRA"}, adapters.RETURNING, adapters.__file__)
+    head = 64 * 10 + 10
+    assert measured["kept"] == 4 * 4 * (task.lora_parameters(vit(task), 4) + head)
+    # At least the inputs of the two linear layers and the activation of each MLP, for the backward.
+    assert measured["peak"] > 4 * 64 * 17 * 4 * (64 + 128 + 128)
 
 
 def image_data():

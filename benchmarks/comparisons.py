@@ -126,7 +126,8 @@ EXPERIMENTS = {
         note=(
             "All methods at equal numbers of parameters, each with the best of four learning "
             "rates of mnist_tuning; TDLRT and dense as in mnist_budget, where TDLRT had more "
-            "looks. A method that cannot be as small as a budget asks has no row for it."
+            "looks. Pruning by masks (magnitude, snip, grasp) counts the weights that stay and not "
+            "their places, and its networks do all the multiply-adds."
         ),
         options={"model": "lenet5", "data": "mnist", "optimizer": "adam"},
         rows={
@@ -197,7 +198,8 @@ EXPERIMENTS = {
     "cifar10_vgg16": Experiment(
         note=(
             "Short trainings on a GPU that several runs share. Nothing was tuned here: the rates "
-            "are those of the table above and, for dense by SGD, a usual one."
+            "are those of the table above and, for dense by SGD, a usual one. TDLRT's own rows are "
+            "not there yet: on a GPU its steps take many times as long (docs/gpu.md)."
         ),
         options={
             **{"model": "vgg16", "data": "cifar10", "epochs": 16, "batch_size": 256},

@@ -23,7 +23,7 @@ docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 unit: $(VENV)/installed
-	$(BIN)/pytest --numprocesses logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist loadfile
 
 # The wheel in an environment that holds torch and safetensors alone.
 package: $(VENV)/installed

@@ -158,7 +158,7 @@ def test_a_signal_reaches_the_processes_once(tmp_path):
     started = time.monotonic()
     with pytest.raises(Interrupted, match=r"what was trained so far is stored"):
         execute([run], stop, devices=["cpu"])
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 120
     assert run.directory.checkpoint.exists()
     assert not run.failure.exists()
     assert not run.done

@@ -36,7 +36,7 @@ from adapter_methods import (
 )
 from adapter_tasks import TASKS, splits
 from documents import fill_section
-from memory import in_process, kept_bytes
+from memory import in_process, kept_bytes, peak
 from tdlrt.experiments.data import ImageData, load_data
 from tdlrt.experiments.results import machine, versions
 from tdlrt.files import write_atomically
@@ -154,14 +154,8 @@ def measure(task: str, method: str, rank: int, shape: list[int], classes: int) -
     fine_tune()  # what the libraries load with their first steps is not counted
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is what there is now
-    before = resident_peak()
-    return {"kept": fine_tune(), "peak": resident_peak() - before}
-
-
-def resident_peak() -> int:
-    """Most bytes that this process has held; getrusage would count the one that started it."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    before = peak("cpu")
+    return {"kept": fine_tune(), "peak": peak("cpu") - before}
 
 
 def main() -> None:

@@ -18,7 +18,6 @@ import argparse
 import itertools
 import json
 import os
-import resource
 import shlex
 import subprocess
 import sys
@@ -209,10 +208,11 @@ def kept_bytes(parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer) -
 
 
 def peak(device: str) -> int:
-    """Most bytes that this process has held so far."""
+    """Most bytes that this process has held so far; getrusage counts the one that started it."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.data import ImageData
 from tdlrt.experiments.finite import check_state
 from tdlrt.experiments.processes import any_process, is_first
-from tdlrt.experiments.results import writing
+from tdlrt.experiments.results import numbered_checkpoint, numbered_checkpoints, writing
 from tdlrt.experiments.stored_state import check_position, read_state
 from tdlrt.experiments.training import Training
 from tdlrt.files import write_atomically
@@ -122,16 +122,13 @@ def save_checkpoint(training: Training, path: Path, *, keep: int = 1) -> None:
         write_atomically(new, lambda file: _dump(state, file))
         # The others make way once the new one is whole; killed in between, no file is lost.
         for number in range(keep - 1, 0, -1):
-            if _numbered(path, number - 1).exists():
-                _numbered(path, number - 1).replace(_numbered(path, number))
+            newer = numbered_checkpoint(path, number - 1)
+            if newer.exists():
+                newer.replace(numbered_checkpoint(path, number))
         new.replace(path)
-        for older in path.parent.glob("previous-*.pt"):
-            if int(older.stem.removeprefix("previous-")) >= keep:
+        for number, older in numbered_checkpoints(path).items():
+            if number >= keep:
                 older.unlink()
-
-
-def _numbered(path: Path, number: int) -> Path:
-    return path.with_name(f"previous-{number}.pt") if number else path
 
 
 def _dump(state: dict[str, Any], file: IO[bytes]) -> None:

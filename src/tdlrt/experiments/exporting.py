@@ -93,12 +93,17 @@ def export_run(
     dense = build_model(config.model, data.image_shape, len(data.classes)).eval()
     times = inference_times(dense, model, exported, images, rounds)
     is_tucker = any(isinstance(module, TuckerLayer) for module in model.modules())
-    trained = "tucker" if is_tucker else config.method
-    sizes = {
-        "dense": (sum(p.numel() for p in dense.parameters()), weight_bytes(dense)),
-        "tucker": (sum(p.numel() for p in model.parameters()), weight_bytes(model)),
-        "exported": (report.parameters, report.bytes),
+    rows = {
+        "dense": ("dense", sum(p.numel() for p in dense.parameters()), weight_bytes(dense)),
+        "trained": (
+            "tucker" if is_tucker else config.method,
+            sum(p.numel() for p in model.parameters()),
+            weight_bytes(model),
+        ),
+        "exported": ("exported", report.parameters, report.bytes),
     }
+    if config.method == "dense":
+        del rows["trained"]
     return {
         "run": str(directory.path),
         "file": str(path),
@@ -113,11 +118,13 @@ def export_run(
         "int8_accuracy": accuracy(exported, data) if int8 else None,
         "batch_size": len(images),
         "networks": [
-            {"network": name, "parameters": sizes[name][0], "bytes": sizes[name][1]}
-            | {"inference_ms": 1e3 * times[name]}
-            | {"network": trained if name == "tucker" else name}
-            for name in sizes
-            if name != "tucker" or config.method != "dense"
+            {
+                "network": name,
+                "parameters": parameters,
+                "bytes": size,
+                "inference_ms": 1e3 * times[case],
+            }
+            for case, (name, parameters, size) in rows.items()
         ],
     }
 
@@ -205,7 +212,7 @@ def inference_times(
     cases: dict[str, Case] = {
         "dense": inference(dense, images),
         "dense, channels last": inference(channels_last(copy.deepcopy(dense)), laid_out),
-        "tucker": inference(channels_last(copy.deepcopy(model)), laid_out),
+        "trained": inference(channels_last(copy.deepcopy(model)), laid_out),
         "exported": inference(exported, images_of_export),
     }
     times = median_seconds(cases, rounds)

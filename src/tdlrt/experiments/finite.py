@@ -18,9 +18,8 @@ def check_gradients(model: nn.Module, loss: Tensor) -> None:
     Raises:
         NonFiniteError: The loss or a gradient is NaN or infinite.
     """
-    gradients = (p.grad for p in model.parameters() if p.grad is not None)
-    bad = torch.stack([~value.isfinite().all() for value in (loss, *gradients)]).any()
-    if total(bad.float()) > 0:
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if total(_not_finite([loss, *gradients]).any().float()) > 0:
         raise NonFiniteError(f"the loss ({float(loss)}) or a gradient is NaN or infinite")
 
 
@@ -30,6 +29,13 @@ def check_state(model: nn.Module) -> None:
     Raises:
         NonFiniteError: A weight or a running statistic is NaN or infinite.
     """
-    bad = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    state = model.state_dict()
+    found = _not_finite(list(state.values())).tolist()
+    bad = [name for name, is_bad in zip(state, found, strict=True) if is_bad]
     if bad:
         raise NonFiniteError(f"NaN or infinite values in {', '.join(bad[:3])}; lower --lr")
+
+
+def _not_finite(values: list[Tensor]) -> Tensor:
+    """Whether each holds a NaN or an infinity, in one tensor, which waits for the GPU once."""
+    return torch.stack([~value.isfinite().all() for value in values])

@@ -1,6 +1,5 @@
 """One run on several processes that torchrun started; alone, all of this does nothing."""
 
-import gc
 import os
 import shutil
 import tempfile
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tdlrt.experiments.config import ConfigError, RunConfig
-from tdlrt.integrations.distributed import wrap
+from tdlrt.integrations.distributed import keep_group, wrap
 from tdlrt.optim import TDLRT
 
 __all__ = [
@@ -45,6 +44,7 @@ def processes(config: RunConfig, out: Path, resume: bool) -> Iterator[Path]:
         yield out
         return
     dist.init_process_group(_backend(config))
+    keep_group()
     try:
         with tempfile.TemporaryDirectory() as folder:
             own = out if is_first() else Path(folder) / "run"
@@ -53,7 +53,6 @@ def processes(config: RunConfig, out: Path, resume: bool) -> Iterator[Path]:
             dist.barrier()
             yield own
     finally:
-        gc.collect()  # on gloo, torch may abort at exit where an engine outlives its group
         dist.destroy_process_group()
 
 

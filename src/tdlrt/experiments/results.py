@@ -24,7 +24,10 @@ __all__ = [
     "EpochMetrics",
     "RunDirectory",
     "machine",
+    "numbered_checkpoint",
+    "numbered_checkpoints",
     "read_results",
+    "stored_metrics",
     "versions",
     "writing",
 ]
@@ -117,9 +120,7 @@ class RunDirectory:
     @property
     def checkpoints(self) -> list[Path]:
         """The checkpoints there are, the newest first."""
-        older = self.checkpoint.parent.glob("previous-*.pt")
-        found = sorted(older, key=lambda path: int(path.stem.removeprefix("previous-")))
-        return [path for path in (self.checkpoint, *found) if path.exists()]
+        return [path for _, path in sorted(numbered_checkpoints(self.checkpoint).items())]
 
     @property
     def public(self) -> "RunDirectory":
@@ -264,6 +265,20 @@ class RunDirectory:
         return _read_json(self.summary)
 
 
+def numbered_checkpoint(newest: Path, number: int) -> Path:
+    """Path of the checkpoint that is that many older than the newest."""
+    return newest.with_name(f"previous-{number}.pt") if number else newest
+
+
+def numbered_checkpoints(newest: Path) -> dict[int, Path]:
+    """Those there are, by number."""
+    found = {
+        int(path.stem.removeprefix("previous-")): path
+        for path in newest.parent.glob("previous-*.pt")
+    }
+    return found | ({0: newest} if newest.exists() else {})
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Say what to do where a file of a run cannot be written, such as on a full disk.
@@ -288,14 +303,29 @@ def _write(path: Path, text: str) -> None:
 
 def _metrics(line: str) -> EpochMetrics:
     try:
-        metrics = EpochMetrics(**json.loads(line))
-        numbers = {name: value for name, value in vars(metrics).items() if name != "ranks"}
-        if not all(value is None or isinstance(value, int | float) for value in numbers.values()):
-            raise ValueError(f"got {numbers}, expected numbers")
-        if not isinstance(metrics.ranks, dict):
-            raise ValueError(f"ranks {metrics.ranks!r}: expected those of each layer")
-    except (TypeError, RecursionError) as error:
+        return stored_metrics(json.loads(line))
+    except RecursionError as error:
         raise ValueError(f"not the metrics of an epoch ({error})") from error
+
+
+def stored_metrics(values: Any) -> EpochMetrics:
+    """The metrics of an epoch as a file holds them.
+
+    Raises:
+        ValueError: They are something else.
+    """
+    try:
+        metrics = EpochMetrics(**values)
+    except TypeError as error:
+        raise ValueError(f"not the metrics of an epoch ({error})") from error
+    numbers = {name: value for name, value in vars(metrics).items() if name != "ranks"}
+    if not all(value is None or isinstance(value, int | float) for value in numbers.values()):
+        raise ValueError(f"got {numbers}, expected numbers")
+    if not isinstance(metrics.ranks, dict) or not all(
+        isinstance(name, str) and isinstance(row, list) and all(type(rank) is int for rank in row)
+        for name, row in metrics.ranks.items()
+    ):
+        raise ValueError(f"ranks {metrics.ranks!r}: expected those of each layer")
     return metrics
 
 

@@ -4,14 +4,13 @@ import math
 import os
 import zipfile
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tdlrt.experiments.results import EpochMetrics
+from tdlrt.experiments.results import stored_metrics
 
 __all__ = ["check_position", "read_state"]
 
@@ -60,8 +59,7 @@ def check_position(state: dict[str, Any], epochs: int, steps_per_epoch: int) -> 
     if not isinstance(history, list) or len(history) != epoch:
         raise ValueError("history: expected the metrics of each epoch")
     for metrics in history:
-        if not _is_metrics(metrics):
-            raise ValueError("history: expected numbers, and ranks by layer")
+        stored_metrics(metrics)
     for name in ("lr", "seconds"):
         if not (isinstance(state[name], int | float) and math.isfinite(state[name])):
             raise ValueError(f"{name} {state[name]!r}: expected a finite number")
@@ -87,23 +85,6 @@ def _is_whole(tensor: Tensor) -> bool:
     if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-
-
-def _is_metrics(metrics: object) -> bool:
-    if not isinstance(metrics, dict) or not metrics.keys() <= {
-        f.name for f in fields(EpochMetrics)
-    }:
-        return False
-    ranks = metrics.get("ranks")
-    numbers = [value for name, value in metrics.items() if name != "ranks"]
-    return (
-        all(value is None or isinstance(value, int | float) for value in numbers)
-        and isinstance(ranks, dict)
-        and all(
-            isinstance(name, str) and isinstance(row, list) and all(map(_is_int, row))
-            for name, row in ranks.items()
-        )
-    )
 
 
 def _is_int(value: object) -> bool:

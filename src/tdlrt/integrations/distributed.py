@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import time
 from collections.abc import Callable, Collection
 from typing import Any
 from weakref import ref
@@ -19,15 +21,12 @@ from tdlrt.nn import TuckerLayer
 from tdlrt.nn.layer import tucker_layers
 from tdlrt.optim import TDLRT
 
-__all__ = ["check_replicas", "prepare", "wrap"]
+__all__ = ["check_replicas", "keep_group", "prepare", "wrap"]
 
 # Integers of the same width as a floating-point type: equal bits, equal sums.
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-# Groups of prepared models, for the rest of the process. An engine that outlives its group (in the
-# traceback of an error, say) would else be its last user, and torch then waits for a thread of
-# gloo, which waits for Python's lock, which torch holds.
-_groups: set[dist.ProcessGroup | None] = set()
+_groups: set[dist.ProcessGroup | None] = set()  # of keep_group
 
 
 def wrap(
@@ -119,6 +118,19 @@ def check_replicas(model: nn.Module, process_group: dist.ProcessGroup | None = N
             )
 
 
+def keep_group(group: dist.ProcessGroup | None = None) -> None:
+    """Keep a group, or the default one, for the rest of the process, and the process for its last collective.
+
+    An engine that outlives its group (in the traceback of an error, say) would else be its last
+    user, and torch then waits for a thread of gloo, which waits for Python's lock, which torch
+    holds. For the same lock that thread drops the tensors of a collective a moment after the
+    caller has the result; if Python has ended by then, torch aborts.
+    """
+    if not _groups:
+        atexit.register(time.sleep, 0.1)
+    _groups.add(group or dist.group.WORLD)
+
+
 def _prepared(
     model: nn.Module, process_group: dist.ProcessGroup | None, check_every: int
 ) -> _FactorAverage:
@@ -134,7 +146,7 @@ def _prepared(
     ignored = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
     if ignored & names:
         raise IntegratorStateError("model: was prepared or wrapped before, expected a new one")
-    _groups.add(process_group or dist.group.WORLD)
+    keep_group(process_group)
     _broadcast_weights(layers.values(), process_group)
     # DistributedDataParallel asks for a parameter of the root itself as ".core".
     ignored |= names | {f".{name}" for name in names}

@@ -119,7 +119,7 @@ def check_replicas(model: nn.Module, process_group: dist.ProcessGroup | None = N
 
 
 def keep_group(group: dist.ProcessGroup | None = None) -> None:
-    """Keep a group, or the default one, for the rest of the process, and the process for its last collective.
+    """Keep a group, or the default one, and wait for its last collective when the process ends.
 
     An engine that outlives its group (in the traceback of an error, say) would else be its last
     user, and torch then waits for a thread of gloo, which waits for Python's lock, which torch

@@ -141,6 +141,15 @@ EXPERIMENTS = {
         },
         seeds=(1, 2, 3, 4, 5),
     ),
+    "mnist_modes": Experiment(
+        note=(
+            "Bases for the two channel modes alone. The rows tdlrt_0.05 and tdlrt_0.02 above have "
+            "bases for the modes of the kernel too, else the same recipe."
+        ),
+        options={"model": "lenet5", "data": "mnist", "modes": "channels"},
+        rows={f"channels_{size:g}": {"budget": size} for size in (0.05, 0.02)},
+        seeds=(1, 2),
+    ),
     "mnist_initial_rank": Experiment(
         note=(
             "The same budget from different ranks at the start, with and without warm-up. The row "
@@ -234,6 +243,7 @@ BEFORE = {
     "augment": "none",
     "dense_until": 0.6,
     "skip_nonfinite": 0,
+    "modes": "all",
 }
 
 

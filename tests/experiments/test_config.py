@@ -52,6 +52,7 @@ def test_unknown_names(option, near):
     [
         ("integrator", "bugs", "bug"),
         ("ramp", "cube", "cubic"),
+        ("modes", "channel", "channels"),
         ("optimizer", "Adam", "adam"),
         ("augment", "standart", "standard"),
     ],

@@ -21,6 +21,7 @@ from tdlrt.experiments.methods.matrix_dlrt import MatrixConv
 from tdlrt.experiments.methods.sizes import kept_parameters, largest_share, largest_shares
 from tdlrt.experiments.methods.tensor_train import TensorTrain
 from tdlrt.experiments.training import Training
+from tdlrt.nn import TuckerConv2d
 from tdlrt.report import summary
 
 BUDGET = 0.1
@@ -109,6 +110,13 @@ def test_size_is_met_from_the_start(method, digits):
         assert 0.9 * budget <= size.parameters / size.dense_parameters <= budget
 
 
+def test_bases_of_the_channel_modes_alone(digits):
+    model = training(config("tdlrt", modes="channels"), digits).model
+    kernels = [layer for layer in model.modules() if isinstance(layer, TuckerConv2d)]
+    assert kernels
+    assert all(layer.learned_modes == (0, 1) for layer in kernels)
+
+
 @pytest.mark.parametrize("method", ["posthoc", "structured"])
 @pytest.mark.parametrize("budget", [0.05, 0.5])
 def test_size_of_a_network_without_structure_is_met_too(method, budget, digits):
@@ -145,6 +153,7 @@ def test_methods_with_one_measure_of_size_need_it(method):
         ("snip", {"rank": 0.2}, r"rank 0\.2: expected its default 0\.5 for method 'snip'"),
         ("cp", {"dense_until": 0.3}, r"dense_until 0\.3: expected its default 0\.6 for"),
         ("tucker", {"rank": 0.2}, r"rank 0\.2 and budget 0\.1: expected one of them"),
+        ("matrix_dlrt", {"modes": "channels"}, r"modes 'channels': expected its default 'all'"),
         ("matrix_dlrt", {"rank": {"fc1": 3}}, r"rank .*: expected one for all layers"),
     ],
 )

@@ -272,6 +272,9 @@ def train(
             metavar="RANK",
         ),
     ] = str(RunConfig.rank),
+    modes: Annotated[
+        str, _option("Modes of a kernel with bases: all or channels.", METHOD)
+    ] = RunConfig.modes,
     init_scale: Annotated[
         Any,
         _option(

@@ -58,6 +58,7 @@ METHOD_OPTIONS = frozenset[str]().union(*(method.options for method in METHODS.v
 RANK_OPTIONS = ("tau", "budget", "spare")
 
 NAMED: dict[str, Mapping[str, object]] = {
+    "modes": dict.fromkeys(("all", "channels")),
     "integrator": dict.fromkeys(("parallel", "bug")),
     "ramp": RAMPS,
     "optimizer": OPTIMIZERS,
@@ -93,6 +94,7 @@ class RunConfig:
         rank: Ranks at the start: a share of each mode in (0, 1], an integer, or "full"; or a dict
             from layer-name pattern to one of these or to a list with one integer per mode (the
             first that matches; a layer that none matches stays dense).
+        modes: Modes of a kernel with bases: "all", or "channels" for the two of its channels.
         init_scale: Norm of the initial weights relative to the network's own; "auto" leaves it
             to `tdlrt.factorize_`, and is 1 for "tucker".
         integrator: "parallel" (one gradient per step) or "bug" (two).
@@ -134,6 +136,7 @@ class RunConfig:
     ramp: str = DEPENDS
     spare: float = DEPENDS
     rank: RankOption = 0.5
+    modes: Literal["all", "channels"] = "all"
     init_scale: float | Literal["auto"] = "auto"
     integrator: str = "parallel"
     adapt_every: int = DEPENDS

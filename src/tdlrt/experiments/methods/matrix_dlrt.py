@@ -33,6 +33,8 @@ class MatrixDLRT(TDLRTMethod):
     Source: arXiv:2205.13571, with the integrators and rank policies of this library.
     """
 
+    options = TDLRTMethod.options - {"modes"}
+
     def check(self, config: RunConfig) -> None:
         """Refuse ranks per layer, which are lists per mode of the kernel."""
         if isinstance(config.rank, dict):

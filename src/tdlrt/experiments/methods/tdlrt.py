@@ -51,15 +51,15 @@ class TDLRTMethod(Method):
 
     learning_rates = RATES
     options = frozenset(
-        {"tau", "budget", "ramp", "spare", "rank", "init_scale", "integrator", "adapt_every"}
-        | {"core_steps", "freeze_at", "spectral_penalty"}
+        {"tau", "budget", "ramp", "spare", "rank", "modes", "init_scale", "integrator"}
+        | {"adapt_every", "core_steps", "freeze_at", "spectral_penalty"}
     )
     needs_budget = False
 
     def prepare(self, model: nn.Module, config: RunConfig) -> dict[str, int]:
         """Put the network in Tucker format."""
         rank: Any = config.rank  # checked by RunConfig, down to the spelling of "full"
-        report = factorize_(model, rank=rank, init_scale=config.init_scale)
+        report = factorize_(model, rank=rank, modes=config.modes, init_scale=config.init_scale)
         return {row.name: row.dense_parameters for row in report.factorized}
 
     def optimizer(self, model: nn.Module, config: RunConfig, steps: int) -> torch.optim.Optimizer:

@@ -104,8 +104,8 @@ def test_quiet_prints_nothing(tdlrt, tmp_path):
 
 def test_options_reach_the_run(tdlrt, tmp_path):
     options = {"tau": 0.2, "rank": 7, "init_scale": 0.5, "seed": 4, "integrator": "bug"}
-    options |= {"modes": "channels"}
     options |= {
+        "modes": "channels",
         "skip_nonfinite": 3,
         "core_steps": 2,
         "adapt_every": 3,

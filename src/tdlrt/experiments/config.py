@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -13,6 +13,7 @@ from tdlrt.experiments.methods import DEFAULT_TAU, METHODS, OPTIMIZERS, RAMPS, M
 from tdlrt.experiments.models import MODELS
 from tdlrt.experiments.names import pick
 from tdlrt.experiments.rank_option import RankOption, check_rank
+from tdlrt.nn.layer import Modes
 
 __all__ = [
     "AUGMENTATIONS",
@@ -58,7 +59,7 @@ METHOD_OPTIONS = frozenset[str]().union(*(method.options for method in METHODS.v
 RANK_OPTIONS = ("tau", "budget", "spare")
 
 NAMED: dict[str, Mapping[str, object]] = {
-    "modes": dict.fromkeys(("all", "channels")),
+    "modes": dict.fromkeys(get_args(Modes)),
     "integrator": dict.fromkeys(("parallel", "bug")),
     "ramp": RAMPS,
     "optimizer": OPTIMIZERS,
@@ -136,7 +137,7 @@ class RunConfig:
     ramp: str = DEPENDS
     spare: float = DEPENDS
     rank: RankOption = 0.5
-    modes: Literal["all", "channels"] = "all"
+    modes: Modes = "all"
     init_scale: float | Literal["auto"] = "auto"
     integrator: str = "parallel"
     adapt_every: int = DEPENDS

@@ -43,6 +43,7 @@ OTHERS = (
     *("magnitude", "snip", "grasp", "structured"),
 )
 RATES = (0.001, 0.003, 0.01, 0.03)
+SIZES = (0.5, 0.05, 0.02, 0.01)
 
 
 def best_rate(method: str) -> Options:
@@ -132,11 +133,11 @@ EXPERIMENTS = {
         options={"model": "lenet5", "data": "mnist", "optimizer": "adam"},
         rows={
             "dense": {"method": "dense"},
-            **{f"tdlrt_{size:g}": {"budget": size} for size in (0.05, 0.02)},
+            **{f"tdlrt_{size:g}": {"budget": size} for size in SIZES},
             **{
                 f"{method}_{size:g}": {"method": method, "budget": size, **best_rate(method)}
                 for method in OTHERS
-                for size in (0.05, 0.02)
+                for size in SIZES
             },
         },
         seeds=(1, 2, 3, 4, 5),

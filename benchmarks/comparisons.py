@@ -207,9 +207,10 @@ EXPERIMENTS = {
     ),
     "cifar10_vgg16": Experiment(
         note=(
-            "Short trainings on a GPU that several runs share. Nothing was tuned here: the rates "
-            "are those of the table above and, for dense by SGD, a usual one. TDLRT's own rows are "
-            "not there yet: on a GPU its steps take many times as long (docs/gpu.md)."
+            "Short trainings on a GPU that several runs share, but for TDLRT's own row, which ran "
+            "on one CPU core: on a GPU its steps take many times as long as dense ones "
+            "(docs/gpu.md). Nothing was tuned here: the rates are those of the table above and, "
+            "for dense by SGD, a usual one."
         ),
         options={
             **{"model": "vgg16", "data": "cifar10", "epochs": 16, "batch_size": 256},

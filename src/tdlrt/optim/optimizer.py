@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from tdlrt.errors import (
     UnsupportedLayerError,
     UnsupportedOptimizerError,
 )
-from tdlrt.linalg import well_conditioned
+from tdlrt.linalg import TangentVector, well_conditioned
 from tdlrt.nn.layer import tucker_layers
 from tdlrt.optim.adam import AdamRule, AdamWRule
 from tdlrt.optim.rule import Rule
@@ -37,6 +39,7 @@ from tdlrt.optim.steps import (
     retract_lifted,
 )
 from tdlrt.optim.team import Team
+from tdlrt.optim.threads import by_layer
 from tdlrt.ranks import ByName, Candidate, FixedRank, RankPolicy, RelativeTolerance
 
 __all__ = ["TDLRT"]
@@ -47,6 +50,8 @@ _RULES: dict[type[torch.optim.Optimizer], type[Rule]] = {
     torch.optim.AdamW: AdamWRule,
 }
 _EXTRA = "tdlrt"
+
+Result = TypeVar("Result")
 
 # Steps without a look at a layer's ranks after which a user is told.
 _LONG_WITHOUT_ADAPTATION = 1000
@@ -142,6 +147,7 @@ class TDLRT(torch.optim.Optimizer):
         self._examined = dict.fromkeys(self._slots, 0)
         self._curvatures: dict[str, Tensor] = {}
         self._warned = False
+        self._asking = threading.Lock()  # a policy may have a state: one question at a time
         self._check_policy(policy)
         self._rank_policy = policy
 
@@ -403,29 +409,26 @@ class TDLRT(torch.optim.Optimizer):
         team.exchange([self._slots[name] for name in names], self.state, self._curvatures)
 
     def _fixed_rank_steps(self, names: Collection[str]) -> dict[str, Iterate]:
-        updates = {
-            name: fixed_rank_step(slot.iterate(self.state, rule), slot.gradient(), rule)
-            for name in names
-            for slot, rule in [(self._slots[name], self._rule(name))]
-        }
+        updates = self._by_layer(names, partial(self._after, fixed_rank_step))
         self._check_finite((), updates.values())
         self._observe(updates)
         return updates
 
     def _examined_steps(self, names: Collection[str]) -> dict[str, Iterate]:
         """Steps with truncation: layer by layer where the policy allows, for memory's sake."""
-        joint = self._policy().joint
-        updates: dict[str, Iterate] = {}
-        for number, batch in enumerate([names] if joint else [[name] for name in names]):
-            augmented = {
-                name: augmented_step(slot.iterate(self.state, rule), slot.gradient(), rule)
-                for name in batch
-                for slot, rule in [(self._slots[name], self._rule(name))]
-            }
-            self._check_finite(augmented.values(), inputs=number == 0)
+        if self._policy().joint:
+            augmented = self._by_layer(names, partial(self._after, augmented_step))
+            self._check_finite(augmented.values())
             self._observe(augmented)
-            updates |= self._retracted(augmented)
-        return updates
+            return self._retracted(augmented)
+        self._check_finite(())
+        return self._by_layer(names, self._examined_step)
+
+    def _examined_step(self, name: str) -> Iterate:
+        augmented = {name: self._after(augmented_step, name)}
+        self._check_finite(augmented.values(), inputs=False)
+        self._observe(augmented)
+        return self._retracted(augmented)[name]
 
     def _basis_pass(self) -> None:
         active = self._active_slots()
@@ -435,13 +438,19 @@ class TDLRT(torch.optim.Optimizer):
         self._core_steps_left = self.core_steps
 
     def _basis_steps(self, names: Collection[str]) -> dict[str, Lifted]:
-        updates = {
-            name: basis_step(slot.iterate(self.state, rule), slot.gradient(), rule)
-            for name in names
-            for slot, rule in [(self._slots[name], self._rule(name))]
-        }
+        updates = self._by_layer(names, partial(self._after, basis_step))
         self._check_finite(updates.values())
         return updates
+
+    def _after(self, step: Callable[[Iterate, TangentVector, Rule], Result], name: str) -> Result:
+        """A layer after a step along its gradient."""
+        slot, rule = self._slots[name], self._rule(name)
+        return step(slot.iterate(self.state, rule), slot.gradient(), rule)
+
+    def _by_layer(
+        self, names: Collection[str], function: Callable[[str], Result]
+    ) -> dict[str, Result]:
+        return by_layer(function, {name: self._slots[name].work() for name in names})
 
     def _core_pass(self) -> None:
         last = self._core_steps_left == 1
@@ -456,15 +465,17 @@ class TDLRT(torch.optim.Optimizer):
             self._plain_step()
 
     def _core_steps(self, names: Collection[str]) -> dict[str, Lifted]:
-        lifted: dict[str, Lifted] = {}
-        for name in names:
-            slot, rule = self._slots[name], self._rule(name)
-            lifted[name] = slot.lifted(self.state, rule)
-            if slot.layer.core.grad is not None:
-                lifted[name] = core_step(lifted[name], slot.core_gradient(), rule)
+        lifted = self._by_layer(names, self._after_core_step)
         self._check_finite(lifted.values())
         self._observe(lifted)
         return lifted
+
+    def _after_core_step(self, name: str) -> Lifted:
+        slot, rule = self._slots[name], self._rule(name)
+        lifted = slot.lifted(self.state, rule)
+        if slot.layer.core.grad is None:
+            return lifted
+        return core_step(lifted, slot.core_gradient(), rule)
 
     def _last_core_steps(self, names: Collection[str]) -> dict[str, Iterate]:
         steps: dict[str, Augmented | Lifted] = {**self._core_steps(names)}
@@ -537,17 +548,20 @@ class TDLRT(torch.optim.Optimizer):
             for name, slot in self._slots.items()
             if policy.joint or name in steps
         }
-        rules = policy.rules(candidates, self._steps + 1)
-        updates = {}
-        for name, step in steps.items():
-            rule = self._rule(name)
+        with self._asking:
+            rules = policy.rules(candidates, self._steps + 1)
+
+        def retracted(name: str) -> Iterate:
+            step, rule = steps[name], self._rule(name)
             if isinstance(step, Augmented):
-                updates[name] = retract(step, rule, rules[name])
+                update = retract(step, rule, rules[name])
             else:
                 modes = self._slots[name].layer.learned_modes
-                updates[name] = retract_lifted(step, rule, rules[name], modes)
-            updates[name].space.settle()
-        return updates
+                update = retract_lifted(step, rule, rules[name], modes)
+            update.space.settle()
+            return update
+
+        return self._by_layer(steps, retracted)
 
     def _candidate(self, name: str, core: Tensor) -> Candidate:
         layer = self._slots[name].layer

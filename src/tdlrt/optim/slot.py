@@ -67,6 +67,13 @@ class LayerSlot:
             )
         return not missing[0]
 
+    def work(self) -> float:
+        """Multiply-adds on the CPU of one product of each basis and of the core with an r x r."""
+        if self.layer.core.device.type != "cpu":
+            return 0.0
+        bases = sum(len(basis) * basis.shape[1] ** 2 for basis in self.bases)
+        return float(bases + self.layer.core.numel() * sum(b.shape[1] for b in self.bases))
+
     def _tangent_space(self) -> TangentSpace:
         """Tangent space at the weight; the last step's own unless somebody else wrote since."""
         if self._space is None or self._version != self._current_version():

@@ -9,13 +9,15 @@ turn, round after round, in one process, and every time is the median of the rou
 the dense network, the faster of its NCHW and channels_last forms.
 
 - dense, dense channels_last: the network as it is, torch's SGD with momentum.
-- tdlrt: `parallel` examining ranks in every step and every 10, and `bug`; `to_plain` for inference.
+- tdlrt: `parallel` examining ranks in every step and every 10, and `bug`, also with ten core steps
+  for each step of the bases; `to_plain` for inference.
 - tltorch factorized, reconstructed: TensorLy-Torch's Tucker convolutions at the same ranks (linear
   layers stay dense), torch's SGD.
 - posthoc: TensorLy's partial Tucker of the channel modes at the same ranks, three convolutions.
 - pruned: Torch-Pruning, whole channels, to the same number of parameters.
 
-On a GPU, inference is also timed as one CUDA graph, without the time of launching the kernels.
+Inference is timed with batch norms as they are and with those folded into the layers before them
+that can be; on a GPU also as one CUDA graph, without the time of launching the kernels.
 
 Writes benchmarks/results/speed.json (speed_cuda.json), group after group, and docs/benchmarks.md;
 groups that are there are skipped.
@@ -39,6 +41,7 @@ from tdlrt.experiments.models import build_model
 from tdlrt.experiments.results import machine, versions
 from tdlrt.experiments.timing import Case, median_seconds
 from tdlrt.files import write_atomically
+from tdlrt.nn.fusion import fuse_batch_norms_
 
 ROOT = Path(__file__).parent.parent
 RESULTS = {
@@ -46,6 +49,7 @@ RESULTS = {
     "cuda": ROOT / "benchmarks/results/speed_cuda.json",
 }
 MODELS = ("vgg16", "resnet18", "alexnet", "linears")
+COLUMNS = ("passes", "step", "inference", "folded", "graph")
 LR = 1e-6  # ranks stay at their start, and so does the work
 
 
@@ -138,6 +142,7 @@ class Subject:
         plain: The network for inference; the same by default.
         channels_last: Whether the inputs come so.
         period: Steps that are timed together, as they differ.
+        alternates: Whether a step spends the gradient of one closure call, whatever it is due to.
     """
 
     def __init__(
@@ -147,18 +152,22 @@ class Subject:
         plain: nn.Module | None = None,
         channels_last: bool = False,
         period: int = 1,
+        alternates: bool = False,
     ) -> None:
         self.train = train
         self.optimizer = optimizer or torch.optim.SGD(train.parameters(), lr=LR, momentum=0.9)
         self.plain = copy.deepcopy(train if plain is None else plain).eval()
         self.channels_last = channels_last
         self.period = period
+        self.alternates = alternates
 
 
 def runs(subject: Subject, inputs: Tensor, labels: Tensor) -> dict[str, Case]:
     """What is timed: passes (forward and backward), the whole step, inference."""
     subject.train.to(inputs.device)
     subject.plain.to(inputs.device)
+    folded = copy.deepcopy(subject.plain)
+    fuse_batch_norms_(folded, inputs.shape)
     if subject.channels_last and inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
 
@@ -168,15 +177,24 @@ def runs(subject: Subject, inputs: Tensor, labels: Tensor) -> dict[str, Case]:
         loss.backward()
         return loss
 
+    def step() -> None:
+        if subject.alternates:
+            closure()
+            subject.optimizer.step()
+        else:
+            subject.optimizer.step(closure)
+
     @torch.inference_mode()
-    def infer() -> None:
-        subject.plain(inputs)
+    def infer(network: nn.Module = subject.plain) -> None:
+        network(inputs)
 
     cases = {
         "passes": Case(run=closure),
-        "step": Case(run=lambda: subject.optimizer.step(closure), period=subject.period),
+        "step": Case(run=step, period=subject.period),
         "inference": Case(run=infer),
     }
+    if any(isinstance(module, nn.BatchNorm2d) for module in subject.plain.modules()):
+        cases["folded"] = Case(run=lambda: infer(folded))
     if inputs.is_cuda:
         cases["graph"] = Case(run=captured(infer).replay)
     return cases
@@ -234,6 +252,9 @@ def methods(
         "tdlrt parallel": lambda: tucker(network, rank, batch, shape),
         "tdlrt parallel every 10": lambda: tucker(network, rank, batch, shape, adapt_every=10),
         "tdlrt bug": lambda: tucker(network, rank, batch, shape, integrator="bug"),
+        "tdlrt bug, 10 core steps": lambda: tucker(
+            network, rank, batch, shape, integrator="bug", core_steps=10
+        ),
     }
     if not any(isinstance(module, nn.Conv2d) for module in network.modules()):
         del dense["dense channels_last"]
@@ -265,8 +286,11 @@ def tucker(
         rank_policy=tdlrt.RelativeTolerance(0.01),
         **options,
     )
-    period = options.get("adapt_every", 1)
     plain = tdlrt.to_plain(model, input_size=(batch, *shape)).to(memory_format=torch.channels_last)
+    if "core_steps" in options:
+        period = 1 + options["core_steps"]
+        return Subject(model, optimizer, plain, channels_last=True, period=period, alternates=True)
+    period = options.get("adapt_every", 1)
     return Subject(model, optimizer, plain, channels_last=True, period=period)
 
 
@@ -365,12 +389,13 @@ def pruned(network: nn.Module, rank: float, shape: tuple[int, ...]) -> nn.Module
     return best.to(memory_format=torch.channels_last)
 
 
-def line(group: dict[str, Any], method: str) -> str:
+def line(group: dict[str, Any], method: str, columns: Sequence[str]) -> str:
     """One line of a table: times relative to dense, in the faster of its layouts."""
     shares = []
-    for what in group["ms"][method]:
-        dense = min(ms[what] for name, ms in group["ms"].items() if name.startswith("dense"))
-        shares.append(f"{group['ms'][method][what] / dense:.2f}")
+    for what in columns:
+        dense = [ms.get(what) for name, ms in group["ms"].items() if name.startswith("dense")]
+        own = group["ms"][method].get(what)
+        shares.append("-" if own is None else f"{own / min(dense):.2f}")
     parameters = group["parameters"][method] / group["parameters"]["dense"]
     cells = [str(group[name]) for name in ("batch", "threads", "rank")]
     cells += [f"{100 * group['compression']:.1f}", method, f"{parameters:.3f}", *shares]
@@ -379,11 +404,13 @@ def line(group: dict[str, Any], method: str) -> str:
 
 def table(groups: list[dict[str, Any]]) -> str:
     """Lines of all methods but dense."""
-    head = ["batch", "threads", "rank", "compression (%)", "method", "parameters", "passes"]
-    head += ["step", "inference", "graph"][: len(groups[0]["ms"]["dense"]) - 1]
+    measured = {what for group in groups for what in group["ms"]["dense"]}
+    columns = [what for what in COLUMNS if what in measured]
+    head = ["batch", "threads", "rank", "compression (%)", "method", "parameters", *columns]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for group in sorted(groups, key=lambda g: (g["batch"], g["threads"], -g["rank"])):
-        lines += [line(group, name) for name in group["ms"] if not name.startswith("dense")]
+        names = [name for name in group["ms"] if not name.startswith("dense")]
+        lines += [line(group, name, columns) for name in names]
     return "\n".join(lines)
 
 
@@ -415,11 +442,13 @@ Written by `python benchmarks/speed.py`; do not edit. More: [single layers](forw
 
 Everything relative to the dense network in the same run, in the faster of NCHW and channels_last,
 with torch's SGD: below 1 is faster, or smaller. *Passes* is forward and backward, *step* the whole
-training step, *inference* that of the network one would use (`to_plain` for tdlrt), *compression*
-that of the layers tdlrt factorises, *rank* their share of the channels. Ranks stay at their start.
-The other methods have the same ranks or, pruned, the same number of parameters; TensorLy-Torch
-factorises convolutions only. *graph*, on a GPU, is inference as one CUDA graph, without the time of
-launching kernels one by one.
+training step, *inference* that of the network one would use (`to_plain` for tdlrt), *folded* the
+same with batch norms folded into the layers before them, on both sides, as `tdlrt export` does it;
+*compression* is that of the layers tdlrt factorises, *rank* their share of the channels. Ranks stay
+at their start. A step of *bug* takes two gradients on a batch; *bug, 10 core steps* takes a batch
+for each of eleven gradients, and *step* is the mean of these. The other methods have the same ranks
+or, pruned, the same number of parameters; TensorLy-Torch factorises convolutions only. *graph*, on
+a GPU, is inference as one CUDA graph, without the time of launching kernels one by one.
 
 {chr(10).join(section(result) for result in results)}"""
 

@@ -84,6 +84,8 @@ EXPERIMENTS = {
         rows={
             "dense_adam": {"method": "dense", "optimizer": "adam"},
             "budget_0.05": {"budget": 0.05},
+            "budget_0.045": {"budget": 0.045},
+            "budget_0.035": {"budget": 0.035},
             "budget_0.028": {"budget": 0.028},
             "tucker_95": {
                 "method": "tucker",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from comparisons import EXPERIMENTS, RESULTS, Experiment, stored_options
+from findings import findings
 from tdlrt.errors import TdlrtError
 from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.methods import METHODS
@@ -47,7 +48,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     target = ROOT / "docs" / "results.md"
     sections = [section(name, EXPERIMENTS[name], group) for name, group in results.items()]
-    target.write_text("\n".join([INTRODUCTION, *sections]), encoding="utf-8")
+    text = "\n".join([INTRODUCTION, findings(results), *sections])
+    target.write_text(text, encoding="utf-8")
     print(f"wrote {target.relative_to(ROOT)}")
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)

@@ -103,3 +103,70 @@ def test_a_part_of_the_training_images_is_part_of_the_setting(table, script):
     shares = {"model": "rescnn", "data": "cifar10", "train_images": 20_000}
     experiment = script("comparisons").Experiment(note="", options=shares, rows={})
     assert "the first 20,000 training images" in table.setting(experiment)
+
+
+@pytest.fixture
+def findings(script):
+    return script("findings")
+
+
+def sized(method, budget, accuracies, **more):
+    return [
+        result(method, seed, accuracy, budget=budget) | {"compression": 1 - (budget or 1)} | more
+        for seed, accuracy in enumerate(accuracies)
+    ]
+
+
+def test_findings_place_every_method_against_ours_at_equal_size(findings):
+    results = [
+        *sized("dense", None, (99.0, 99.2)),
+        *sized("tdlrt", 0.05, (99.2, 99.3, 99.25)),
+        *sized("tdlrt", 0.01, (97.0, 97.1, 97.05)),
+        *sized("snip", 0.05, (99.25, 99.26, 99.24)),
+        *sized("snip", 0.01, (98.0, 98.1, 98.05)),
+        *sized("tucker", 0.05, (90.0, 92.0, 91.0)),
+        *sized("tucker", 0.01, (99.9,)),
+    ]
+    assert findings.equal_sizes(results).splitlines()[2:] == [
+        "| 95 | 3 | 99.25 ± 0.05 | 91.00 ± 1.00 | - | dense 99.10, snip 99.25 | tucker 91.00 |",
+        "| 99 | 3 | 97.05 ± 0.05 | 99.90 | dense 99.10, snip 98.05 | tucker 99.90 | - |",
+    ]
+
+
+def test_findings_name_the_largest_compression_that_is_as_good_as_dense(findings):
+    results = [
+        *sized("dense", None, (99.0, 99.2)),
+        *sized("tdlrt", 0.05, (99.1, 99.1)),
+        *sized("tdlrt", 0.03, (98.9, 98.95)),
+        *sized("tdlrt", 0.01, (98.0,)),
+    ]
+    first, second = (" ".join(line.split()) for line in findings.bounds(results).split("\n-"))
+    assert first.endswith("at or above that of dense, 99.10 %: 95.0 %, with 99.10 % in 2 runs.")
+    assert second.endswith("0.2 points of that of dense, 99.10 %: 97.0 %, with 98.93 % in 2 runs.")
+
+
+def test_findings_compare_with_factors_of_the_same_size(findings):
+    results = [
+        *sized("dense", None, (80.0, 81.0)),
+        *sized("tdlrt", 0.05, (81.0,)),
+        *sized("tdlrt", 0.1, (79.0, 80.0)),
+        *sized("tucker", 0.1, (70.0,)),
+        *sized("matrix", 0.05, (60.0,)),
+    ]
+    assert findings.against(results) == [
+        ["lenet5", "90.0", "2", "79.50", "-1.00", "+9.50", "-"],
+        ["lenet5", "95.0", "1", "81.00", "+0.50", "-", "+21.00"],
+    ]
+    assert findings.against([]) == []
+
+
+def test_findings_are_empty_without_their_experiments(findings):
+    assert findings.findings({}) == ""
+    mnist = [
+        *sized("dense", None, (99.0,)),
+        *sized("tdlrt", 0.05, (98.0,), parameters=5, dense_parameters=9, ranks={"fc1": [7, 7]}),
+    ]
+    cifar = [*sized("dense", None, (80.0,)), *sized("tdlrt", 0.05, (81.0,))]
+    text = findings.findings({"mnist_methods": mnist, "cifar10_vgg16": cifar})
+    assert "leaves tdlrt rank 7;" in text
+    assert "to it: lenet5 at 95.0 %." in " ".join(text.split())

@@ -1,0 +1,173 @@
+"""What the comparisons of docs/results.md say: who is above whom, and how far below dense."""
+
+import math
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scipy.stats import ttest_ind_from_stats
+
+from tdlrt.experiments.methods import METHODS
+from tdlrt.tables import format_spread
+
+Result = dict[str, Any]
+
+LEVEL = 0.05
+NEAR = 0.2
+DIRECT = ("tucker", "matrix")
+CIFAR_HEAD = ("network", "compression (%)", "seeds", "tdlrt (%)", "dense")
+
+TEXT = """\
+## What the comparisons say
+
+### Equal sizes, MNIST
+
+Mean accuracies (%). A method stands *above* or *below* where its own differs from that of tdlrt
+with p < {level} (Welch's t-test, one-sided, every method by itself), else *level*; with fewer than
+two seeds it is not tested.
+
+{mnist}
+
+{bounds}
+
+Where masks are above, they win by what a size counts. 400,000 of the {dense} weights of
+LeNet-5's factorised layers are those of one linear layer, 800 x 500. A direction of it costs 1,300
+parameters, and the smallest size leaves tdlrt rank {rank}; a mask keeps as many single weights as a
+size allows, wherever they are worth most. Their places count for nothing, and its network does all
+the multiply-adds of the dense one.
+
+### CIFAR-10
+
+tdlrt, and how many points it is above the best dense row, and above the factors of the same size
+trained directly (rows within one point of its compression), all after as many epochs.
+
+{cifar}
+
+Rows of tdlrt that reach the accuracy of the dense network within these epochs, and so have a time
+to it: {reached}.
+"""
+
+
+def findings(results: Mapping[str, Sequence[Result]]) -> str:
+    """The section, of the experiments by name; nothing without those that it is about."""
+    mnist = results.get("mnist_methods", ())
+    ours = [result for result in mnist if result["method"] == "tdlrt"]
+    if not ours or not any(result["method"] == "dense" for result in mnist):
+        return ""
+    smallest = min(ours, key=lambda result: result["parameters"])
+    names = ("cifar10_rescnn", "cifar10_vgg16")
+    cifar = [line for name in names for line in against(results.get(name, ()))]
+    return TEXT.format(
+        level=LEVEL,
+        mnist=equal_sizes(mnist),
+        bounds=bounds([*mnist, *results.get("mnist_budget", ())]),
+        dense=f"{smallest['dense_parameters']:,}",
+        rank=smallest["ranks"]["fc1"][0],
+        cifar=markdown([*CIFAR_HEAD, *DIRECT], cifar),
+        reached=", ".join(f"{line[0]} at {line[1]} %" for line in cifar if line[4][0] == "+")
+        or "none",
+    )
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def accuracies(results: Sequence[Result], method: str, budget: float | None) -> list[float]:
+    return [
+        result["accuracy"]
+        for result in results
+        if result["method"] == method and result["config"].get("budget") == budget
+    ]
+
+
+def place(other: Sequence[float], own: Sequence[float]) -> str:
+    """Whether the accuracies of another method are above one's own, below, or level with them."""
+    if len(other) < 2 or len(own) < 2:
+        return "level"
+    moments = [
+        moment
+        for values in (other, own)
+        for moment in (statistics.mean(values), statistics.stdev(values), len(values))
+    ]
+    for name, alternative in (("above", "greater"), ("below", "less")):
+        test = ttest_ind_from_stats(*moments, equal_var=False, alternative=alternative)
+        if test.pvalue < LEVEL:
+            return name
+    return "level"
+
+
+def equal_sizes(results: Sequence[Result]) -> str:
+    """A line per size: tdlrt, its spread next to that of tucker, and where the others are."""
+    dense = accuracies(results, "dense", None)
+    sizes = {r["config"].get("budget") for r in results if r["method"] == "tdlrt"}
+    lines = []
+    for size in sorted(sizes, reverse=True):
+        own = accuracies(results, "tdlrt", size)
+        found: dict[str, list[str]] = {"above": [], "level": [], "below": []}
+        for method in METHODS:
+            other = dense if method == "dense" else accuracies(results, method, size)
+            if other and method != "tdlrt":
+                found[place(other, own)].append(f"{method} {statistics.mean(other):.2f}")
+        spread = format_spread(accuracies(results, "tucker", size), 2)
+        cells = [f"{100 * (1 - size):g}", str(len(own)), format_spread(own, 2), spread]
+        lines.append([*cells, *(", ".join(names) or "-" for names in found.values())])
+    head = ["compression (%)", "seeds", "tdlrt (%)", "tucker (%)", "above", "level", "below"]
+    return markdown(head, lines)
+
+
+def bounds(results: Sequence[Result]) -> str:
+    """The largest compressions at which tdlrt is as good as dense, and nearly."""
+    groups: dict[float, list[Result]] = {}
+    for result in results:
+        if result["method"] == "tdlrt":
+            groups.setdefault(result["config"]["budget"], []).append(result)
+    dense = statistics.mean(r["accuracy"] for r in results if r["method"] == "dense")
+    lines = []
+    for text, least in (("at or above", dense), (f"within {NEAR} points of", dense - NEAR)):
+        fits = [
+            (mean(group, "compression"), len(group), mean(group, "accuracy"))
+            for group in groups.values()
+            if mean(group, "accuracy") >= least
+        ]
+        compression, runs, accuracy = max(fits, default=(0.0, 0, dense))
+        lines.append(
+            f"- Largest compression with a mean accuracy {text} that of dense, {dense:.2f} %: "
+            f"{100 * compression:.1f} %, with {accuracy:.2f} % in {runs} runs."
+        )
+    return "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines)
+
+
+def mean(group: Sequence[Result], name: str) -> float:
+    return statistics.mean(result[name] for result in group)
+
+
+def against(results: Sequence[Result]) -> list[list[str]]:
+    """A line per size of tdlrt: distances to dense and to factors that are trained directly."""
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    for result in results:
+        config = result["config"]
+        key = config["method"], config.get("budget"), str(config["rank"]), config["optimizer"]
+        groups.setdefault(key, []).append(result)
+    dense = max(
+        (mean(group, "accuracy") for key, group in groups.items() if key[0] == "dense"),
+        default=math.nan,
+    )
+    lines = []
+    for (method, *_), group in groups.items():
+        if method != "tdlrt":
+            continue
+        own, size = mean(group, "accuracy"), mean(group, "compression")
+        cells = [group[0]["model"], f"{100 * size:.1f}", str(len(group)), f"{own:.2f}"]
+        cells.append(f"{own - dense:+.2f}")
+        for name in DIRECT:
+            others = [
+                mean(other, "accuracy")
+                for key, other in groups.items()
+                if key[0] == name and abs(mean(other, "compression") - size) < 0.01
+            ]
+            cells.append(f"{own - max(others):+.2f}" if others else "-")
+        lines.append(cells)
+    return sorted(lines)

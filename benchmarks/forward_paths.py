@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from allocator import keep_freed_memory
 from saved import saved_bytes
 from tdlrt.experiments.results import machine, versions
 from tdlrt.nn import TuckerConv2d, TuckerLayer, TuckerLinear
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=4, help="of each measurement, at least")
     parser.add_argument("--seconds", type=float, default=0.2, help="for each row, at least")
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(1)
     rows = []
     for name, batch, rank in itertools.product(LAYERS, arguments.batches, RANKS):
@@ -202,7 +204,8 @@ Written by `{result["command"]}`; do not edit.
 Single layers relative to the dense layer, both in the faster of the two memory layouts (least
 times, taken in turn, one thread). *Plain* is what `to_plain(..., input_size=...)` makes of it.
 *Memory* is what a training step keeps: saved tensors, parameters and gradients; *recompute* the
-same with `layer.recompute = True`. `rank` is the share of the channels.
+same with `layer.recompute = True`. `rank` is the share of the channels. The allocator keeps freed
+memory ([why](training-loops.md#time-on-a-cpu)).
 
 | layer | batch | rank | training | path | inference | path | plain | path | memory | recompute |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |

@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import tdlrt
+from allocator import keep_freed_memory
 from tdlrt.experiments.models import build_model
 from tdlrt.experiments.results import machine, versions
 
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each case")
     parser.add_argument("--out", type=Path, default=ROOT, help="where to write; the repository")
     arguments = parser.parse_args()
+    keep_freed_memory()
     rows = []
     for rank, batch, optimizers in SETTINGS:
         for optimizer in optimizers:
@@ -288,7 +290,8 @@ channels_last. *Passes* is the time of the forward and backward passes of a step
 `bug`, the second in the augmented bases), *integrator* the time of the rest of the step, and *of
 the step* its share. *Step of dense* is the whole step relative to that of the dense network with
 torch's optimiser, measured in the same run in the faster of torch's default layout and
-channels_last.
+channels_last. Layers take their steps side by side, in as many threads as torch has. The allocator
+keeps freed memory ([why](training-loops.md#time-on-a-cpu)).
 
 {HEADER}
 {table}

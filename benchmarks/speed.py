@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tdlrt
+from allocator import keep_freed_memory
 from tdlrt.experiments.models import build_model
 from tdlrt.experiments.results import machine, versions
 from tdlrt.experiments.timing import Case, median_seconds
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--device", choices=RESULTS, default="cpu")
     parser.add_argument("--out", type=Path, help="default: in benchmarks/results")
     arguments = parser.parse_args()
+    keep_freed_memory()
     device = torch.device(arguments.device)
     out = arguments.out or RESULTS[arguments.device]
     groups = json.loads(out.read_text())["groups"] if out.exists() else []
@@ -448,7 +450,8 @@ same with batch norms folded into the layers before them, on both sides, as `tdl
 at their start. A step of *bug* takes two gradients on a batch; *bug, 10 core steps* takes a batch
 for each of eleven gradients, and *step* is the mean of these. The other methods have the same ranks
 or, pruned, the same number of parameters; TensorLy-Torch factorises convolutions only. *graph*, on
-a GPU, is inference as one CUDA graph, without the time of launching kernels one by one.
+a GPU, is inference as one CUDA graph, without the time of launching kernels one by one. On a CPU
+the allocator keeps freed memory ([why](training-loops.md#time-on-a-cpu)), for all methods.
 
 {chr(10).join(section(result) for result in results)}"""
 

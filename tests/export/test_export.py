@@ -4,8 +4,10 @@ import copy
 import subprocess
 import sys
 
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 import tdlrt
@@ -103,6 +105,20 @@ def test_int8(format, tmp_path):
     assert 1e-4 < report.parity < 0.05
     assert 0.25 < report.size_ratio < 0.35
     assert load_network(path, format, model)(torch.randn(7, 3, 8, 8)).shape == (7, 10)
+
+
+@pytest.mark.slow
+def test_int8_weights_of_onnx_have_seven_bits(tmp_path):
+    """Products of 8-bit weights, added in pairs, overflow on CPUs without VNNI."""
+    model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32))
+    path = tmp_path / "file"
+    export(model, path, torch.randn(4, 64), format="onnx", calibration=torch.randn(50, 64))
+    weights = [
+        numpy_helper.to_array(tensor).astype(int)
+        for tensor in onnx.load(path).graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 2
+    ]
+    assert [abs(weight).max() for weight in weights] == [64, 64]
 
 
 WITHOUT_US = """

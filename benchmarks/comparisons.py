@@ -130,8 +130,9 @@ EXPERIMENTS = {
             "All methods at equal numbers of parameters, each with the best of four learning "
             "rates of mnist_tuning, chosen at a twentieth of the weights; at half of them that of "
             "grasp, 0.01, is too high, and its networks stay at chance. TDLRT and dense are as in "
-            "mnist_budget, where TDLRT had more looks. Pruning by masks (magnitude, snip, grasp) counts the weights that stay and not "
-            "their places, and its networks do all the multiply-adds."
+            "mnist_budget, where TDLRT had more looks. Pruning by masks (magnitude, snip, grasp) "
+            "counts the weights that stay and not their places, and its networks do all the "
+            "multiply-adds."
         ),
         options={"model": "lenet5", "data": "mnist", "optimizer": "adam"},
         rows={

@@ -87,16 +87,18 @@ def place(other: Sequence[float], own: Sequence[float]) -> str:
     """Whether the accuracies of another method are above one's own, below, or level with them."""
     if len(other) < 2 or len(own) < 2:
         return "level"
-    moments = [
-        moment
-        for values in (other, own)
-        for moment in (statistics.mean(values), statistics.stdev(values), len(values))
-    ]
     for name, alternative in (("above", "greater"), ("below", "less")):
-        test = ttest_ind_from_stats(*moments, equal_var=False, alternative=alternative)
+        test = ttest_ind_from_stats(
+            *moments(other), *moments(own), equal_var=False, alternative=alternative
+        )
         if test.pvalue < LEVEL:
             return name
     return "level"
+
+
+def moments(values: Sequence[float]) -> tuple[float, float, int]:
+    """Mean, standard deviation and number."""
+    return statistics.mean(values), statistics.stdev(values), len(values)
 
 
 def equal_sizes(results: Sequence[Result]) -> str:

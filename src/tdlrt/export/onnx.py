@@ -71,7 +71,9 @@ def _quantized(graph: Any, source: Source) -> Any:
         # In 7 bits: where a CPU has no VNNI, pairs of products are added in 16 bits, which those of
         # 8-bit weights overflow.
         quantize_static(
-            *(prepared, integers, Reader()),
+            prepared,
+            integers,
+            Reader(),
             per_channel=True,
             reduce_range=True,
             extra_options=options,

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,10 @@ from tdlrt.experiments.config import RunConfig
 RESULTS = Path(__file__).parent / "results"
 
 Options = Mapping[str, Any]
+Result = dict[str, Any]
+
+# Options that do not tell one row of a table from another.
+PLACE = ("seed", "data_dir", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +215,23 @@ EXPERIMENTS = {
         seeds=(1, 2, 3),
         in_readme=True,
     ),
+    "cifar10_vgg16_tuning": Experiment(
+        note=(
+            "Learning rates of the low-rank methods in the next table: accuracy on 10,000 held-out "
+            "training images after 6 epochs of 20,000, one seed."
+        ),
+        options={
+            **{"model": "vgg16", "data": "cifar10", "epochs": 6, "batch_size": 256},
+            **{"warmup": 0.05, "augment": "standard", "budget": 0.05, "optimizer": "adam"},
+            **{"train_images": 30_000, "validation": 10_000},
+        },
+        rows={
+            f"{method}_lr{rate:g}": {"method": method, "lr": rate}
+            for method in ("tdlrt", "tucker", "matrix")
+            for rate in (0.003, 0.006, 0.012)
+        },
+        seeds=(0,),
+    ),
     "cifar10_vgg16": Experiment(
         note=(
             "Short trainings on a GPU that several runs share, but for TDLRT's own row, which ran "
@@ -255,6 +276,15 @@ BEFORE = {
 }
 
 
-def stored_options(result: Mapping[str, Any]) -> dict[str, Any]:
+def stored_options(result: Result) -> dict[str, Any]:
     """All options of the run that a result file is about."""
     return {**BEFORE, **result["config"]}
+
+
+def repetitions(results: Sequence[Result]) -> list[list[Result]]:
+    """Results of runs that differ in their seed alone, in the order of their seeds."""
+    groups: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: result["seed"]):
+        options = {k: v for k, v in stored_options(result).items() if k not in PLACE}
+        groups.setdefault(json.dumps(options, sort_keys=True), []).append(result)
+    return list(groups.values())

@@ -4,14 +4,11 @@ import math
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from comparisons import Result, repetitions
 from scipy.stats import ttest_ind_from_stats
-
 from tdlrt.experiments.methods import METHODS
 from tdlrt.tables import format_spread
-
-Result = dict[str, Any]
 
 LEVEL = 0.05
 NEAR = 0.2
@@ -148,27 +145,20 @@ def mean(group: Sequence[Result], name: str) -> float:
 
 def against(results: Sequence[Result]) -> list[list[str]]:
     """A line per size of tdlrt: distances to dense and to factors that are trained directly."""
-    groups: dict[tuple[Any, ...], list[Result]] = {}
-    for result in results:
-        config = result["config"]
-        key = config["method"], config.get("budget"), str(config["rank"]), config["optimizer"]
-        groups.setdefault(key, []).append(result)
-    dense = max(
-        (mean(group, "accuracy") for key, group in groups.items() if key[0] == "dense"),
-        default=math.nan,
-    )
+    groups: dict[str, list[list[Result]]] = {}
+    for group in repetitions(results):
+        groups.setdefault(group[0]["method"], []).append(group)
+    dense = max((mean(group, "accuracy") for group in groups.get("dense", ())), default=math.nan)
     lines = []
-    for (method, *_), group in groups.items():
-        if method != "tdlrt":
-            continue
+    for group in groups.get("tdlrt", ()):
         own, size = mean(group, "accuracy"), mean(group, "compression")
         cells = [group[0]["model"], f"{100 * size:.1f}", str(len(group)), f"{own:.2f}"]
         cells.append(f"{own - dense:+.2f}")
         for name in DIRECT:
             others = [
                 mean(other, "accuracy")
-                for key, other in groups.items()
-                if key[0] == name and abs(mean(other, "compression") - size) < 0.01
+                for other in groups.get(name, ())
+                if abs(mean(other, "compression") - size) < 0.01
             ]
             cells.append(f"{own - max(others):+.2f}" if others else "-")
         lines.append(cells)

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comparisons import EXPERIMENTS, RESULTS, Experiment, stored_options
+from comparisons import (
+    EXPERIMENTS,
+    PLACE,
+    RESULTS,
+    Experiment,
+    Result,
+    repetitions,
+    stored_options,
+)
 from findings import findings
 from tdlrt.errors import TdlrtError
 from tdlrt.experiments.config import RunConfig
@@ -21,11 +29,8 @@ from tdlrt.experiments.results import read_results
 from tdlrt.tables import format_spread
 
 ROOT = Path(__file__).parent.parent
-PLACE = ("seed", "data_dir", "device")
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
-
-Result = dict[str, Any]
 
 INTRODUCTION = """\
 # Results
@@ -114,9 +119,9 @@ def grouped(experiment: Experiment, results: list[Result]) -> list[tuple[str, li
 
     Methods in the order of the command line with dense first, each by compression.
     """
-    groups: dict[str, list[Result]] = {}
-    for result in sorted(results, key=lambda result: result["seed"]):
-        groups.setdefault(label(experiment, stored_options(result)), []).append(result)
+    groups = [
+        (label(experiment, stored_options(group[0])), group) for group in repetitions(results)
+    ]
 
     def place(item: tuple[str, list[Result]]) -> tuple[bool, int, float, str]:
         label, group = item
@@ -124,7 +129,7 @@ def grouped(experiment: Experiment, results: list[Result]) -> list[tuple[str, li
         size = statistics.mean(result["compression"] for result in group)
         return method != "dense", list(METHODS).index(method), size, label
 
-    return sorted(groups.items(), key=place)
+    return sorted(groups, key=place)
 
 
 def label(experiment: Experiment, config: dict[str, Any]) -> str:

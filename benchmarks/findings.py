@@ -5,8 +5,9 @@ import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from comparisons import Result, repetitions
 from scipy.stats import ttest_ind_from_stats
+
+from comparisons import Result, repetitions
 from tdlrt.experiments.methods import METHODS
 from tdlrt.tables import format_spread
 

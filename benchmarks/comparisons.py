@@ -228,7 +228,7 @@ EXPERIMENTS = {
         rows={
             f"{method}_lr{rate:g}": {"method": method, "lr": rate}
             for method in ("tdlrt", "tucker", "matrix")
-            for rate in (0.003, 0.006, 0.012)
+            for rate in (0.001, 0.003, 0.006)
         },
         seeds=(0,),
     ),
@@ -252,6 +252,9 @@ EXPERIMENTS = {
             "budget_0.05": {"budget": 0.05},
             "tucker_0.1": {"method": "tucker", "budget": 0.1, "optimizer": "adam", "lr": 0.006},
             "tucker_0.05": {"method": "tucker", "budget": 0.05, "optimizer": "adam", "lr": 0.006},
+            "tucker_0.05_lr0.003": {
+                **{"method": "tucker", "budget": 0.05, "optimizer": "adam", "lr": 0.003}
+            },
             "matrix_0.05": {"method": "matrix", "budget": 0.05, "optimizer": "adam", "lr": 0.006},
         },
         seeds=(1, 2),

@@ -98,6 +98,38 @@ def test_runs_in_any_state_are_named(sweep, write_run):
         assert text in found[path]
 
 
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ({"accuracy": 101}, "accuracy is 101; expected a finite number from 0 to 100"),
+        ({"compression": 1.5}, "compression is 1.5; expected a finite number from -inf to 1"),
+        ({"seconds": -1}, "seconds is -1; expected a finite number from 0 to inf"),
+        ({"network_parameters": [1]}, "network_parameters is [1]; expected a finite number"),
+        ({"tau": "small"}, "tau is small; expected a finite number"),
+        ({"macs": {}}, "macs is {}; expected a finite number"),
+        ({"versions": "0.1"}, "versions is 0.1; expected names with values"),
+        ({"machine": 2}, "machine is 2; expected names with values"),
+        ({"seed": "one"}, "seed is one; expected 1, as in config.yaml"),
+        ({"method": ["dense"]}, "method is ['dense']; expected dense, as in config.yaml"),
+        ({"model": "vgg16"}, "model is vgg16; expected lenet5, as in config.yaml"),
+    ],
+)
+def test_a_summary_that_no_run_writes_is_left_out(write_run, tmp_path, numbers, text):
+    write_run("good", method="dense")
+    write_run("bad", method="dense", seed=1, numbers=numbers)
+    assert [run.path for run in collect(tmp_path)[0]] == ["good"]
+    assert problems(tmp_path)["bad"].startswith(f"left out: summary.json: {text}")
+
+
+@pytest.mark.parametrize("option", ["epochs", "batch_size", "train_images"])
+def test_options_of_any_type_do_not_stop_a_report(write_run, tmp_path, option):
+    directory = write_run("a", method="dense")
+    stored = {**directory.read_config(), option: [1]}
+    directory.config.write_text(json.dumps(stored))
+    (section,) = sections(collect(tmp_path)[0])
+    assert section.setting
+
+
 def test_odd_runs_are_kept_and_named(write_run, tmp_path):
     write_run("old", method="dense", numbers={"versions": {"tdlrt": "0.0.1"}})
     curves = write_run("curves", compression=0.5)

@@ -21,8 +21,19 @@ SIZES = ("tau", "budget", "rank")
 
 PLACE = ("seed", "data_dir", "device")
 
-NUMBERS = ("accuracy", "compression", "network_compression", "network_parameters", "seconds")
-TEXTS = ("model", "data", "method")
+NUMBERS = {
+    "accuracy": (0.0, 100.0),
+    "compression": (-math.inf, 1.0),
+    "network_compression": (-math.inf, 1.0),
+    "network_parameters": (0.0, math.inf),
+    "seconds": (0.0, math.inf),
+}
+"""What a summary must hold, and its range."""
+
+MAYBE_NUMBERS = ("tau", "budget", "macs")
+MAYBE_TABLES = ("versions", "machine")
+SHARED = ("model", "data", "method", "seed")
+"""Options that a summary repeats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,14 +152,17 @@ class Section:
     @property
     def setting(self) -> str:
         """What all runs share, in words."""
-        configs = [group.first.config for group in self.groups]
+        first, *others = [group.first.config for group in self.groups]
         words = []
+
+        def shared(name: str) -> bool:
+            return all(other.get(name) == first.get(name) for other in others)
+
         for name, text in (("epochs", "{} epochs"), ("batch_size", "batch {}")):
-            values = {config.get(name) for config in configs}
-            words += [text.format(*values)] if len(values) == 1 else []
-        images = {config.get("train_images") for config in configs}
-        if len(images) == 1 and None not in images:
-            words.append(f"the first {images.pop():,} training images")
+            words += [text.format(first.get(name))] if shared(name) else []
+        images = first.get("train_images")
+        if isinstance(images, int) and shared("train_images"):
+            words.append(f"the first {images:,} training images")
         if any(run.summary.get("split") == "validation" for g in self.groups for run in g.runs):
             words.append("accuracy on validation images held out from the training set")
         return ", ".join(words)
@@ -200,18 +214,44 @@ def _read(path: Path, name: str) -> Run:
     if not directory.summary.exists():
         raise RunError(_why_unfinished(directory))
     config, summary = directory.read_config(), directory.read_summary()
-    for key in (*NUMBERS, *TEXTS, "seed"):
-        if key not in summary:
-            raise RunError(f"summary.json: no {key}; written by another version?")
-    for key in NUMBERS:
-        value = summary[key]
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise RunError(f"summary.json: {key} is {value}; expected a finite number")
+    _check_summary(summary, config)
     try:
         history = directory.read_metrics()
     except (OSError, ValueError, TypeError):
         history = []
     return Run(path=name, directory=directory, config=config, summary=summary, history=history)
+
+
+def _check_summary(summary: dict[str, Any], config: dict[str, Any]) -> None:
+    """Refuse what no run writes: it would end up in a table, or break the report of all the others.
+
+    Raises:
+        RunError: Something is missing, of another type, out of its range, or not as configured.
+    """
+
+    def wrong(key: str, expected: object) -> RunError:
+        return RunError(f"summary.json: {key} is {summary[key]}; expected {expected}")
+
+    for key in (*NUMBERS, *SHARED):
+        if key not in summary:
+            raise RunError(f"summary.json: no {key}; written by another version?")
+    for key, (low, high) in NUMBERS.items():
+        if not (_is_finite(summary[key]) and low <= summary[key] <= high):
+            raise wrong(key, f"a finite number from {low:g} to {high:g}")
+    for key in MAYBE_NUMBERS:
+        if not (summary.get(key) is None or _is_finite(summary[key])):
+            raise wrong(key, "a finite number")
+    for key in MAYBE_TABLES:
+        if not isinstance(summary.get(key, {}), dict):
+            raise wrong(key, "names with values")
+    for key in SHARED:
+        if key in config and summary[key] != config[key]:
+            raise wrong(key, f"{config[key]}, as in config.yaml")
+
+
+def _is_finite(value: object) -> bool:
+    # An integer of a file may be too large for math.isfinite.
+    return isinstance(value, int | float) and -math.inf < value < math.inf
 
 
 def _why_unfinished(directory: RunDirectory) -> str:
@@ -238,7 +278,7 @@ def _oddities(run: Run) -> Iterator[str]:
     for metrics in run.history:
         if not (math.isfinite(metrics.loss) and math.isfinite(metrics.accuracy)):
             yield f"epoch {metrics.epoch}: loss {metrics.loss}, accuracy {metrics.accuracy}"
-    made, now = (run.summary.get("versions") or {}).get("tdlrt"), versions()["tdlrt"]
+    made, now = run.summary.get("versions", {}).get("tdlrt"), versions()["tdlrt"]
     if made != now:
         yield f"made by tdlrt {made}; this report by {now}"
 

@@ -64,6 +64,7 @@ def test_older_formats_are_refused(tmp_path):
 METRICS = {
     **dict.fromkeys(("loss", "train_accuracy", "compression", "network_compression"), 0.5),
     **{"epoch": 1, "parameters": 10, "lr": 0.1, "seconds": 1.0, "test_accuracy": None},
+    "validation_accuracy": 50.0,
     "ranks": {"conv1": [2, 1, 3, 3]},
 }
 STATE = {"model": {}, "epoch": 1, "batch": 2, "history": [METRICS], "lr": 0.1, "seconds": 1.0}
@@ -77,6 +78,11 @@ WRONG = {
     "short history": ({"history": []}, "history: expected the metrics of each epoch"),
     "no history": ({"history": None}, "history: expected the metrics"),
     "texts": ({"history": [METRICS | {"loss": "x"}]}, "got .*'x'.*expected numbers"),
+    "no loss": ({"history": [METRICS | {"loss": None}]}, "'loss': None.*expected numbers"),
+    "no accuracy": (
+        {"history": [METRICS | {"validation_accuracy": None}]},
+        "'validation_accuracy': None.*expected numbers",
+    ),
     "ranks": ({"history": [METRICS | {"ranks": {"a": [0.5]}}]}, "ranks .*: expected those"),
     "other metrics": ({"history": [METRICS | {"more": 1}]}, "not the metrics of an epoch"),
     "rate": ({"lr": float("nan")}, "lr nan: expected a finite number"),

@@ -1,5 +1,7 @@
 import json
+import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -127,3 +129,14 @@ def test_a_single_dense_run_has_a_report_too(write_run, tmp_path):
     folder = write_report(tmp_path).folder
     names = {path.stem for path in (folder / "figures").glob("*.svg")}
     assert names == {"lenet5-digits-accuracy-time", "lenet5-digits-convergence"}
+
+
+def test_an_epoch_that_is_not_finite_is_a_gap_in_a_curve(write_run, tmp_path):
+    for seed in (0, 1):
+        directory = write_run(f"seed{seed}", compression=0.5, seed=seed)
+        first, *others = directory.read_metrics()
+        if seed:
+            directory.write_metrics([replace(first, loss=math.nan), *others])
+    report = write_report(tmp_path)
+    assert [problem.path for problem in report.problems] == ["seed1"]
+    assert (report.folder / "index.html").exists()

@@ -121,13 +121,16 @@ def _some(groups: Sequence[Group]) -> list[Group]:
 
 
 def _band(axes: Axes, group: Group, name: str, colour: str, dash: Any) -> None:
-    """Mean over the seeds of a number at each epoch that all of them reached."""
+    """Mean over the seeds of a number at each epoch that all of them reached, if it is finite."""
     columns = list(
         zip(*([getattr(epoch, name) for epoch in run.history] for run in group.runs), strict=False)
     )
     epochs = range(1, len(columns) + 1)
     means = [statistics.mean(column) for column in columns]
-    spreads = [statistics.stdev(c) if len(c) > 1 else 0.0 for c in columns]
+    spreads = [
+        statistics.stdev(column) if len(column) > 1 and math.isfinite(mean) else 0.0
+        for column, mean in zip(columns, means, strict=True)
+    ]
     marker = "o" if len(columns) == 1 else None
     axes.plot(epochs, means, color=colour, linestyle=dash, marker=marker, label=group.label)
     if any(spreads):

@@ -78,6 +78,10 @@ WRONG = {
     "short history": ({"history": []}, "history: expected the metrics of each epoch"),
     "no history": ({"history": None}, "history: expected the metrics"),
     "texts": ({"history": [METRICS | {"loss": "x"}]}, "got .*'x'.*expected numbers"),
+    "both": (
+        {"history": [METRICS | {"test_accuracy": 50.0, "validation_accuracy": "x"}]},
+        "'validation_accuracy': 'x'.*expected numbers",
+    ),
     "no loss": ({"history": [METRICS | {"loss": None}]}, "'loss': None.*expected numbers"),
     "no accuracy": (
         {"history": [METRICS | {"validation_accuracy": None}]},

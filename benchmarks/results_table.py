@@ -133,7 +133,10 @@ def grouped(experiment: Experiment, results: list[Result]) -> list[tuple[str, li
 
 
 def label(experiment: Experiment, config: dict[str, Any]) -> str:
-    """Method, tolerance or budget, and every option that the experiment does not share."""
+    """Method, tolerance or budget, and every option that the experiment does not share.
+
+    Of the learning rate also the default, which hangs on the method, where others were tried.
+    """
     method, budget = config["method"], config["budget"]
     chosen = {"method": method, "optimizer": config["optimizer"], "tau": None, "budget": budget}
     default = RunConfig(**{**experiment.options, **chosen}).to_dict()
@@ -144,6 +147,10 @@ def label(experiment: Experiment, config: dict[str, Any]) -> str:
     elif "tau" in options:
         words.append(f"tau {config['tau']:g}")
     default["optimizer"] = RunConfig(**experiment.options).optimizer
+    recipe = method, config["optimizer"]
+    rows = [experiment.config(row, 0) for row in experiment.rows]
+    if len({row.lr for row in rows if (row.method, row.optimizer) == recipe}) > 1:
+        default["lr"] = None
     for name, value in default.items():
         if name not in (*PLACE, "tau", "budget", "method") and config[name] != value:
             words.append(f"{name} {_text(config[name])}")

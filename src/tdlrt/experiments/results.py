@@ -23,6 +23,7 @@ from tdlrt.files import write_atomically
 __all__ = [
     "EpochMetrics",
     "RunDirectory",
+    "is_finite_number",
     "machine",
     "numbered_checkpoint",
     "numbered_checkpoints",
@@ -306,6 +307,12 @@ def _metrics(line: str) -> EpochMetrics:
         return stored_metrics(json.loads(line))
     except RecursionError as error:
         raise ValueError(f"not the metrics of an epoch ({error})") from error
+
+
+def is_finite_number(value: object) -> bool:
+    """Whether a value that a file holds is a number, and neither infinite nor NaN."""
+    # An integer may be too large for math.isfinite.
+    return isinstance(value, int | float) and -math.inf < value < math.inf
 
 
 def stored_metrics(values: Any) -> EpochMetrics:

@@ -1,6 +1,5 @@
 """What is checked of a training checkpoint before a run believes it."""
 
-import math
 import os
 import zipfile
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdlrt.experiments.results import stored_metrics
+from tdlrt.experiments.results import is_finite_number, stored_metrics
 
 __all__ = ["check_position", "read_state"]
 
@@ -61,7 +60,7 @@ def check_position(state: dict[str, Any], epochs: int, steps_per_epoch: int) -> 
     for metrics in history:
         stored_metrics(metrics)
     for name in ("lr", "seconds"):
-        if not (isinstance(state[name], int | float) and math.isfinite(state[name])):
+        if not is_finite_number(state[name]):
             raise ValueError(f"{name} {state[name]!r}: expected a finite number")
 
 

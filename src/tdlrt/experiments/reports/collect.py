@@ -12,7 +12,12 @@ from typing import Any
 from tdlrt.errors import RunError
 from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.rank_option import format_rank
-from tdlrt.experiments.results import EpochMetrics, RunDirectory, versions
+from tdlrt.experiments.results import (
+    EpochMetrics,
+    RunDirectory,
+    is_finite_number,
+    versions,
+)
 
 __all__ = ["SIZES", "Group", "Problem", "Run", "Section", "collect", "sections"]
 
@@ -236,10 +241,10 @@ def _check_summary(summary: dict[str, Any], config: dict[str, Any]) -> None:
         if key not in summary:
             raise RunError(f"summary.json: no {key}; written by another version?")
     for key, (low, high) in NUMBERS.items():
-        if not (_is_finite(summary[key]) and low <= summary[key] <= high):
+        if not (is_finite_number(summary[key]) and low <= summary[key] <= high):
             raise wrong(key, f"a finite number from {low:g} to {high:g}")
     for key in MAYBE_NUMBERS:
-        if not (summary.get(key) is None or _is_finite(summary[key])):
+        if not (summary.get(key) is None or is_finite_number(summary[key])):
             raise wrong(key, "a finite number")
     for key in MAYBE_TABLES:
         if not isinstance(summary.get(key, {}), dict):
@@ -247,11 +252,6 @@ def _check_summary(summary: dict[str, Any], config: dict[str, Any]) -> None:
     for key in SHARED:
         if key in config and summary[key] != config[key]:
             raise wrong(key, f"{config[key]}, as in config.yaml")
-
-
-def _is_finite(value: object) -> bool:
-    # An integer of a file may be too large for math.isfinite.
-    return isinstance(value, int | float) and -math.inf < value < math.inf
 
 
 def _why_unfinished(directory: RunDirectory) -> str:
@@ -276,7 +276,7 @@ def _oddities(run: Run) -> Iterator[str]:
     if not run.history:
         yield "metrics.jsonl cannot be read: no curves of this run"
     for metrics in run.history:
-        if not (math.isfinite(metrics.loss) and math.isfinite(metrics.accuracy)):
+        if not (is_finite_number(metrics.loss) and is_finite_number(metrics.accuracy)):
             yield f"epoch {metrics.epoch}: loss {metrics.loss}, accuracy {metrics.accuracy}"
     made, now = run.summary.get("versions", {}).get("tdlrt"), versions()["tdlrt"]
     if made != now:

@@ -365,6 +365,22 @@ def test_core_steps_of_bug_compute_no_gradients_of_bases(failing_call):
     assert all(p.requires_grad == (p is not frozen) for p in model.parameters())
 
 
+def test_a_closure_of_bug_leaves_no_core_alone_with_a_gradient():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    # At full rank nothing is resized, which would drop all gradients of the layer.
+    tdlrt.factorize_(model, rank="full")
+    optimizer = optimizer_for(model, integrator="bug", rank_policy=tdlrt.FixedRank(), tau=None)
+
+    def closure():
+        optimizer.zero_grad()
+        model(torch.ones(2, 4)).square().sum().backward()
+
+    optimizer.step(closure)
+    before = model[0].weight
+    optimizer.step()
+    assert torch.equal(model[0].weight, before)
+
+
 def test_a_training_with_no_gradient_at_all_rests():
     model = network().requires_grad_(False)
     optimizer = optimizer_for(model)

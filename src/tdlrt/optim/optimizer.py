@@ -333,11 +333,19 @@ class TDLRT(torch.optim.Optimizer):
         else:
             with self._skipping(), self._undo_on_error():
                 self._advance()
-                while self._core_steps_left:
-                    with self._bases_at_rest(), torch.enable_grad():
-                        closure()
-                    self._advance()
+                self._core_passes(closure)
         return loss
+
+    def _core_passes(self, closure: Callable[[], Any]) -> None:
+        cores = [self._slots[name].layer.core for name in self._resting_ranks]
+        try:
+            while self._core_steps_left:
+                with self._bases_at_rest(), torch.enable_grad():
+                    closure()
+                self._advance()
+        finally:
+            for core in cores:  # the bases have no gradient, and a layer has all of them or none
+                core.grad = None
 
     @contextmanager
     def _skipping(self) -> Iterator[None]:

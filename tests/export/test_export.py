@@ -234,6 +234,13 @@ X = torch.ones(2, 3)
             ExportError,
             "'plain' with calibration: torch's plain layers compute in floats",
         ),
+        (
+            nn.Identity(),
+            X,
+            {"calibration": X, "format": "pt2"},
+            ExportError,
+            "calibration: torchao finds nothing in Identity",
+        ),
         (Pair(), X, {}, ExportError, "returned a tuple, expected one tensor"),
         (Nothing(), X, {}, NonFiniteError, "outputs are not finite; nothing was written"),
         (Branching(), X, {"format": "pt2"}, ExportError, "cannot trace Branching .*'plain'"),

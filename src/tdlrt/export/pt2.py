@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from tdlrt.errors import ExportError
 from tdlrt.export.source import EXTRA, Source, quiet, trace
 from tdlrt.extras import needs_extra
 
@@ -21,9 +22,10 @@ METADATA = "metadata.json"
 
 def dump(source: Source) -> bytes:
     """The file of a network."""
-    program = trace(source.plain, source.example)
-    if source.calibration is not None:
-        program = trace(_quantized(program, source), source.example)
+    if source.calibration is None:
+        program = trace(source.plain, source.example)
+    else:
+        program = trace(_quantized(source), source.example)
     _forget_origin(program)
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={METADATA: json.dumps(dict(source.metadata))})
@@ -38,18 +40,29 @@ def load(data: bytes, model: nn.Module) -> nn.Module:
     return torch.export.load(io.BytesIO(data)).module()
 
 
-def _quantized(program: ExportedProgram, source: Source) -> nn.Module:
-    """The graph in int8: weights per channel, activations by their range in the calibration."""
+def _quantized(source: Source) -> nn.Module:
+    """The graph in int8: weights per channel, activations by their range in the calibration.
+
+    Raises:
+        ExportError: torchao found nothing to quantise, which it does not say itself.
+    """
     with needs_extra(EXTRA, "int8 in format 'pt2'"), quiet():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    observed = prepare_pt2e(program.module(), quantizer)
+    # torchao finds a layer by the notes of a strict trace; before torch 2.12 no other has them.
+    graph = trace(source.plain, source.example, strict=True).module()
+    observed = prepare_pt2e(graph, quantizer)
     with torch.no_grad():
         for batch in source.calibration_batches():
             observed(batch)
     quantized: torch.fx.GraphModule = convert_pt2e(observed)
+    if not any("quantize" in str(node.target) for node in quantized.graph.nodes):
+        raise ExportError(
+            f"calibration: torchao finds nothing in {type(source.plain).__name__} that it can put "
+            "in int8; leave it out, or use format 'onnx'"
+        )
     _drop_unused(quantized)
     return quantized
 

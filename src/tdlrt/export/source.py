@@ -49,14 +49,20 @@ class Source:
             yield from torch.split(self.calibration, _CALIBRATION_BATCH)
 
 
-def trace(model: nn.Module, example: Tensor) -> ExportedProgram:
+def trace(model: nn.Module, example: Tensor, *, strict: bool = False) -> ExportedProgram:
     """The graph of a network for any batch size, by torch.export.
+
+    Args:
+        model: The network.
+        example: A batch of its inputs.
+        strict: Whether the graph notes which layer each node comes from, in every version of torch.
 
     Raises:
         ExportError: torch.export cannot trace the network.
     """
     try:
-        return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("batch")},))
+        shapes = ({0: Dim("batch")},)
+        return torch.export.export(model, (example,), dynamic_shapes=shapes, strict=strict)
     except Exception as error:  # whatever a forward method or the tracer raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ExportError(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback
+from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainerCallback
 from transformers import TrainingArguments as Arguments
 
 import tdlrt
@@ -23,7 +23,7 @@ from integrations.problems import (
 from tdlrt.integrations.transformers import TDLRTCallback
 
 
-class Config(PreTrainedConfig):
+class Config(PretrainedConfig):
     model_type = "tdlrt-test"
 
 

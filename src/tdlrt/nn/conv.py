@@ -116,7 +116,7 @@ class _TuckerConv(TuckerLayer):
         return tucker_conv(
             input,
             self.core,
-            list(self.factors),
+            self._bases,
             self.bias,
             **self._options,
             border=self._border,
@@ -144,7 +144,7 @@ class _TuckerConv(TuckerLayer):
 
     def to_plain(self, path: PathChoice = "auto") -> nn.Module:
         """Torch convolutions in sequence: 1x1, core, 1x1, or fewer where that is cheaper."""
-        factors, path = list(self.factors), self._plain_path(path)
+        factors, path = self._bases, self._plain_path(path)
         reduce, kernel, expand = conv_stages(self.core, factors, path)
         stages = [] if reduce is None else [self._convolution(reduce, None)]
         if expand is None:

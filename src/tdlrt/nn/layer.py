@@ -192,13 +192,18 @@ class TuckerLayer(nn.Module):
         return self.core.numel() + sum(self.factors[mode].numel() for mode in self.learned_modes)
 
     @property
+    def _bases(self) -> list[Tensor]:
+        # By index: the compiler of torch 2.8 does not see through the iterator of a module.
+        return [self.factors[mode] for mode in range(len(self.factors))]
+
+    @property
     def _own_repr(self) -> str:
         forced = "" if self._path == "auto" else f", path={self._path!r}"
         return f"ranks={self.ranks}{forced}"
 
     def dense_weight(self) -> Tensor:
         """The weight W in full, of shape n_1 x ... x n_d, differentiable in core and factors."""
-        return multi_mode_product(self.core, list(self.factors))
+        return multi_mode_product(self.core, self._bases)
 
     @property
     def weight(self) -> Tensor:

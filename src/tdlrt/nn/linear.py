@@ -88,7 +88,7 @@ class TuckerLinear(TuckerLayer):
         return self.shape[0]
 
     def _apply_weight(self, input: Tensor) -> Tensor:
-        return tucker_linear(input, self.core, list(self.factors), self.bias, path=self._path)
+        return tucker_linear(input, self.core, self._bases, self.bias, path=self._path)
 
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
@@ -102,7 +102,7 @@ class TuckerLinear(TuckerLayer):
 
     def to_plain(self, path: PathChoice = "auto") -> nn.Module:
         """Two torch.nn.Linear, or one where that is cheaper."""
-        *first, last = linear_stages(self.core, list(self.factors), self._plain_path(path))
+        *first, last = linear_stages(self.core, self._bases, self._plain_path(path))
         stages = [*(_linear(matrix, None) for matrix in first), _linear(last, self.bias)]
         plain = stages[0] if len(stages) == 1 else nn.Sequential(*stages)
         return plain.train(self.training)

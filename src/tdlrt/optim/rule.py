@@ -5,15 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from tdlrt.errors import UnsupportedOptimizerError
 from tdlrt.linalg import TangentSpace, TangentVector, reject
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["Moments", "Rule"]
 

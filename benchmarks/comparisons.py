@@ -23,6 +23,7 @@ class Experiment:
     """Runs that belong in one table.
 
     Attributes:
+        subject: What they are about, for the heading.
         note: What a reader must know beside the numbers: what was tuned, and on which seeds.
         options: Options of `RunConfig` that all rows share.
         rows: Options of each row, by name; the name begins the file names of its results.
@@ -30,6 +31,7 @@ class Experiment:
         in_readme: Whether the README shows it.
     """
 
+    subject: str
     note: str
     options: Options
     rows: Mapping[str, Options]
@@ -61,6 +63,7 @@ def best_rate(method: str) -> Options:
 
 EXPERIMENTS = {
     "mnist_lenet5": Experiment(
+        subject="tolerances",
         note=(
             "Stochastic gradient descent with momentum. The tolerances were chosen after a look at "
             "the test accuracy of seed 0, so their rows say what is reachable, not what a blind "
@@ -76,6 +79,7 @@ EXPERIMENTS = {
         },
     ),
     "mnist_budget": Experiment(
+        subject="budgets",
         note=(
             "Ranks that TDLRT finds within a budget against ranks chosen by hand for direct "
             "training of the factors. The recipes (optimiser, learning rate, warm-up, start, and "
@@ -114,6 +118,7 @@ EXPERIMENTS = {
         in_readme=True,
     ),
     "mnist_tuning": Experiment(
+        subject="learning rates",
         note=(
             "Learning rates of the methods in the next table: accuracy on 10,000 held-out training "
             "images, one seed."
@@ -130,6 +135,7 @@ EXPERIMENTS = {
         seeds=(0,),
     ),
     "mnist_methods": Experiment(
+        subject="all methods at equal sizes",
         note=(
             "All methods at equal numbers of parameters, each with the best of four learning "
             "rates of mnist_tuning, chosen at a twentieth of the weights; at half of them that of "
@@ -151,6 +157,7 @@ EXPERIMENTS = {
         seeds=(1, 2, 3, 4, 5),
     ),
     "mnist_modes": Experiment(
+        subject="bases for the channels alone",
         note=(
             "Bases for the two channel modes alone. The rows tdlrt_0.05 and tdlrt_0.02 above have "
             "bases for the modes of the kernel too, else the same recipe."
@@ -160,6 +167,7 @@ EXPERIMENTS = {
         seeds=(1, 2),
     ),
     "mnist_initial_rank": Experiment(
+        subject="initial ranks",
         note=(
             "The same budget from different ranks at the start, with and without warm-up. The row "
             "budget_0.028 above starts at half of each mode; it and rank 0.1 start at 0.3 of the "
@@ -177,6 +185,7 @@ EXPERIMENTS = {
         },
     ),
     "mnist_robustness": Experiment(
+        subject="a penalty on the singular values",
         note=(
             "Networks for docs/robustness.md: the recipe of budget_0.05 above with a penalty on "
             "the spread of the cores' singular values."
@@ -188,14 +197,33 @@ EXPERIMENTS = {
         },
         seeds=(1, 2, 3),
     ),
+    "cifar10_rescnn_tuning": Experiment(
+        subject="learning rates",
+        note=(
+            "Learning rates of the factors that are trained directly in the next table: accuracy "
+            "on 10,000 held-out training images after 5 epochs of 20,000, one seed."
+        ),
+        options={
+            **{"model": "rescnn", "data": "cifar10", "epochs": 5, "batch_size": 128},
+            **{"warmup": 0.05, "budget": 0.05, "optimizer": "adam"},
+            **{"train_images": 30_000, "validation": 10_000},
+        },
+        rows={
+            f"{method}_lr{rate:g}": {"method": method, "lr": rate}
+            for method in ("tucker", "matrix")
+            for rate in (0.001, 0.003, 0.006)
+        },
+        seeds=(0,),
+    ),
     "cifar10_rescnn": Experiment(
+        subject="4 epochs",
         note=(
             "A dense run takes about 17 minutes on one core. Learning rates and warm-up were "
             "chosen on 10,000 held-out training images, after 5 epochs of 20,000: warm-up in 2 "
-            "runs each for TDLRT and tucker; 3 learning rates for TDLRT and 2 for dense. At a "
-            "third of its learning rate, without warm-up, tucker did no better; matrix has the "
-            "same rate. A budget counts parameters: of as many of them TDLRT makes a network with "
-            "three and a half times the multiply-adds of a uniform share."
+            "runs each for TDLRT and tucker; 3 learning rates for TDLRT and 2 for dense; those of "
+            "tucker and matrix are the best of the table above. A budget counts parameters: of as "
+            "many of them TDLRT makes a network with three and a half times the multiply-adds of a "
+            "uniform share."
         ),
         options={
             "model": "rescnn",
@@ -215,7 +243,27 @@ EXPERIMENTS = {
         seeds=(1, 2, 3),
         in_readme=True,
     ),
+    "cifar10_rescnn_long": Experiment(
+        subject="12 epochs",
+        note=(
+            "The recipes of the table above in three times as many epochs, with the standard "
+            "augmentation, to see what of the distance to dense is the length of the training."
+        ),
+        options={
+            **{"model": "rescnn", "data": "cifar10", "epochs": 12, "batch_size": 128},
+            **{"warmup": 0.05, "augment": "standard"},
+        },
+        rows={
+            "dense_adam": {"method": "dense", "optimizer": "adam", "lr": 0.002},
+            "budget_0.1": {"budget": 0.1},
+            "budget_0.05": {"budget": 0.05},
+            "tucker_0.05": {"method": "tucker", "budget": 0.05, "optimizer": "adam", "lr": 0.006},
+            "matrix_0.05": {"method": "matrix", "budget": 0.05, "optimizer": "adam", "lr": 0.006},
+        },
+        seeds=(1,),
+    ),
     "cifar10_vgg16_tuning": Experiment(
+        subject="learning rates",
         note=(
             "Learning rates of the low-rank methods in the next table: accuracy on 10,000 held-out "
             "training images after 6 epochs of 20,000, one seed."
@@ -233,13 +281,13 @@ EXPERIMENTS = {
         seeds=(0,),
     ),
     "cifar10_vgg16": Experiment(
+        subject="16 epochs",
         note=(
-            "Short trainings on a GPU that several runs share, but for TDLRT's row and that of "
-            "tucker with lr 0.003, which ran on one CPU core each: on a GPU TDLRT's steps take "
-            "many times as long as dense ones (docs/gpu.md). The rates began as those of the table "
-            "of rescnn and, for dense by SGD, as a usual one; held-out images, in the table above, "
-            "then confirmed TDLRT's and preferred 0.003 for tucker and matrix. Matrix was not run "
-            "again."
+            "Short trainings on a GPU that several runs share, but for TDLRT's row and those with "
+            "lr 0.003, which ran on one CPU core each: on a GPU TDLRT's steps take many times as "
+            "long as dense ones (docs/gpu.md). The rates began as those of the table of rescnn "
+            "and, for dense by SGD, as a usual one; held-out images, in the table above, then "
+            "confirmed TDLRT's and preferred 0.003 for tucker and matrix."
         ),
         options={
             **{"model": "vgg16", "data": "cifar10", "epochs": 16, "batch_size": 256},
@@ -258,6 +306,9 @@ EXPERIMENTS = {
                 **{"method": "tucker", "budget": 0.05, "optimizer": "adam", "lr": 0.003}
             },
             "matrix_0.05": {"method": "matrix", "budget": 0.05, "optimizer": "adam", "lr": 0.006},
+            "matrix_0.05_lr0.003": {
+                **{"method": "matrix", "budget": 0.05, "optimizer": "adam", "lr": 0.003}
+            },
         },
         seeds=(1, 2),
     ),

@@ -67,7 +67,7 @@ def main() -> None:
 def section(name: str, experiment: Experiment, results: list[Result]) -> str:
     """The table of one experiment, with how its numbers came about."""
     lines = [
-        f"## {title(experiment)}",
+        f"## {title(experiment)}: {experiment.subject}",
         "",
         f"{setting(experiment)}. `python benchmarks/accuracy.py --only {name}`",
         "",

@@ -18,7 +18,9 @@ def accuracy(script, monkeypatch, tmp_path):
     """The script, with two rows on the digits and a place of its own for the results."""
     module = script("accuracy")
     rows = {"dense": {"method": "dense"}, "budget_0.2": {"budget": 0.2}}
-    digits = script("comparisons").Experiment(note="", options=OPTIONS, rows=rows, seeds=(0, 1))
+    digits = script("comparisons").Experiment(
+        subject="", note="", options=OPTIONS, rows=rows, seeds=(0, 1)
+    )
     monkeypatch.setattr(module, "EXPERIMENTS", {"digits": digits})
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     return module

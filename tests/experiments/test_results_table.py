@@ -69,7 +69,7 @@ def test_labels_name_what_a_row_does_not_share_with_the_experiment(table, mnist,
         "tucker, rank `conv2=16x8x5x5,fc*=0.5`",
     ]
     shares = {**mnist.options, "optimizer": "adamw", "warmup": 0.1}
-    other = script("comparisons").Experiment(note="", options=shares, rows={})
+    other = script("comparisons").Experiment(subject="", note="", options=shares, rows={})
     row = result("tdlrt", 0, 98.0, optimizer="adamw", warmup=0.1)
     assert table.label(other, row["config"]) == "tdlrt, tau 0.1"
     assert "optimizer adamw, warmup 0.1" in table.setting(other)
@@ -92,7 +92,7 @@ def test_experiments_have_a_table_each(table, script):
     cifar = script("comparisons").EXPERIMENTS["cifar10_rescnn"]
     results = [result("tdlrt", seed, accuracy) for seed, accuracy in enumerate((70.0, 72.0))]
     text = table.section("cifar10_rescnn", cifar, results)
-    assert text.startswith("## rescnn on cifar10\n")
+    assert text.startswith("## rescnn on cifar10: 4 epochs\n")
     assert "`python benchmarks/accuracy.py --only cifar10_rescnn`" in text
     assert cifar.note in " ".join(text.split())
     short = table.short_table(cifar, results)
@@ -101,7 +101,7 @@ def test_experiments_have_a_table_each(table, script):
 
 def test_a_part_of_the_training_images_is_part_of_the_setting(table, script):
     shares = {"model": "rescnn", "data": "cifar10", "train_images": 20_000}
-    experiment = script("comparisons").Experiment(note="", options=shares, rows={})
+    experiment = script("comparisons").Experiment(subject="", note="", options=shares, rows={})
     assert "the first 20,000 training images" in table.setting(experiment)
 
 
@@ -154,8 +154,8 @@ def test_findings_compare_with_factors_of_the_same_size(findings):
         *sized("matrix", 0.05, (60.0,)),
     ]
     assert findings.against(results) == [
-        ["lenet5", "90.0", "2", "79.50", "-1.00", "+9.50", "-"],
-        ["lenet5", "95.0", "1", "81.00", "+0.50", "-", "+21.00"],
+        ["lenet5", "5", "90.0", "2", "79.50", "-1.00", "+9.50", "-"],
+        ["lenet5", "5", "95.0", "1", "81.00", "+0.50", "-", "+21.00"],
     ]
     assert findings.against([]) == []
 

@@ -156,7 +156,7 @@ BAD_ARGUMENTS = {
     "init-scale word": (["--init-scale", "big"], r"init_scale 'big': expected a positive number"),
     "epochs": (["--epochs", "0"], r"epochs 0: expected at least 1 epoch"),
     "not a number": (["--epochs", "many"], r"Invalid value for '--epochs'"),
-    "unknown option": (["--taau", "0.1"], r"No such option:? '?--taau"),
+    "unknown option": (["--taau", "0.1"], "No such option"),
     "method": (["--method", "tdltr"], r"unknown method 'tdltr'; did you mean tdlrt?"),
     "data": (["--data", "mnis"], r"unknown data set 'mnis'; did you mean mnist"),
     "missing file": (["--data", "mnist", "--data-dir", "nowhere"], r"train.parquet: no such file"),

@@ -38,7 +38,15 @@ print("done")
 
 def torchrun(script, text):
     script.write_text(text)
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", script]
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        script,
+    ]
     return subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
 
 

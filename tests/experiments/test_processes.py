@@ -87,7 +87,7 @@ def test_two_processes_go_on_where_one_was_stopped(tmp_path):
     assert whole["loss"] == pytest.approx(resumed["loss"], rel=1e-4)
 
 
-def until(holds, seconds=60):
+def until(holds, seconds=180):
     """Wait, and give what it gave."""
     for _ in range(10 * seconds):
         if found := holds():

@@ -61,6 +61,15 @@ def best_rate(method: str) -> Options:
     return {"lr": max(found, key=lambda rate: statistics.mean(found[rate]))} if found else {}
 
 
+def each_rate(methods: Sequence[str], rates: Sequence[float]) -> Mapping[str, Options]:
+    """A row per method and learning rate."""
+    return {
+        f"{method}_lr{rate:g}": {"method": method, "lr": rate}
+        for method in methods
+        for rate in rates
+    }
+
+
 EXPERIMENTS = {
     "mnist_lenet5": Experiment(
         subject="tolerances",
@@ -127,11 +136,7 @@ EXPERIMENTS = {
             **{"model": "lenet5", "data": "mnist", "optimizer": "adam", "epochs": 3},
             **{"budget": 0.05, "validation": 10_000},
         },
-        rows={
-            f"{method}_lr{rate:g}": {"method": method, "lr": rate}
-            for method in OTHERS
-            for rate in RATES
-        },
+        rows=each_rate(OTHERS, RATES),
         seeds=(0,),
     ),
     "mnist_methods": Experiment(
@@ -208,11 +213,7 @@ EXPERIMENTS = {
             **{"warmup": 0.05, "budget": 0.05, "optimizer": "adam"},
             **{"train_images": 30_000, "validation": 10_000},
         },
-        rows={
-            f"{method}_lr{rate:g}": {"method": method, "lr": rate}
-            for method in ("tucker", "matrix")
-            for rate in (0.001, 0.003, 0.006)
-        },
+        rows=each_rate(("tucker", "matrix"), (0.001, 0.003, 0.006)),
         seeds=(0,),
     ),
     "cifar10_rescnn": Experiment(
@@ -272,11 +273,7 @@ EXPERIMENTS = {
             **{"warmup": 0.05, "augment": "standard", "budget": 0.05, "optimizer": "adam"},
             **{"train_images": 30_000, "validation": 10_000},
         },
-        rows={
-            f"{method}_lr{rate:g}": {"method": method, "lr": rate}
-            for method in ("tdlrt", "tucker", "matrix")
-            for rate in (0.001, 0.003, 0.006)
-        },
+        rows=each_rate(("tdlrt", "tucker", "matrix"), (0.001, 0.003, 0.006)),
         seeds=(0,),
     ),
     "cifar10_vgg16": Experiment(

@@ -157,6 +157,7 @@ BAD_ARGUMENTS = {
     "epochs": (["--epochs", "0"], r"epochs 0: expected at least 1 epoch"),
     "not a number": (["--epochs", "many"], r"Invalid value for '--epochs'"),
     "unknown option": (["--taau", "0.1"], "No such option"),
+    "its name": (["--taau", "0.1"], "--taau"),
     "method": (["--method", "tdltr"], r"unknown method 'tdltr'; did you mean tdlrt?"),
     "data": (["--data", "mnis"], r"unknown data set 'mnis'; did you mean mnist"),
     "missing file": (["--data", "mnist", "--data-dir", "nowhere"], r"train.parquet: no such file"),

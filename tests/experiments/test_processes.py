@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from integrations.processes import TORCHRUN
 from tdlrt.experiments.config import RunConfig
 from tdlrt.experiments.processes import processes, share
 from tdlrt.experiments.runner import Interrupted, Observer, run
@@ -22,19 +23,11 @@ def torchrun(out, *more):
 
 
 def command(out, *more):
-    words = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--log-dir",
-        out.parent,
-    ]
+    words = [*TORCHRUN, "--log-dir", out.parent]
     options = [w for k, v in OPTIONS.items() for w in (f"--{k.replace('_', '-')}", v)]
     words += ["-m", "tdlrt", "train", "lenet5", "--data", "digits", "--device", "cpu"]
     words += [*options, "--out", out, *more]
-    return [sys.executable, *map(str, words)]
+    return [*map(str, words)]
 
 
 def lines(out):
@@ -158,16 +151,7 @@ print("skipped", summary["skipped_steps"])
 @pytest.mark.slow
 def test_all_processes_skip_what_is_not_finite_on_one(tmp_path):
     (tmp_path / "script.py").write_text(NOT_A_NUMBER)
-    words = [
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--log-dir",
-        tmp_path,
-        tmp_path / "script.py",
-        tmp_path / "out",
-    ]
-    words = [sys.executable, "-m", "torch.distributed.run", *map(str, words)]
+    words = [*TORCHRUN, "--log-dir", tmp_path, tmp_path / "script.py", tmp_path / "out"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("skipped 1") == 2

@@ -1,6 +1,7 @@
 """Two processes of one group, for tests of data-parallel training."""
 
 import multiprocessing
+import sys
 from concurrent.futures import ProcessPoolExecutor, wait
 from datetime import timedelta
 from functools import cache
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 COUNT = 2
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TIMEOUT = timedelta(seconds=60)
 LIMIT = 180  # seconds for a call, the start of the processes included
 

@@ -2,10 +2,11 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from integrations.processes import TORCHRUN
 
 DOCUMENT = Path(__file__).parents[2] / "docs/distributed.md"
 
@@ -38,16 +39,7 @@ print("done")
 
 def torchrun(script, text):
     script.write_text(text)
-    words = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        script,
-    ]
-    return subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
+    return subprocess.run([*TORCHRUN, script], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow

@@ -22,10 +22,8 @@ METADATA = "metadata.json"
 
 def dump(source: Source) -> bytes:
     """The file of a network."""
-    if source.calibration is None:
-        program = trace(source.plain, source.example)
-    else:
-        program = trace(_quantized(source), source.example)
+    network = source.plain if source.calibration is None else _quantized(source)
+    program = trace(network, source.example)
     _forget_origin(program)
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={METADATA: json.dumps(dict(source.metadata))})
@@ -58,7 +56,7 @@ def _quantized(source: Source) -> nn.Module:
         for batch in source.calibration_batches():
             observed(batch)
     quantized: torch.fx.GraphModule = convert_pt2e(observed)
-    if not any("quantize" in str(node.target) for node in quantized.graph.nodes):
+    if not any("quantize" in str(node.target) for node in _nodes(quantized)):
         raise ExportError(
             f"calibration: torchao finds nothing in {type(source.plain).__name__} that it can put "
             "in int8; leave it out, or use format 'onnx'"

@@ -79,7 +79,7 @@ class MatrixConv(TuckerLayer):
         self.kernel = (tuple(conv.get_parameter("weight").shape[1:]), options)
 
     def _apply_weight(self, input: Tensor) -> Tensor:
-        reduce, expand = linear_stages(self.core, list(self.factors), "fold_out")
+        reduce, expand = linear_stages(self.core, self._bases, "fold_out")
         shape, conv = self.kernel
         hidden = conv._conv_forward(input, reduce.reshape(-1, *shape), None)
         ones, zeros = [1] * (len(shape) - 1), [0] * (len(shape) - 1)
@@ -89,7 +89,7 @@ class MatrixConv(TuckerLayer):
     @torch.no_grad()
     def to_plain(self, path: PathChoice = "auto") -> nn.Module:
         """Two convolutions; there is one path."""
-        reduce, expand = linear_stages(self.core, list(self.factors), "fold_out")
+        reduce, expand = linear_stages(self.core, self._bases, "fold_out")
         shape, conv = self.kernel
         last = stage(conv, expand)
         if self.bias is not None:

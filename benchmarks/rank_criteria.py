@@ -19,7 +19,7 @@ in docs/algorithm.md.
 import argparse
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def absolute(training: Training, options: dict[str, Any]) -> ParameterBudget:
 
     class Absolute(ParameterBudget):
         def sensitivities(self, candidates: Mapping[str, Candidate]) -> dict[str, float]:
-            return {name: float(c.core.double().square().sum()) for name, c in candidates.items()}
+            return {name: c.squared_norm for name, c in candidates.items()}
 
     return Absolute(**options)
 
@@ -113,22 +113,40 @@ def absolute(training: Training, options: dict[str, Any]) -> ParameterBudget:
 def sensitivity(training: Training, options: dict[str, Any]) -> ParameterBudget:
     """A budget that keeps what the loss depends on to first order."""
     layers = dict(training.model.named_modules())
+    cores = seen_cores(training)
 
     class Sensitivity(ParameterBudget):
         def sensitivities(self, candidates: Mapping[str, Candidate]) -> dict[str, float]:
             return dict.fromkeys(candidates, 1.0)
 
-        def worth(self, name: str, candidate: Candidate, mode: int) -> Tensor:
-            core, before = candidate.core, layers[name].core.detach()
+        def worth(self, name: str, candidate: Candidate, mode: int) -> Sequence[float]:
+            core, before = cores[name], layers[name].core.detach()
             padding = [k for n, r in zip(core.shape, before.shape, strict=True) for k in (n - r, 0)]
             step = F.pad(before, padding[::-1]) - core  # lr D
             if not step.any():  # between steps, when the ranks are frozen
                 return super().worth(name, candidate, mode)
             rows, moves = unfold(core, mode).double(), unfold(step, mode).double()
             vectors = torch.linalg.eigh(rows @ rows.mT)[1].flip(1)
-            return (vectors * (moves @ rows.mT @ vectors)).sum(dim=0).abs()
+            worths = (vectors * (moves @ rows.mT @ vectors)).sum(dim=0).abs()
+            return worths.tolist()
 
     return Sensitivity(**options)
+
+
+def seen_cores(training: Training) -> dict[str, Tensor]:
+    """Cores in the bases from which directions may be kept, which a policy itself does not see."""
+    adaptation = training.optimizer._adaptation
+    examine, cores = adaptation.examine, {}
+
+    def seen(steps: Sequence[Any], *rest: Any) -> Any:
+        for members, step in steps:
+            layers = zip(members.slots, step.core, step.ranks.tolist(), strict=True)
+            for slot, core, ranks in layers:
+                cores[slot.name] = core[tuple(slice(rank) for rank in ranks)]
+        return examine(steps, *rest)
+
+    adaptation.examine = seen
+    return cores
 
 
 CRITERIA = {

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tdlrt
+from reference import kept_rank
 from reference.cases import laws, relative_error, rounding, seeds
 from tdlrt.linalg import check_ranks
 from tdlrt.nn.layer import tucker_layers
@@ -258,7 +259,7 @@ def test_tolerances(tau, options, values, step):
         assert_named(error, ["tau", *RANGES, "spare"])
         return
     squares = torch.tensor(sorted(values, reverse=True), dtype=torch.float64).square()
-    rank = policy.rule(float(squares.sum()), 2, (0, 1), step)(0, squares)
+    rank = kept_rank(squares, 0, policy.cutoff((len(values),) * 2, step), 2, (0, 1))
     assert 1 <= rank <= min(len(values), policy.max_rank or len(values))
     assert rank >= min(policy.min_rank, len(values), policy.max_rank or len(values))
     if policy.max_rank is None:

@@ -10,19 +10,19 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import tdlrt
+from reference import kept_rank
 from reference.cases import gaussian, laws, seeds
-from tdlrt.linalg import truncate
-from tdlrt.ranks import ByName, Candidate
+from tdlrt.linalg import Cutoff, truncate
+from tdlrt.ranks import ByName, Candidate, initial_cutoff
 
 VALUES = torch.tensor([16.0, 4.0, 1.0, 0.25, 0.01, 0.0])
 NORM = float(VALUES.sum())
 
 
 def keep(policy, modes=(0, 1), ranks=(6, 6, 6), step=1):
-    core = torch.zeros(ranks)
-    core.view(-1)[0] = NORM**0.5
-    candidate = Candidate(core, ranks, ranks, modes)
-    return policy.rules({"layer": candidate}, step)["layer"](0, VALUES)
+    candidate = Candidate(ranks, ranks, ranks, modes, NORM)
+    cutoff = policy.cutoffs({"layer": candidate}, step)["layer"]
+    return kept_rank(VALUES, 0, cutoff, len(ranks), modes)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,45 @@ def test_fixed_rank_keeps_what_is_there():
 def test_bad_bounds(options, message):
     with pytest.raises(tdlrt.RankError, match=message):
         tdlrt.RelativeTolerance(0.1, **options)
+
+
+@pytest.mark.parametrize(
+    ("policy", "needed"),
+    [
+        (tdlrt.FixedRank(), False),
+        (tdlrt.RelativeTolerance(0.1), False),
+        (tdlrt.ParameterBudget(0.1), True),
+        (ByName({"a": tdlrt.FixedRank(), "b": tdlrt.RelativeTolerance(0.1)}), False),
+        (ByName({"a": tdlrt.FixedRank(), "b": tdlrt.ParameterBudget(0.1)}), True),
+    ],
+)
+def test_only_a_budget_needs_spectra(policy, needed):
+    assert policy.needs_spectra is needed
+
+
+def test_the_cutoff_of_a_tolerance():
+    policy = tdlrt.RelativeTolerance(
+        tdlrt.LinearSchedule(0.0, 0.4, steps=4), min_rank=2, multiple_of=3, spare=0.5
+    )
+    expected = Cutoff((8, 7, 3), tau=0.4, min_rank=2, multiple_of=3, spare=0.5)
+    assert policy.cutoff((8, 7, 3), 4) == expected
+    assert policy.cutoff((8, 7, 3)) == expected._replace(tau=0.0)  # the start of the schedule
+    bounded = dataclasses.replace(policy, max_rank=5)
+    assert bounded.cutoff((8, 7, 3), 4) == expected._replace(limits=(5, 5, 5))
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("full", Cutoff((8, 7, 3))),
+        (0.5, Cutoff((4, 4, 3))),
+        (5, Cutoff((5, 5, 3))),
+        ((2, 7, 1), Cutoff((2, 7, 1))),
+        (tdlrt.RelativeTolerance(0.1, max_rank=4), Cutoff((4, 4, 4), tau=0.1)),
+    ],
+)
+def test_the_cutoff_at_the_start(spec, expected):
+    assert initial_cutoff(spec, (8, 7, 3)) == expected
 
 
 def test_policies_cannot_be_changed():
@@ -173,25 +212,53 @@ def parameters_of(ranks, shape, modes):
     return math.prod(ranks) + sum(shape[mode] * ranks[mode] for mode in modes)
 
 
+def squared_values(core, mode):
+    """sigma_k^2 / ||C||^2 of Mat_i(C), by an SVD; zeros of a zero core."""
+    rows = core.double().movedim(mode, 0).flatten(1)
+    squares = torch.zeros(len(rows), dtype=torch.float64)
+    squares[: min(rows.shape)] = torch.linalg.svdvals(rows).square()
+    return squares / max(float(core.double().square().sum()), torch.finfo(torch.float64).tiny)
+
+
+def candidate_of(core, shape, modes, **options):
+    """A layer as a policy sees it whose core is in the bases that it keeps directions from."""
+    return Candidate(
+        tuple(core.shape),
+        tuple(core.shape),
+        shape,
+        modes,
+        squared_norm=float(core.double().square().sum()),
+        spectra={mode: squared_values(core, mode).tolist() for mode in modes},
+        **options,
+    )
+
+
 def chosen(policy, candidates, step=1):
     """Ranks that a policy asks for, mode by mode, of every candidate."""
-    rules = policy.rules(candidates, step)
+    cutoffs = policy.cutoffs(candidates, step)
     return {
         name: [
-            rules[name](mode, torch.zeros(size)) if mode in candidate.modes else size
-            for mode, size in enumerate(candidate.core.shape)
+            kept_rank(torch.zeros(size), mode, cutoffs[name], len(c.shape), c.modes)
+            if mode in c.modes
+            else size
+            for mode, size in enumerate(c.available)
         ]
-        for name, candidate in candidates.items()
+        for name, c in candidates.items()
     }
 
 
-def greedy(candidates, limit, multiple_of=1, min_rank=1):
+def greedy(candidates, cores, limit, multiple_of=1, min_rank=1):
     """The slow twin: all cuts priced anew before every one of them; then what fits comes back."""
-    ranks = {name: list(c.core.shape) for name, c in candidates.items()}
+    ranks = {name: list(core.shape) for name, core in cores.items()}
     cuts = []
+    weights = {
+        name: math.sqrt(c.curvature) * float(cores[name].double().norm())
+        for name, c in candidates.items()
+        if c.curvature is not None
+    }
+    mean = sum(weights.values()) / len(weights) if weights else 1.0
     values = {
-        (name, mode): torch.linalg.svdvals(c.core.double().movedim(mode, 0).flatten(1)).square()
-        / c.core.double().square().sum()
+        (name, mode): weights.get(name, mean) / mean * squared_values(cores[name], mode)
         for name, c in candidates.items()
         for mode in c.modes
     }
@@ -202,10 +269,11 @@ def greedy(candidates, limit, multiple_of=1, min_rank=1):
     while total() > limit:
         offers = []
         for index, (name, candidate) in enumerate(candidates.items()):
-            matrix = candidate.core.ndim == 2
+            available = cores[name].shape
+            matrix = len(available) == 2
             for group in [tuple(candidate.modes)] if matrix else [(m,) for m in candidate.modes]:
-                mode = min(group, key=lambda m: candidate.core.shape[m])
-                rank, size = min(ranks[name][m] for m in group), candidate.core.shape[mode]
+                mode = min(group, key=lambda m: available[m])
+                rank, size = min(ranks[name][m] for m in group), available[mode]
                 lowest = min(math.ceil(min_rank / multiple_of) * multiple_of, size)
                 if rank > lowest:
                     smaller = max((rank - 1) // multiple_of * multiple_of, lowest)
@@ -240,8 +308,8 @@ def greedy(candidates, limit, multiple_of=1, min_rank=1):
 
 @st.composite
 def networks(draw):
-    """One to three layers with augmented cores, as a policy sees them in a step."""
-    candidates = {}
+    """One to three layers with augmented cores, as a policy sees them in a step, and the cores."""
+    candidates, cores = {}, {}
     for number in range(draw(st.integers(1, 3))):
         order = draw(st.sampled_from([4, 2, 3]))
         shape = tuple(draw(st.integers(2, 9 if order == 2 else 6)) for _ in range(order))
@@ -251,8 +319,10 @@ def networks(draw):
             modes, ranks[2:] = (0, 1), shape[2:]
         ranks = [min(ranks)] * 2 if order == 2 else ranks
         core = gaussian(ranks, draw(seeds)) * draw(st.sampled_from([1.0, 1e-3, 100.0]))
-        candidates[f"layer{number}"] = Candidate(core, ranks, shape, modes)
-    return candidates
+        curvature = draw(st.sampled_from([None, 0.3, 1e-4]))
+        candidates[f"layer{number}"] = candidate_of(core, shape, modes, curvature=curvature)
+        cores[f"layer{number}"] = core
+    return candidates, cores
 
 
 @laws
@@ -262,30 +332,31 @@ def networks(draw):
     st.sampled_from([1, 2, 4]),
     st.integers(1, 3),
 )
-def test_a_budget_is_spent_greedily_and_never_exceeded(network, share, multiple_of, min_rank):
+def test_a_budget_is_spent_greedily_and_never_exceeded(drawn, share, multiple_of, min_rank):
+    network, cores = drawn
     # A tensor with two modes that are longer than 1 is a matrix: both have the same values, a tie.
-    sizes = [c.core.shape for c in network.values() if c.core.ndim > 2]
+    sizes = [core.shape for core in cores.values() if core.ndim > 2]
     assume(all(sum(n > 1 for n in shape) != 2 for shape in sizes))
     bounds = {"multiple_of": multiple_of, "min_rank": min_rank}
     with pytest.raises(tdlrt.RankError, match="parameters: got 1, but the smallest") as refused:
         tdlrt.ParameterBudget(parameters=1, **bounds).check(network)
     smallest = int(re.search(r"budget is (\d+) parameters", str(refused.value))[1])
-    largest = sum(parameters_of(c.core.shape, c.shape, c.modes) for c in network.values())
+    largest = sum(parameters_of(c.available, c.shape, c.modes) for c in network.values())
     limit = round(smallest + share * max(0, largest - smallest))
     policy = tdlrt.ParameterBudget(parameters=limit, **bounds)
     policy.check(network)
     with pytest.raises(tdlrt.RankError):
         tdlrt.ParameterBudget(parameters=max(1, smallest - 1), **bounds).check(network)
 
-    ranks, total, refused = greedy(network, limit, **bounds)
+    ranks, total, refused = greedy(network, cores, limit, **bounds)
     assert chosen(policy, network) == ranks
     assert total <= limit
     assert refused or total == largest or multiple_of > 1  # nothing was cut without need
 
     kept = 0
-    for name, rule in policy.rules(network, 1).items():
+    for name, cutoff in policy.cutoffs(network, 1).items():
         candidate = network[name]
-        core, _ = truncate(candidate.core, rule, candidate.modes)
+        core, _ = truncate(cores[name], cutoff, candidate.modes)
         kept += parameters_of(core.shape, candidate.shape, candidate.modes)
     assert kept <= limit
 
@@ -293,7 +364,7 @@ def test_a_budget_is_spent_greedily_and_never_exceeded(network, share, multiple_
 def diagonal(*values):
     """A matrix candidate of size 10 x 10 with these singular values."""
     core = torch.diag(torch.tensor(values, dtype=torch.float64))
-    return Candidate(core, core.shape, (10, 10), (0, 1))
+    return candidate_of(core, (10, 10), (0, 1))
 
 
 def test_the_cheapest_direction_goes_first():
@@ -318,7 +389,7 @@ def test_the_cheapest_direction_goes_first():
 
 def test_what_still_fits_after_a_large_cut_is_taken_back():
     """The small layer goes first and is too small; the large one's cut leaves room for it again."""
-    wide = Candidate(torch.diag(torch.tensor([10.0, 4.0])), (2, 2), (100, 100), (0, 1))
+    wide = candidate_of(torch.diag(torch.tensor([10.0, 4.0])), (100, 100), (0, 1))
     layers = {"wide": wide, "small": diagonal(1.0, 0.1, 0.1)}
     full = parameters_of([2, 2], (100, 100), (0, 1)) + parameters_of([3, 3], (10, 10), (0, 1))
     ranks = chosen(tdlrt.ParameterBudget(parameters=full - 60), layers)
@@ -331,10 +402,8 @@ def test_a_layer_that_the_loss_depends_on_more_keeps_more():
 
     def second_to_go(ratio, scale=1.0, curvature=0.3):
         layers = {
-            "a": one._replace(curvature=torch.tensor(curvature)),
-            "b": one._replace(
-                core=scale * one.core, curvature=torch.tensor(curvature * (ratio / scale) ** 2)
-            ),
+            "a": one._replace(curvature=curvature),
+            "b": diagonal(10.0 * scale, scale)._replace(curvature=curvature * (ratio / scale) ** 2),
         }
         limit = parameters_of([2, 2], (10, 10), (0, 1)) + parameters_of([1, 1], (10, 10), (0, 1))
         ranks = chosen(tdlrt.ParameterBudget(parameters=limit), layers)
@@ -350,7 +419,7 @@ def test_a_layer_that_the_loss_depends_on_more_keeps_more():
     norms = [101**0.5, 104**0.5]
     for factor, gone in ((3.87, "a"), (3.89, "b")):
         layers = {
-            name: layer._replace(curvature=torch.tensor((weight / norm) ** 2))
+            name: layer._replace(curvature=(weight / norm) ** 2)
             for (name, layer), norm, weight in zip(
                 weaker.items(), norms, (factor, 1.0), strict=True
             )
@@ -361,9 +430,9 @@ def test_a_layer_that_the_loss_depends_on_more_keeps_more():
 
 def test_a_layer_of_unknown_curvature_counts_like_the_mean():
     layers = {
-        "known": diagonal(10.0, 1.0)._replace(curvature=torch.tensor(1e-12)),
+        "known": diagonal(10.0, 1.0)._replace(curvature=1e-12),
         "unknown": diagonal(10.0, 1.01),
-        "dead": diagonal(10.0, 1.02)._replace(curvature=torch.tensor(0.0)),
+        "dead": diagonal(10.0, 1.02)._replace(curvature=0.0),
     }
     ranks = chosen(tdlrt.ParameterBudget(parameters=44 + 44 + 21), layers)
     assert ranks == {"known": [1, 1], "unknown": [2, 2], "dead": [2, 2]}
@@ -379,7 +448,7 @@ def test_a_resting_layer_keeps_its_ranks_and_the_others_share_the_rest():
 def test_a_matrix_loses_both_modes_together_and_an_unfactorised_mode_nothing():
     layers = {
         "linear": diagonal(3.0, 2.0, 1.0),
-        "conv": Candidate(gaussian((4, 4, 3), 0), (4, 4, 3), (8, 8, 3), (0, 1)),
+        "conv": candidate_of(gaussian((4, 4, 3), 0), (8, 8, 3), (0, 1)),
     }
     for limit in range(46, 200, 7):
         ranks = chosen(tdlrt.ParameterBudget(parameters=limit), layers)
@@ -434,7 +503,7 @@ def test_a_budget_too_small_names_the_smallest_possible_one():
 
 
 def test_the_smallest_budget_of_a_flat_matrix_has_one_rank():
-    flat = Candidate(torch.ones(4, 4), (4, 4), (4, 100), (0, 1))
+    flat = candidate_of(torch.ones(4, 4), (4, 100), (0, 1))
     tdlrt.ParameterBudget(parameters=4 * 4 + 4 * 104, multiple_of=8).check({"flat": flat})
 
 

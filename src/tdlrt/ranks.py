@@ -5,16 +5,14 @@ from __future__ import annotations
 import heapq
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
-import torch
-from torch import Tensor
-
 from tdlrt.errors import NothingMatchedError, RankError
-from tdlrt.linalg import RankRule, smallest_rank, squared_singular_values
+from tdlrt.linalg import Cutoff
 
 __all__ = [
     "ByName",
@@ -28,7 +26,7 @@ __all__ = [
     "RelativeTolerance",
     "Schedule",
     "explicit_ranks",
-    "initial_rank_rule",
+    "initial_cutoff",
 ]
 
 # Modes this small start full under a fractional rank: there is nothing to save in them.
@@ -108,39 +106,45 @@ class CubicSchedule(_Ramp):
 
 
 class Candidate(NamedTuple):
-    """A layer whose ranks are to be chosen.
+    """A layer whose ranks are to be chosen, in numbers on the host.
 
     Attributes:
-        core: The core in the bases from which directions may be kept.
         ranks: The ranks before the step.
+        available: The ranks of the core C in the bases from which directions may be kept.
         shape: (n_1, ..., n_d) of the weight.
         modes: The modes that are factorised.
+        squared_norm: ||C||^2.
+        spectra: By mode, sigma_k^2 / ||C||^2 of Mat_i(C), largest first; for a policy that
+            `needs_spectra`.
         curvature: Mean square of the entries of grad_C L, averaged over recent steps; None where
             no gradient was seen yet.
         resting: Whether the layer keeps its ranks in this step, for want of a gradient.
     """
 
-    core: Tensor
     ranks: Sequence[int]
+    available: Sequence[int]
     shape: Sequence[int]
     modes: Collection[int]
-    curvature: Tensor | None = None
+    squared_norm: float = 0.0
+    spectra: Mapping[int, Sequence[float]] = MappingProxyType({})
+    curvature: float | None = None
     resting: bool = False
 
 
 class RankPolicy(ABC):
-    """Says which ranks to keep, for all layers at once.
+    """Says which ranks to keep, for all layers at once."""
 
-    Attributes:
-        joint: Whether the rule of a layer may depend on the other layers. Where it does not, it is
-            asked for with that layer as the only candidate, which saves memory.
-    """
+    @property
+    def needs_spectra(self) -> bool:
+        """Whether it compares layers: it sees all of them, and the spectra of those that move.
 
-    joint: ClassVar[bool] = True
+        Another policy is asked about the layers that move alone, and nothing is read for it.
+        """
+        return True
 
     @abstractmethod
-    def rules(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, RankRule]:
-        """Truncation rule of each layer.
+    def cutoffs(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, Cutoff]:
+        """Where to cut each layer.
 
         Args:
             candidates: The layers by name.
@@ -149,7 +153,7 @@ class RankPolicy(ABC):
 
     @abstractmethod
     def check(self, candidates: Mapping[str, Candidate]) -> None:
-        """Refuse a policy that these layers cannot meet.
+        """Refuse a policy that these layers cannot meet; it looks at shapes and modes alone.
 
         Raises:
             RankError: The policy cannot be met.
@@ -164,9 +168,11 @@ class RankPolicy(ABC):
 class FixedRank(RankPolicy):
     """Every layer keeps the ranks it has; the directions still rotate."""
 
-    def rules(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, RankRule]:
-        """Rules that keep the ranks r_i whatever the singular values are."""
-        return {name: _keep(candidate.ranks) for name, candidate in candidates.items()}
+    needs_spectra = False
+
+    def cutoffs(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, Cutoff]:
+        """The ranks r_i, whatever the singular values are."""
+        return {name: Cutoff(tuple(candidate.ranks)) for name, candidate in candidates.items()}
 
     def check(self, candidates: Mapping[str, Candidate]) -> None:
         """Any layer can keep its ranks."""
@@ -197,7 +203,7 @@ class RelativeTolerance(RankPolicy):
         RankError: A value is out of its range.
     """
 
-    joint: ClassVar[bool] = False
+    needs_spectra = False
 
     tau: float | Schedule
     min_rank: int = 1
@@ -209,32 +215,24 @@ class RelativeTolerance(RankPolicy):
         _check_range("tau", self.tau, "a number in [0, 1), such as 0.1", lambda x: 0 <= x < 1)
         _check_bounds(self)
 
-    def rules(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, RankRule]:
-        """Rules for the tolerance of this step."""
-        return {
-            name: self.rule(_squared_norm(c.core), c.core.ndim, c.modes, step)
-            for name, c in candidates.items()
-        }
+    def cutoffs(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, Cutoff]:
+        """The tolerance of this step."""
+        return {name: self.cutoff(candidate.shape, step) for name, candidate in candidates.items()}
 
-    def rule(
-        self, squared_norm: float, order: int, modes: Collection[int], step: int = 0
-    ) -> RankRule:
-        """Rule for one core.
+    def cutoff(self, shape: Sequence[int], step: int = 0) -> Cutoff:
+        """Where to cut one layer.
 
         Args:
-            squared_norm: ||C||^2.
-            order: d.
-            modes: The modes that it is truncated in.
+            shape: (n_1, ..., n_d) of the weight.
             step: Number of the step; 0 is the start of a schedule.
         """
-        shares = 1 if order == 2 else max(1, len(modes))
-        budget = _value(self.tau, step) ** 2 * squared_norm / shares
-
-        def keep(mode: int, values: Tensor) -> int:
-            rank = smallest_rank(values, budget)
-            return _bounded(self, rank + math.ceil(self.spare * rank), len(values))
-
-        return keep
+        return Cutoff(
+            limits=tuple(n if self.max_rank is None else self.max_rank for n in shape),
+            tau=_value(self.tau, step),
+            min_rank=self.min_rank,
+            multiple_of=self.multiple_of,
+            spare=self.spare,
+        )
 
     def check(self, candidates: Mapping[str, Candidate]) -> None:
         """Any layer can meet a tolerance."""
@@ -291,8 +289,8 @@ class ParameterBudget(RankPolicy):
             _check_range("parameters", self.parameters, "a number from 1", lambda x: x >= 1)
         _check_bounds(self)
 
-    def rules(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, RankRule]:
-        """Rules that keep the ranks which fit the budget of this step together."""
+    def cutoffs(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, Cutoff]:
+        """The ranks that fit the budget of this step together."""
         moving = {name: c for name, c in candidates.items() if not c.resting}
         sensitivities = self.sensitivities(moving)
         shares = {name: _Share(name, c, self, sensitivities[name]) for name, c in moving.items()}
@@ -303,11 +301,11 @@ class ParameterBudget(RankPolicy):
         taken = sum(_parameters(c.ranks, c) for c in candidates.values() if c.resting)
         _spend(list(shares.values()), limit * (1 + self.spare) - taken)
         return {
-            name: _keep(shares[name].ranks if name in shares else candidate.ranks)
+            name: Cutoff(tuple(shares[name].ranks if name in shares else candidate.ranks))
             for name, candidate in candidates.items()
         }
 
-    def worth(self, name: str, candidate: Candidate, mode: int) -> Tensor:
+    def worth(self, name: str, candidate: Candidate, mode: int) -> Sequence[float]:
         """Share of the layer in each direction of a mode: sigma_k^2 / ||C||^2, largest sigma first.
 
         Args:
@@ -315,8 +313,7 @@ class ParameterBudget(RankPolicy):
             candidate: The layer.
             mode: The mode.
         """
-        norm = max(_squared_norm(candidate.core), torch.finfo(torch.float64).tiny)
-        return squared_singular_values(candidate.core, mode) / norm
+        return candidate.spectra[mode]
 
     def sensitivities(self, candidates: Mapping[str, Candidate]) -> dict[str, float]:
         """How much a relative error of each layer matters: sqrt(F) ||C||, its mean set to 1.
@@ -327,7 +324,7 @@ class ParameterBudget(RankPolicy):
             candidates: The layers by name.
         """
         known = {
-            name: math.sqrt(float(c.curvature) * _squared_norm(c.core))
+            name: math.sqrt(c.curvature * c.squared_norm)
             for name, c in candidates.items()
             if c.curvature is not None
         }
@@ -385,12 +382,17 @@ class ByName(RankPolicy):
                     "RelativeTolerance(0.1)"
                 )
 
-    def rules(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, RankRule]:
-        """Rules of the policy of each layer."""
-        rules: dict[str, RankRule] = {}
+    @property
+    def needs_spectra(self) -> bool:
+        """Whether the policy of any layer needs them."""
+        return any(policy.needs_spectra for policy in self.policies.values())
+
+    def cutoffs(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, Cutoff]:
+        """What the policy of each layer says."""
+        cutoffs: dict[str, Cutoff] = {}
         for policy, group in self._groups(candidates):
-            rules |= policy.rules(group, step)
-        return rules
+            cutoffs |= policy.cutoffs(group, step)
+        return cutoffs
 
     def check(self, candidates: Mapping[str, Candidate]) -> None:
         """Refuse a pattern without a layer, and policies that cannot be met.
@@ -433,19 +435,24 @@ class ByName(RankPolicy):
         ]
 
 
+# A step to the next smaller rank: its price, the layer, the modes, their rank before and after, and
+# the parameters saved. The first three put cuts in order.
+_Cut: TypeAlias = tuple[float, int, tuple[int, ...], int, int, int]
+
+
 class _Share:
-    """What a layer has under a budget: its ranks, and what the next smaller ones would cost."""
+    """What a layer has under a budget: its ranks, and what it costs to cut them."""
 
     def __init__(
         self, name: str, candidate: Candidate, policy: ParameterBudget, sensitivity: float
     ) -> None:
         self.candidate, self.bounds = candidate, policy
-        self.groups = _rank_groups(candidate)
-        self.ranks = list(candidate.core.shape)
+        self.ranks = list(candidate.available)
         self.values: dict[tuple[int, ...], list[float]] = {}
-        for group in self.groups:
-            shortest = min(group, key=lambda mode: candidate.core.shape[mode])
-            values = (sensitivity * policy.worth(name, candidate, shortest)).tolist()
+        for group in sorted(_rank_groups(candidate)):
+            shortest = min(group, key=lambda mode: candidate.available[mode])
+            worths = policy.worth(name, candidate, shortest)[: candidate.available[shortest]]
+            values = [sensitivity * worth for worth in worths]
             self.values[group] = values
             self.change(group, min(len(values), policy.max_rank or len(values)))
 
@@ -453,38 +460,62 @@ class _Share:
     def parameters(self) -> int:
         return _parameters(self.ranks, self.candidate)
 
-    def change(self, group: tuple[int, ...], rank: int) -> int:
-        """Set the rank of a group, and return by how much the parameters grow."""
-        before = self.parameters
+    def change(self, group: tuple[int, ...], rank: int) -> None:
+        """Set the rank of a group."""
         for mode in group:
             self.ranks[mode] = rank
-        return self.parameters - before
 
-    def smaller(self, group: tuple[int, ...]) -> int | None:
-        """Next smaller rank that the bounds allow."""
-        rank, step = self.ranks[group[0]], self.bounds.multiple_of
-        lowest = _bounded(self.bounds, 1, len(self.values[group]))
-        return max((rank - 1) // step * step, lowest) if rank > lowest else None
+    def cuts(self, layer: int) -> Iterator[_Cut]:
+        """Every cut down to the smallest ranks, the cheapest first; the ranks stay as they are.
 
-    def price(self, group: tuple[int, ...]) -> float:
-        """Worth of what goes, per parameter saved, at the next smaller rank."""
-        rank, smaller = self.ranks[group[0]], self.smaller(group)
-        self.change(group, smaller or rank)
-        saved = self.change(group, rank)
-        return sum(self.values[group][smaller:rank]) / saved
+        The price is the worth of what goes per parameter saved, with the cuts before it made.
+        """
+        core = math.prod(self.ranks)
+        queues = {group: self._offers(group) for group in self.values}
+        offers = {group: offer for group, queue in queues.items() if (offer := next(queue, None))}
+        while offers:
+            lowest = math.inf
+            cheapest: tuple[int, ...] = ()
+            for group, (rank, smaller, worth, size, more) in offers.items():
+                price = worth / ((rank - smaller) * (size + core // rank + more * smaller))
+                if price < lowest:
+                    lowest, cheapest = price, group
+            rank, smaller, _, size, more = offers[cheapest]
+            less = (rank - smaller) * (core // rank + more * smaller)
+            yield lowest, layer, cheapest, rank, smaller, less + (rank - smaller) * size
+            core -= less
+            if (offer := next(queues[cheapest], None)) is None:
+                del offers[cheapest]
+            else:
+                offers[cheapest] = offer
+
+    def _offers(self, group: tuple[int, ...]) -> Iterator[tuple[int, int, float, int, int]]:
+        """Ranks before and after each cut, the worth of what goes, sum of n_i, and 1 for a matrix.
+
+        From r to s a mode saves (r - s) (n_i + c / r) of the core's c parameters and its own; the
+        two modes of a matrix, where c = r^2, save (r - s) (n_1 + n_2 + c / r + s).
+        """
+        values, step = self.values[group], self.bounds.multiple_of
+        lowest = _smallest_rank(self.bounds, len(values))
+        size = sum(self.candidate.shape[mode] for mode in group)
+        rank = self.ranks[group[0]]
+        while rank > lowest:
+            smaller = max((rank - 1) // step * step, lowest)
+            yield rank, smaller, sum(values[smaller:rank]), size, len(group) - 1
+            rank = smaller
 
 
 def _rank_groups(candidate: Candidate) -> list[tuple[int, ...]]:
     """Modes that share a rank: a matrix has one, which its two modes lose together."""
     modes = candidate.modes
-    together = candidate.core.ndim == 2 and len(modes) == 2
+    together = len(candidate.shape) == 2 and len(modes) == 2
     return [tuple(modes)] if together else [(mode,) for mode in modes]
 
 
 def _smallest_ranks(bounds: ParameterBudget, candidate: Candidate) -> list[int]:
     ranks = list(candidate.shape)
     for group in _rank_groups(candidate):
-        rank = _bounded(bounds, 1, min(candidate.shape[mode] for mode in group))
+        rank = _smallest_rank(bounds, min(candidate.shape[mode] for mode in group))
         for mode in group:
             ranks[mode] = rank
     return ranks
@@ -496,34 +527,25 @@ def _spend(shares: Sequence[_Share], limit: float) -> None:
     The last cut may save more than it has to; what then fits again is taken back, dearest first.
     """
     total = sum(share.parameters for share in shares)
-    heap: list[tuple[float, int, tuple[int, ...]]] = []
-    cuts: list[tuple[_Share, tuple[int, ...], int, int]] = []
-
-    def offer(index: int, group: tuple[int, ...]) -> None:
-        if shares[index].smaller(group) is not None:
-            heapq.heappush(heap, (shares[index].price(group), index, group))
-
-    for index, share in enumerate(shares):
-        for group in share.groups:
-            offer(index, group)
-    while heap and total > limit:
-        price, index, group = heapq.heappop(heap)
-        share = shares[index]
-        smaller = share.smaller(group)
-        # A price rises when other modes of the layer shrink: the same cut then saves less.
-        if smaller is not None and share.price(group) <= price:
-            cuts.append((share, group, share.ranks[group[0]], smaller))
-            total += share.change(group, smaller)
-        offer(index, group)
-    for share, group, before, after in reversed(cuts):
+    made: list[_Cut] = []
+    # A cut leaves the prices of other layers as they are, so each layer has a queue of its own.
+    queues = [share.cuts(layer) for layer, share in enumerate(shares)]
+    for cut in heapq.merge(*queues) if total > limit else ():
+        made.append(cut)
+        total -= cut[-1]
+        if total <= limit:
+            break
+    for _, layer, group, _, after, _ in made:
+        shares[layer].change(group, after)
+    for _, layer, group, before, after, _ in reversed(made):
+        share = shares[layer]
         if share.ranks[group[0]] == after:
-            total += share.change(group, before)
-            if total > limit:
-                total += share.change(group, after)
-
-
-def _keep(ranks: Sequence[int]) -> RankRule:
-    return lambda mode, values: min(ranks[mode], len(values))
+            others = total - share.parameters
+            share.change(group, before)
+            if others + share.parameters <= limit:
+                total = others + share.parameters
+            else:
+                share.change(group, after)
 
 
 def _parameters(ranks: Sequence[int], candidate: Candidate) -> int:
@@ -535,17 +557,12 @@ def _dense_parameters(candidates: Mapping[str, Candidate]) -> int:
     return sum(math.prod(candidate.shape) for candidate in candidates.values())
 
 
-def _squared_norm(core: Tensor) -> float:
-    return float(torch.linalg.vector_norm(core, dtype=torch.float64)) ** 2
-
-
 def _value(number: float | Schedule, step: int) -> float:
     return number.value(step) if isinstance(number, Schedule) else number
 
 
-def _bounded(bounds: RelativeTolerance | ParameterBudget, rank: int, size: int) -> int:
-    rank = max(rank, bounds.min_rank)
-    rank = math.ceil(rank / bounds.multiple_of) * bounds.multiple_of
+def _smallest_rank(bounds: ParameterBudget, size: int) -> int:
+    rank = math.ceil(bounds.min_rank / bounds.multiple_of) * bounds.multiple_of
     return min(rank, size, bounds.max_rank or size)
 
 
@@ -579,10 +596,8 @@ _EXPECTED = (
 )
 
 
-def initial_rank_rule(
-    spec: RankSpec, shape: Sequence[int], squared_norm: float, modes: Collection[int]
-) -> RankRule:
-    """Truncation rule that a user's rank means for a weight.
+def initial_cutoff(spec: RankSpec, shape: Sequence[int]) -> Cutoff:
+    """Truncation that a user's rank means for a weight.
 
     A fraction applies to the channel modes (the first two; at least 1), and the other modes and
     modes of size 4 or less start full. An int is clipped to each mode. A tuple is taken as it is.
@@ -590,15 +605,13 @@ def initial_rank_rule(
     Args:
         spec: The rank.
         shape: (n_1, ..., n_d) of the weight.
-        squared_norm: ||W||^2.
-        modes: The modes to truncate.
 
     Raises:
         RankError: The rank is not one of the above, not positive, or larger than its mode.
     """
     if isinstance(spec, RelativeTolerance):
-        return spec.rule(squared_norm, len(shape), modes)
-    return _keep(explicit_ranks(spec, shape))
+        return spec.cutoff(shape)
+    return Cutoff(explicit_ranks(spec, shape))
 
 
 def explicit_ranks(spec: object, shape: Sequence[int]) -> tuple[int, ...]:

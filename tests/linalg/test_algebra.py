@@ -1,5 +1,7 @@
+import pytest
 import torch
 from hypothesis import given
+from torch import Tensor
 
 import reference
 from reference.cases import (
@@ -12,6 +14,11 @@ from reference.cases import (
     tucker_cases,
 )
 from tdlrt.linalg import TuckerTensor, fold, mode_product, multi_mode_product, unfold
+
+
+def numbered(case: TuckerCase, batch: tuple[int, ...]) -> Tensor:
+    """Different tensors of one shape along batch dimensions."""
+    return gaussian((*batch, *case.shape), case.seed, case.dtype)
 
 
 @on_every_device
@@ -49,6 +56,30 @@ def test_multi_mode_product_equals_its_twin(device: str, case: TuckerCase) -> No
     assert relative_error(weight, expected) <= rounding(case.dtype)
     back = multi_mode_product(weight, factors, transpose=True)
     assert relative_error(back, core) <= rounding(case.dtype)
+
+
+@pytest.mark.parametrize("batch", [(3,), (2, 2), (1,)])
+@laws
+@given(case=tucker_cases())
+def test_batches_are_taken_member_by_member(batch: tuple[int, ...], case: TuckerCase) -> None:
+    tensors = numbered(case, batch)
+    strided = tensors.transpose(0, -1).contiguous().transpose(0, -1)
+    members = tensors.flatten(0, len(batch) - 1)
+    matrices = [gaussian((*batch, n + 1, n), case.seed + n, case.dtype) for n in case.shape]
+    single = [matrix.flatten(0, len(batch) - 1) for matrix in matrices]
+    for mode in range(case.order):
+        unfolded = unfold(tensors, mode, len(batch))
+        assert torch.equal(fold(unfolded, mode, case.shape), tensors)
+        for found, member in zip(unfolded.flatten(0, len(batch) - 1), members, strict=True):
+            assert torch.equal(found, unfold(member, mode))
+        for same in (tensors, strided):
+            product = mode_product(same, matrices[mode], mode).flatten(0, len(batch) - 1)
+            expected = [mode_product(*of, mode) for of in zip(members, single[mode], strict=True)]
+            assert relative_error(product, torch.stack(expected)) <= rounding(case.dtype)
+    whole = multi_mode_product(tensors, matrices).flatten(0, len(batch) - 1)
+    for number, found in enumerate(whole):
+        expected = multi_mode_product(members[number], [matrix[number] for matrix in single])
+        assert relative_error(found, expected) <= rounding(case.dtype)
 
 
 def test_multi_mode_product_leaves_out_skipped_and_absent_modes() -> None:

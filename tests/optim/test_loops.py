@@ -506,7 +506,7 @@ def test_an_average_of_factors_is_not_an_average_of_weights():
 
 @pytest.fixture
 def five_steps_are_long(monkeypatch):
-    monkeypatch.setattr("tdlrt.optim.optimizer._LONG_WITHOUT_ADAPTATION", 5)
+    monkeypatch.setattr("tdlrt.optim.adaptation._LONG_WITHOUT_ADAPTATION", 5)
 
 
 def warnings_of(problem, steps=12):

@@ -12,7 +12,7 @@ from reference.algebra import (
 )
 from reference.integrators import State, augmented_basis, basis_direction, bug_step, parallel_step
 from reference.rules import SGD, Adam, AdamW
-from reference.truncation import smallest_rank, truncate
+from reference.truncation import kept_rank, smallest_rank, truncate
 
 __all__ = [
     "SGD",
@@ -24,6 +24,7 @@ __all__ = [
     "basis_direction",
     "bug_step",
     "fold",
+    "kept_rank",
     "kronecker",
     "mode_product",
     "multi_product",

@@ -80,17 +80,24 @@ def tucker_to_dense(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
     return (kronecker(factors) @ core.reshape(-1)).reshape(shape)
 
 
-def tangent_projection(core: Tensor, factors: Sequence[Tensor], z: Tensor) -> Tensor:
+def tangent_projection(
+    core: Tensor, factors: Sequence[Tensor], z: Tensor, damping: float = 0.0
+) -> Tensor:
     """Orthogonal projection of ``z`` onto the tangent space at W = C x_1 U_1 ... x_d U_d.
 
     Z x_j U_j U_j^T + sum_i Ten_i[ (I - U_i U_i^T) Mat_i(Z) (kron_{j != i} U_j) R_i (...)^T ] with
-    R_i = Mat_i(C)^+ Mat_i(C) the projection on the row space of Mat_i(C).
+    R_i = Mat_i(C)^+ Mat_i(C) the projection on the row space of Mat_i(C). With damping it is
+    Mat_i(C)^T (Mat_i(C) Mat_i(C)^T + damping I)^-1 Mat_i(C), and not a projection any more.
     """
     projected = multi_product(z, [u @ u.T for u in factors])
     for i, u in enumerate(factors):
         unfolded = unfold(core, i)
         others = kronecker([v for j, v in enumerate(factors) if j != i])
         rows = others @ torch.linalg.pinv(unfolded, rtol=1e-12) @ unfolded @ others.T
+        if damping:
+            left, values, right = torch.linalg.svd(unfolded, full_matrices=False)
+            weights = values.square() / (values.square() + damping)
+            rows = others @ right.T @ weights.diag() @ right @ others.T
         outside = torch.eye(u.shape[0], dtype=u.dtype) - u @ u.T
         projected = projected + fold(outside @ unfold(z, i) @ rows, i, z.shape)
     return projected

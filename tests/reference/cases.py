@@ -1,7 +1,7 @@
-"""Random Tucker tensors for tests: devices, hypothesis strategies, comparison by norm."""
+"""Random Tucker tensors for tests: devices, hypothesis strategies, stacks, comparison by norm."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -9,6 +9,11 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from tdlrt.linalg import Layout
+
+Tucker = tuple[Tensor, Sequence[Tensor | None]]
+"""A core and its factors, None for a mode that is not factorised."""
 
 laws = settings(derandomize=True, deadline=None, max_examples=100)
 """Settings of the property tests: the same examples in every run."""
@@ -55,11 +60,11 @@ def rounding(dtype: torch.dtype, factor: float = 100.0) -> float:
     return factor * torch.finfo(dtype).eps
 
 
-def admissible(ranks: Sequence[int]) -> tuple[int, ...]:
-    """The ranks, lowered until r_i <= prod_{j != i} r_j."""
+def admissible(ranks: Sequence[int], modes: Collection[int] | None = None) -> tuple[int, ...]:
+    """The ranks, lowered until r_i <= prod_{j != i} r_j in the given modes, all by default."""
     ranks = list(ranks)
-    for i, rank in enumerate(ranks):
-        ranks[i] = min(rank, math.prod(ranks) // rank)
+    for i in range(len(ranks)) if modes is None else modes:
+        ranks[i] = min(ranks[i], math.prod(ranks) // ranks[i])
     return tuple(ranks)
 
 
@@ -86,15 +91,80 @@ class TuckerCase:
             for i, (n, r) in enumerate(sizes)
         ]
 
+    def tucker(self, device: str = "cpu", modes: Collection[int] | None = None) -> Tucker:
+        """Core and factors, those of the other modes left out."""
+        factors = enumerate(self.factors(device))
+        return self.core(device), [u if modes is None or i in modes else None for i, u in factors]
+
     def tensor(self, number: int, device: str = "cpu") -> Tensor:
         """A full tensor of the shape of the weight; another one for every number."""
         return gaussian(self.shape, self.seed + 100 + number, self.dtype, device)
 
 
 @st.composite
-def tucker_cases(draw: st.DrawFn) -> TuckerCase:
-    order = draw(st.sampled_from([3, 4, 2, 5]))
+def tucker_cases(draw: st.DrawFn, order: int | None = None) -> TuckerCase:
+    order = order or draw(st.sampled_from([3, 4, 2, 5]))
     shape = draw(st.tuples(*[st.sampled_from(MODE_SIZES[order])] * order))
     shares = draw(st.tuples(*[st.sampled_from([1 / 2, 2 / 3, 1 / 3, 1])] * order))
     ranks = admissible([math.ceil(n * share) for n, share in zip(shape, shares, strict=True)])
     return TuckerCase(shape, ranks, draw(dtypes), draw(seeds))
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> tuple[list[TuckerCase], tuple[int, ...]]:
+    """Tucker tensors of one order and type, of sizes that differ, and the modes factorised."""
+    order, dtype = draw(st.sampled_from([3, 4, 2, 5])), draw(dtypes)
+    modes = tuple(range(order)) if order < 3 or draw(st.booleans()) else (0, 1)
+    cases = []
+    for _ in range(draw(st.integers(2, 3))):
+        case = draw(tucker_cases(order))
+        ranks = [case.ranks[i] if i in modes else n for i, n in enumerate(case.shape)]
+        cases.append(TuckerCase(case.shape, admissible(ranks, modes), dtype, case.seed))
+    return cases, modes
+
+
+# --- stacks -------------------------------------------------------------------------------------
+
+
+def padded(members: Sequence[Tensor], shape: Sequence[int] | None = None) -> Tensor:
+    """The members along a new first dimension, each in front of zeros that fill up the shape."""
+    if shape is None:
+        shape = [max(sizes) for sizes in zip(*(member.shape for member in members), strict=True)]
+    result = members[0].new_zeros(len(members), *shape)
+    for place, member in zip(result, members, strict=True):
+        place[tuple(slice(0, size) for size in member.shape)] = member
+    return result
+
+
+def stack(
+    members: Sequence[Tucker], modes: Collection[int] | None = None
+) -> tuple[Tensor, list[Tensor | None], Layout]:
+    """Padded core, padded factors and layout; by default every mode with a factor is factorised."""
+    cores = [core for core, _ in members]
+    by_mode = list(zip(*(factors for _, factors in members), strict=True))
+    if modes is None:
+        modes = [mode for mode, of in enumerate(by_mode) if of[0] is not None]
+    sizes = [
+        [r if u is None else len(u) for r, u in zip(core.shape, factors, strict=True)]
+        for core, factors in members
+    ]
+    layout = Layout(sizes, [core.shape for core in cores], modes, cores[0].device)
+    factors = [None if of[0] is None else padded(of) for of in by_mode]
+    return padded(cores), factors, layout
+
+
+def behind(stacked: Tensor, members: Sequence[Tensor]) -> Tensor:
+    """The entries of a stack that stand behind its members."""
+    mask = padded([torch.ones_like(member) for member in members], stacked.shape[1:])
+    return stacked[mask == 0]
+
+
+def stack_error(stacked: Tensor, members: Sequence[Tensor]) -> float:
+    """Largest relative error of a member; what stands behind them has to be exactly zero."""
+    assert len(stacked) == len(members)
+    assert not behind(stacked, members).any()
+    pairs = zip(stacked, members, strict=True)
+    return max(
+        relative_error(of[tuple(slice(0, size) for size in member.shape)], member)
+        for of, member in pairs
+    )

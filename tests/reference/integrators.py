@@ -1,8 +1,9 @@
 """One step of both integrators on the weight formed in full.
 
 The optimisers' rules work entry by entry, so they depend on the bases. What a step fixes of them:
-a basis that is not cut keeps its columns; new columns stand behind the old ones; what is cut gets
-singular vectors, in descending order of the values. Signs of columns do not matter.
+a basis that is not cut keeps its columns; new columns stand behind the old ones and are the left
+singular vectors of the new part; what is cut gets singular vectors, too. Both stand in descending
+order of the values. Signs of columns do not matter.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -345,11 +346,14 @@ def bug_retraction(
 
 
 def augmented_basis(u: Tensor, direction: Tensor) -> Tensor:
-    """An orthonormal basis [U | V] with min(2r, n) columns whose span contains [U | D].
+    """An orthonormal basis [U | V] of the range of [U | D].
 
-    Where [U | D] has a lower rank the last columns are arbitrary.
+    V holds the left singular vectors of (I - U U^T) D, largest first, without those whose singular
+    values are rounding, below 1e-10 of the largest.
     """
-    return positive_qr(torch.cat([u, direction], dim=1))[0]
+    left, values, _ = torch.linalg.svd(without_basis(u, direction), full_matrices=False)
+    count = min(u.shape[0] - u.shape[1], int((values > 1e-10 * values[:1]).sum()))
+    return torch.cat([u, left[:, :count]], dim=1)
 
 
 def _augmented_bases(

@@ -1,12 +1,16 @@
 """Truncation of a tensor to low multilinear rank, by SVDs of the unfoldings."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from reference.algebra import mode_product, unfold
+
+if TYPE_CHECKING:
+    from tdlrt.linalg import Cutoff
 
 
 def truncate(
@@ -19,7 +23,7 @@ def truncate(
 
     Either ``tau``, with ||T - result|| <= tau ||T||, or ``ranks``. Modes outside ``modes`` and
     modes that lose nothing keep the identity as their basis. A mode larger than the product of
-    the others gets the Q of its unfolding, which loses nothing.
+    the others gets the left singular vectors of its unfolding, which lose nothing.
     """
     modes = range(tensor.ndim) if modes is None else modes
     factors = [torch.eye(n, dtype=tensor.dtype) for n in tensor.shape]
@@ -39,7 +43,7 @@ def truncate(
 
     for mode in modes:
         if core.shape[mode] > core.numel() // core.shape[mode]:
-            left = torch.linalg.qr(unfold(core, mode))[0]
+            left = torch.linalg.svd(unfold(core, mode), full_matrices=False)[0]
             core, factors[mode] = mode_product(core, left.T, mode), factors[mode] @ left
     return core, factors
 
@@ -50,6 +54,31 @@ def smallest_rank(values: Tensor, tau: float, share: float) -> int:
         return len(values)
     tails = [math.fsum(values[rank:].square().tolist()) for rank in range(1, len(values) + 1)]
     return 1 + next(i for i, tail in enumerate(tails) if tail <= tau**2 * share)
+
+
+def kept_rank(
+    squares: Tensor,
+    mode: int,
+    cutoff: "Cutoff",
+    order: int,
+    modes: Collection[int],
+    squared_norm: float | None = None,
+) -> int:
+    """The rank that a cut-off keeps of a mode with these squared singular values, largest first.
+
+    ``modes`` are all that are truncated; a matrix loses its two together, so one has the whole
+    budget. ``squared_norm``, that of the core before any of them was, is their sum by default.
+    """
+    if squared_norm is None:
+        squared_norm = math.fsum(squares.double().tolist())
+    shares = 1 if order == 2 else len(modes)
+    rank = len(squares)
+    if squared_norm > 0:
+        rank = smallest_rank(squares.double().sqrt(), cutoff.tau, squared_norm / shares)
+    rank += math.ceil(cutoff.spare * rank)
+    rank = max(rank, cutoff.min_rank)
+    rank = math.ceil(rank / cutoff.multiple_of) * cutoff.multiple_of
+    return min(rank, len(squares), cutoff.limits[mode])
 
 
 def _matrix_rank(values: Tensor, tau: float | None, ranks: Sequence[int] | None) -> int:

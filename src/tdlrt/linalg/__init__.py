@@ -2,6 +2,7 @@
 
 from tdlrt.linalg.algebra import (
     TuckerTensor,
+    add_product,
     check_ranks,
     fold,
     mode_product,
@@ -10,6 +11,7 @@ from tdlrt.linalg.algebra import (
     unfold,
 )
 from tdlrt.linalg.bases import (
+    damped_qr,
     new_directions,
     orthonormality_error,
     orthonormality_tolerance,
@@ -18,20 +20,37 @@ from tdlrt.linalg.bases import (
     positive_qr,
     reject,
 )
-from tdlrt.linalg.tangent import TangentSpace, TangentVector, well_conditioned
+from tdlrt.linalg.stacks import Layout
+from tdlrt.linalg.tangent import Factorization, TangentSpace, TangentVector, factorize_core
 from tdlrt.linalg.transport import Cut, Transport, stochastic
-from tdlrt.linalg.truncation import RankRule, smallest_rank, squared_singular_values, truncate
+from tdlrt.linalg.truncation import (
+    Cutoff,
+    Truncation,
+    kept_ranks,
+    possible_ranks,
+    relative_spectrum,
+    squared_singular_values,
+    truncate,
+    truncate_stack,
+)
 from tdlrt.linalg.weighting import shrunk_root, truncate_weighted
 
 __all__ = [
     "Cut",
-    "RankRule",
+    "Cutoff",
+    "Factorization",
+    "Layout",
     "TangentSpace",
     "TangentVector",
     "Transport",
+    "Truncation",
     "TuckerTensor",
+    "add_product",
     "check_ranks",
+    "damped_qr",
+    "factorize_core",
     "fold",
+    "kept_ranks",
     "mode_product",
     "multi_mode_product",
     "new_directions",
@@ -40,14 +59,15 @@ __all__ = [
     "orthonormalize",
     "polish_basis",
     "positive_qr",
+    "possible_ranks",
     "rank_is_excessive",
     "reject",
+    "relative_spectrum",
     "shrunk_root",
-    "smallest_rank",
     "squared_singular_values",
     "stochastic",
     "truncate",
+    "truncate_stack",
     "truncate_weighted",
     "unfold",
-    "well_conditioned",
 ]

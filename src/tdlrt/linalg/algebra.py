@@ -1,4 +1,8 @@
-"""Multilinear algebra on dense tensors of any order: unfoldings, mode products, Tucker products."""
+"""Multilinear algebra on dense tensors of any order: unfoldings, mode products, Tucker products.
+
+Everything takes leading batch dimensions: tensors of shape ... x n_1 x ... x n_d, matrices of shape
+... x m x n. Modes are counted without them, from 0.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,14 @@ import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from tdlrt.errors import RankError
 
 __all__ = [
     "TuckerTensor",
+    "add_product",
     "check_ranks",
     "fold",
     "mode_product",
@@ -61,17 +67,18 @@ def check_ranks(ranks: Sequence[int], modes: Collection[int]) -> None:
             )
 
 
-def unfold(tensor: Tensor, mode: int) -> Tensor:
+def unfold(tensor: Tensor, mode: int, batch: int = 0) -> Tensor:
     """Mode-i matricisation Mat_i(T).
 
     Rows run over mode i, columns over the other modes in their order, the last one fastest.
 
     Args:
-        tensor: T, of shape n_1 x ... x n_d.
+        tensor: T, of shape ... x n_1 x ... x n_d.
         mode: i, counted from 0.
+        batch: Number of batch dimensions.
 
     Returns:
-        A matrix of shape n_i x prod_{j != i} n_j.
+        Matrices of shape ... x n_i x prod_{j != i} n_j.
 
     >>> import torch
     >>> unfold(torch.arange(6).reshape(2, 3), 1)
@@ -79,16 +86,16 @@ def unfold(tensor: Tensor, mode: int) -> Tensor:
             [1, 4],
             [2, 5]])
     """
-    return tensor.movedim(mode, 0).reshape(tensor.shape[mode], -1)
+    return tensor.movedim(batch + mode, batch).flatten(batch + 1)
 
 
 def fold(matrix: Tensor, mode: int, shape: Sequence[int]) -> Tensor:
     """Tensorisation Ten_i(M), the inverse of `unfold`.
 
     Args:
-        matrix: M, of shape n_i x prod_{j != i} n_j.
+        matrix: M, of shape ... x n_i x prod_{j != i} n_j.
         mode: i, counted from 0.
-        shape: (n_1, ..., n_d) of the result.
+        shape: (n_1, ..., n_d) of the result, without batch dimensions.
 
     Returns:
         The tensor T with Mat_i(T) = M.
@@ -98,30 +105,53 @@ def fold(matrix: Tensor, mode: int, shape: Sequence[int]) -> Tensor:
     tensor([[0, 1, 2],
             [3, 4, 5]])
     """
+    batch = matrix.ndim - 2
     others = [n for j, n in enumerate(shape) if j != mode]
-    return matrix.reshape(shape[mode], *others).movedim(0, mode)
+    folded = matrix.reshape(*matrix.shape[:batch], shape[mode], *others)
+    return folded.movedim(batch, batch + mode)
 
 
 def mode_product(tensor: Tensor, matrix: Tensor, mode: int) -> Tensor:
     """Mode-i product T x_i M, defined by Mat_i(T x_i M) = M Mat_i(T).
 
     Args:
-        tensor: T, of shape n_1 x ... x n_d.
-        matrix: M, of shape m x n_i.
+        tensor: T, of shape ... x n_1 x ... x n_d.
+        matrix: M, of shape ... x m x n_i, with the same batch dimensions.
         mode: i, counted from 0.
 
     Returns:
-        A tensor of shape n_1 x ... x m x ... x n_d.
+        A tensor of shape ... x n_1 x ... x m x ... x n_d.
     """
-    shape = tensor.shape
+    batch = matrix.ndim - 2
+    lead, shape = tensor.shape[:batch], tensor.shape[batch:]
     before, after = math.prod(shape[:mode]), math.prod(shape[mode + 1 :])
-    if before == 1 or after == 1:  # one matrix product on the tensor as it lies in memory
-        flat = tensor.reshape(before, shape[mode], after)
-        product = matrix @ flat[0] if before == 1 else flat[..., 0] @ matrix.mT
+    if before == 1:  # one matrix product on the tensor as it lies in memory
+        product = matrix @ tensor.reshape(*lead, shape[mode], after)
+    elif after == 1:
+        product = tensor.reshape(*lead, before, shape[mode]) @ matrix.mT
     else:
-        product = (matrix @ unfold(tensor, mode)).reshape(matrix.shape[0], before, after)
-        product = product.movedim(0, 1)
-    return product.reshape(*shape[:mode], matrix.shape[0], *shape[mode + 1 :])
+        product = matrix @ unfold(tensor, mode, batch)
+        product = product.reshape(*lead, -1, before, after).transpose(-3, -2)
+    return product.reshape(*lead, *shape[:mode], matrix.shape[-2], *shape[mode + 1 :])
+
+
+def add_product(
+    addend: Tensor, left: Tensor, right: Tensor, *, beta: float = 1.0, alpha: float = 1.0
+) -> Tensor:
+    """Beta A + alpha L R, in one operation.
+
+    Args:
+        addend: A, of shape n x k or B x n x k.
+        left: L, of shape n x m or B x n x m.
+        right: R, of shape m x k or B x m x k.
+        beta: Factor of A.
+        alpha: Factor of the product.
+
+    Returns:
+        A tensor of the shape of A.
+    """
+    add = torch.addmm if addend.ndim == 2 else torch.baddbmm
+    return add(addend, left, right, beta=beta, alpha=alpha)
 
 
 def multi_mode_product(
@@ -134,13 +164,13 @@ def multi_mode_product(
     """Product in all modes, T x_1 M_1 ... x_d M_d.
 
     Args:
-        tensor: T, of shape n_1 x ... x n_d.
-        matrices: M_i, of shape m_i x n_i, or None for the identity.
+        tensor: T, of shape ... x n_1 x ... x n_d.
+        matrices: M_i, of shape ... x m_i x n_i, or None for the identity.
         transpose: Multiply by M_i^T instead (then M_i is n_i x m_i).
         skip: A mode left as it is.
 
     Returns:
-        A tensor of shape m_1 x ... x m_d.
+        A tensor of shape ... x m_1 x ... x m_d.
     """
     for mode, matrix in enumerate(matrices):
         if matrix is not None and mode != skip:

@@ -1,4 +1,8 @@
-"""Orthonormal bases: making them, completing them, keeping them orthonormal."""
+"""Orthonormal bases: making them, completing them, keeping them orthonormal.
+
+Everything takes leading batch dimensions. Stacks of matrices of different sizes are padded with
+zeros (`tdlrt.linalg.Layout`); `padding` has a 1 where a column is padding, else 0, in float64.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,10 @@ import math
 import torch
 from torch import Tensor
 
+from tdlrt.linalg.algebra import add_product
+
 __all__ = [
+    "damped_qr",
     "new_directions",
     "orthonormality_error",
     "orthonormality_tolerance",
@@ -48,79 +55,148 @@ def positive_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
     The sign convention makes the result a function of M alone, on every machine.
 
     Args:
-        matrix: M, of shape n x k.
+        matrix: M, of shape ... x n x k.
 
     Returns:
         Q (n x min(n, k), orthonormal columns) and R (min(n, k) x k, upper triangular).
     """
-    q, r, signs = _signed_qr(matrix)
-    return q.mul_(signs), r.mul_(signs[:, None])
+    q, r = torch.linalg.qr(matrix)
+    diagonal = r.diagonal(dim1=-2, dim2=-1)
+    signs = torch.ones_like(diagonal).copysign(diagonal)
+    return q * signs[..., None, :], r * signs[..., :, None]
 
 
-def orthonormalize(matrix: Tensor) -> Tensor:
-    """Orthonormal basis of the columns, Q of `positive_qr`.
+def damped_qr(
+    matrix: Tensor, damping: Tensor | None = None, padding: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """M = Q R with R^T R = M^T M + diag(delta), R upper triangular with a positive diagonal.
 
-    A rank-deficient M gets arbitrary but orthonormal columns in place of the missing ones.
+    Q is the upper part of the orthonormal factor of [M; diag(delta)^1/2]: its singular values are
+    sigma / (sigma^2 + delta)^1/2, 1 where there is no damping.
+
+    M of less than float64 gets a Cholesky factorisation of the float64 Gram matrix, whose rounding
+    is below that of M. M in float64 gets a Householder QR factorisation, since a Gram matrix
+    squares the condition number. Neither waits for the device. Where M^T M + diag(delta) is
+    singular, the result is arbitrary or not finite.
 
     Args:
-        matrix: M, of shape n x k.
+        matrix: M, of shape ... x n x k.
+        damping: delta, non-negative, ... x k or ... x 1; zero by default.
+        padding: Which columns of M are padding, ... x k: R has a 1 on the diagonal there.
 
     Returns:
-        Q, of shape n x min(n, k).
+        Q (... x n x k), R and R^-1 (... x k x k), in float64.
     """
-    q, _, signs = _signed_qr(matrix)
-    return q.mul_(signs)
+    exact, columns = matrix.double(), matrix.shape[-1]
+    if padding is not None:
+        damping = padding if damping is None else padding + damping
+    if matrix.dtype == torch.float64:
+        rows = exact
+        if damping is not None:
+            roots = damping.sqrt().expand(*matrix.shape[:-2], columns)
+            rows = torch.cat([exact, torch.diag_embed(roots)], dim=-2)
+        basis, factor = positive_qr(rows)
+        # Rows of zeros get no rounding, so that padding stays what it is.
+        basis = basis[..., : exact.shape[-2], :] * (exact != 0).any(dim=-1, keepdim=True)
+        inverse = _triangular_inverse(factor)
+    else:
+        gram = exact.mT @ exact
+        if damping is not None:
+            gram.diagonal(dim1=-2, dim2=-1).add_(damping)
+        factor = torch.linalg.cholesky_ex(gram)[0].mT
+        inverse = _triangular_inverse(factor)
+        basis = exact @ inverse
+    return basis, factor, inverse
 
 
-def _signed_qr(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A QR factorisation and the signs of the diagonal of R."""
-    q, r = torch.linalg.qr(matrix)
-    diagonal = r.diagonal()
-    return q, r, torch.ones_like(diagonal).copysign_(diagonal)
+def _triangular_inverse(factor: Tensor) -> Tensor:
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    inverse: Tensor = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=True)
+    return inverse
+
+
+def orthonormalize(matrix: Tensor, fallback: Tensor, padding: Tensor | None = None) -> Tensor:
+    """Orthonormal basis of the columns, Q of M = Q R with a positive diagonal of R.
+
+    Where the columns are dependent up to rounding, so that an R_jj is at most 8 eps of the length of
+    column j or max |Q^T Q - I| is above sqrt(eps), the result is the fallback: chosen on the device,
+    without a wait.
+
+    Args:
+        matrix: M, of shape ... x n x k.
+        fallback: An orthonormal basis of the same shape.
+        padding: Which columns of M are padding, ... x k.
+
+    Returns:
+        Q, of shape ... x n x k.
+    """
+    exact, factor, _ = damped_qr(matrix, padding=padding)
+    basis, eps = exact.to(matrix), torch.finfo(matrix.dtype).eps
+    gram = basis.mT @ basis
+    polished = add_product(basis, basis, gram, beta=1.5, alpha=-0.5)
+    gram.diagonal(dim1=-2, dim2=-1).sub_(1 if padding is None else (1 - padding).to(gram))
+    good = gram.abs().amax(dim=(-2, -1)) <= math.sqrt(eps)
+    # A Householder QR factorisation completes Q where columns are dependent.
+    lengths = torch.linalg.vector_norm(matrix, dim=-2, dtype=torch.float64)
+    good &= (factor.diagonal(dim1=-2, dim2=-1) > 8 * eps * lengths).all(dim=-1)
+    return torch.where(good[..., None, None], polished, fallback)
 
 
 def reject(basis: Tensor, vectors: Tensor) -> Tensor:
     """Part of the columns orthogonal to a subspace, (I - U U^T) V.
 
     Args:
-        basis: U, of shape n x r with orthonormal columns.
-        vectors: V, of shape n x k.
+        basis: U, of shape ... x n x r with orthonormal columns.
+        vectors: V, of shape ... x n x k.
 
     Returns:
-        A matrix of shape n x k.
+        A matrix of shape ... x n x k.
     """
-    return torch.addmm(vectors, basis, basis.mT @ vectors, alpha=-1)
+    return add_product(vectors, basis, basis.mT @ vectors, alpha=-1)
 
 
-def new_directions(basis: Tensor, directions: Tensor) -> Tensor:
+def new_directions(
+    basis: Tensor, directions: Tensor, most: Tensor | int | None = None
+) -> tuple[Tensor, Tensor]:
     """Columns that complete U to a basis of range [U | D].
 
-    Together with U they are orthonormal. Where D adds fewer than min(k, n - r) independent
-    directions the remaining columns are arbitrary, still orthonormal and orthogonal to U. A D that
-    is orthogonal to U already, as basis parts of tangent vectors are, takes one QR of D.
+    They are the left singular vectors of (I - U U^T) D, the largest singular value first, without
+    those below 1e-6 (float32) or 1e-10 (float64) of the largest, which are rounding. Together with
+    U they are orthonormal.
 
     Args:
-        basis: U, of shape n x r with orthonormal columns.
-        directions: D, of shape n x k.
+        basis: U, of shape ... x n x r with orthonormal columns.
+        directions: D, of shape ... x n x k.
+        most: Largest number of them, an int or ... int64; n - r by default.
 
     Returns:
-        The new columns, of shape n x min(k, n - r).
+        The new columns, zeros behind them, of shape ... x n x k, and their number.
     """
-    rows, rank = basis.shape
-    count = min(directions.shape[1], rows - rank)
-    if count == 0:
-        return basis.new_zeros(rows, 0)
-    if count == directions.shape[1]:
-        columns = orthonormalize(directions)
-        for _ in range(3):
-            shadow = basis.mT @ columns
-            outside = torch.addmm(columns, basis, shadow, alpha=-1)
-            # Taking a shadow s away spoils orthonormality by s^T s, which must stay rounding.
-            if shadow.square().sum() <= torch.finfo(basis.dtype).eps:
-                return outside
-            columns = orthonormalize(outside)
-        directions = columns
-    return orthonormalize(torch.cat([basis, directions], dim=1))[:, rank : rank + count]
+    rows, rank = basis.shape[-2:]
+    most = rows - rank if most is None else most
+    exact = basis.double()
+    # Twice, as what is left of a D in the range of U is rounding, and that is not orthogonal to U.
+    outside = reject(exact, reject(basis, directions).double())
+    if basis.dtype == torch.float64:
+        outside = outside.nan_to_num(0.0, 0.0, 0.0)
+        columns, values, _ = torch.linalg.svd(outside, full_matrices=False)
+        floor = 1e-10
+    else:
+        gram = (outside.mT @ outside).nan_to_num(0.0, 0.0, 0.0)  # which eigh refuses
+        squares, vectors = torch.linalg.eigh(gram)
+        values, vectors = squares.clamp(min=0).sqrt().flip(-1), vectors.flip(-1)
+        columns = (outside @ vectors) / values.clamp(min=torch.finfo(torch.float64).tiny)[
+            ..., None, :
+        ]
+        floor = 1e-6
+    places = torch.arange(values.shape[-1], device=basis.device)
+    most = most if isinstance(most, int) else most[..., None]
+    kept = (values > floor * values[..., :1]) & (places < most)
+    columns = polish_basis(reject(exact, torch.where(kept[..., None, :], columns, 0.0)))
+    missing = directions.shape[-1] - columns.shape[-1]  # an SVD gives at most n of them
+    if missing:
+        columns = torch.nn.functional.pad(columns, (0, missing))
+    return columns.to(basis), kept.sum(dim=-1)
 
 
 def polish_basis(basis: Tensor) -> Tensor:
@@ -130,9 +206,9 @@ def polish_basis(basis: Tensor) -> Tensor:
     accumulate over a training.
 
     Args:
-        basis: U, of shape n x r, orthonormal up to rounding.
+        basis: U, of shape ... x n x r, orthonormal up to rounding; zero columns stay zero.
 
     Returns:
-        A matrix of shape n x r.
+        A matrix of shape ... x n x r.
     """
-    return torch.addmm(basis, basis, basis.mT @ basis, beta=1.5, alpha=-0.5)
+    return add_product(basis, basis, basis.mT @ basis, beta=1.5, alpha=-0.5)

@@ -1,13 +1,18 @@
-"""Moving what belongs to one point of the manifold to another: vectors, and squares of them."""
+"""Moving what belongs to one point of the manifold to another: vectors, and squares of them.
+
+All tensors have one leading dimension, see `tdlrt.linalg.tangent`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from tdlrt.linalg.algebra import fold, mode_product, multi_mode_product, unfold
+from tdlrt.linalg.algebra import add_product, fold, mode_product, multi_mode_product, unfold
+from tdlrt.linalg.stacks import Layout
 from tdlrt.linalg.tangent import TangentSpace, TangentVector
 
 __all__ = ["Cut", "Transport", "stochastic"]
@@ -39,31 +44,32 @@ class Transport:
 
     Args:
         source: Tangent space at the old point.
-        bases: V_j, orthonormal; U_j itself for a mode that is not factorised.
+        bases: V_j, of shape B x n_j x r'_j, orthonormal; U_j itself where it stays.
+        layout: The true sizes at the target.
     """
 
-    def __init__(self, source: TangentSpace, bases: Sequence[Tensor]) -> None:
-        self._source, self._bases = source, bases
-        self._overlaps = {
-            mode: bases[mode].mT @ source.factors[mode]
-            for mode in source.modes
-            if source.factors[mode].shape[0] > source.factors[mode].shape[1]  # it may move, later
-            or bases[mode] is not source.factors[mode]
-        }
-        shape = tuple(source.core.shape)
-        self._rows = {
-            mode: self._apply(fold(source.rows(mode), mode, shape), mode)
-            for mode in source.moving_modes
-        }
-        self._target: TangentSpace | None = None
+    def __init__(
+        self, source: TangentSpace, bases: Sequence[Tensor | None], layout: Layout
+    ) -> None:
+        self._source, self._bases, self._layout = source, tuple(bases), layout
+        self._overlaps: dict[int, Tensor] = {}
+        for mode, (old, new) in enumerate(zip(source.factors, bases, strict=True)):
+            if old is not None and new is not None and new is not old:
+                self._overlaps[mode] = new.mT @ old
+        shape = tuple(source.core.shape[1:])
+        self._terms = {mode: fold(source.rows(mode), mode, shape) for mode in source.moving_modes}
+        self._rows = {mode: self._apply(term, mode) for mode, term in self._terms.items()}
         self._turns: dict[int, Tensor] = {}
 
     def _apply(self, tensor: Tensor, *skipped: int) -> Tensor:
         """T x_j R_j over the modes that are not skipped."""
-        matrices = [
-            None if mode in skipped else self._overlaps.get(mode) for mode in range(tensor.ndim)
-        ]
+        order = len(self._bases)
+        matrices = [None if j in skipped else self._overlaps.get(j) for j in range(order)]
         return multi_mode_product(tensor, matrices)
+
+    def _overlap(self, mode: int, tensor: Tensor) -> Tensor:
+        """R_i M; U_i itself stays where the basis does."""
+        return self._overlaps[mode] @ tensor if mode in self._overlaps else tensor
 
     def point(self) -> Tensor:
         """C x_j R_j, the core of the source in the bases V_j.
@@ -71,7 +77,7 @@ class Transport:
         Of a moving mode i, Mat_i(C) = S_i Q_i^T makes it Z_i x_i (R_i S_i).
         """
         for mode, rows in self._rows.items():
-            return mode_product(rows, self._overlaps[mode] @ self._source.lower(mode), mode)
+            return mode_product(rows, self._overlap(mode, self._source.lower(mode)), mode)
         return self._apply(self._source.core)
 
     def cut(self, tangent: TangentVector) -> Cut:
@@ -83,29 +89,29 @@ class Transport:
         Returns:
             X x_j V_j^T, and the parts that `vector` goes on with.
         """
-        source, shape = self._source, tuple(self._source.core.shape)
-        across = {
-            mode: self._bases[mode].mT @ tangent.factors[mode] for mode in source.moving_modes
-        }
-        terms = {
-            mode: fold(
-                part @ source.rows(mode), mode, (*shape[:mode], len(part), *shape[mode + 1 :])
-            )
-            for mode, part in across.items()
-        }
+        across: dict[int, Tensor] = {}
+        for mode, part in tangent.parts.items():
+            basis = self._bases[mode]
+            if basis is not None:
+                across[mode] = basis.mT @ part
         along: dict[int, Tensor] = {}
-        for mode in self._overlaps:
+        for mode in self._wanted():
             along[mode] = self._apply(tangent.core, mode)
-            for other, term in terms.items():
+            for other, part in across.items():
                 if other != mode:
+                    term = mode_product(self._terms[other], part, other)
                     along[mode] = along[mode] + self._apply(term, mode, other)
         if not along:
             return Cut(tangent.core, along, across)
         mode, part = next(iter(along.items()))
-        core = mode_product(part, self._overlaps[mode], mode)
+        core = mode_product(part, self._overlaps[mode], mode) if mode in self._overlaps else part
         if mode in across:
             core = core + mode_product(self._rows[mode], across[mode], mode)
         return Cut(core, along, across)
+
+    def _wanted(self) -> list[int]:
+        """Modes whose Y_i is needed: where the target may move, and one for the core."""
+        return list(self._layout.moving or tuple(self._overlaps)[:1])
 
     def vector(self, tangent: TangentVector, cut: Cut, target: TangentSpace) -> TangentVector:
         """Orthogonal projection of a tangent vector of the source onto the target's space.
@@ -122,22 +128,21 @@ class Transport:
         """
         parts: dict[int, Tensor] = {}
         for mode in target.moving_modes:
-            inside = unfold(cut.along[mode], mode) @ target.rows(mode).mT
-            part = self._source.factors[mode] @ inside
-            shadow = self._overlaps[mode] @ inside
+            inside = unfold(cut.along[mode], mode, 1) @ target.rows(mode).mT
+            part = self._source.factor(mode) @ inside
+            shadow = self._overlap(mode, inside)
             if mode in self._rows:
                 turn = self._turn(mode, target).mT
-                part.addmm_(tangent.factors[mode], turn)
-                shadow.addmm_(cut.across[mode], turn)
-            parts[mode] = part.addmm_(self._bases[mode], shadow, alpha=-1)
-        return target.vector(cut.core, parts)
+                part = add_product(part, tangent.parts[mode], turn)
+                shadow = add_product(shadow, cut.across[mode], turn)
+            part = add_product(part, target.factor(mode), shadow, alpha=-1)
+            parts[mode] = target.masked(part, mode)
+        return TangentVector(cut.core, parts)
 
     def _turn(self, mode: int, target: TangentSpace) -> Tensor:
-        """T_i = Q'_i^T Mat_i(Z_i)^T, formed once for all that moves to this target."""
-        if self._target is not target:
-            self._target, self._turns = target, {}
+        """T_i = Q'_i^T Mat_i(Z_i)^T, formed once: a transport has one target."""
         if mode not in self._turns:
-            self._turns[mode] = target.rows(mode) @ unfold(self._rows[mode], mode).mT
+            self._turns[mode] = target.rows(mode) @ unfold(self._rows[mode], mode, 1).mT
         return self._turns[mode]
 
     def squares(self, tangent: TangentVector, target: TangentSpace) -> TangentVector:
@@ -156,29 +161,50 @@ class Transport:
         Returns:
             The quantity in the coordinates of the target.
         """
-        weights = [self._overlaps.get(mode) for mode in range(tangent.core.ndim)]
+        old, new, dtype = self._source.layout, target.layout, tangent.core.dtype
         core = multi_mode_product(
-            tangent.core, [w if w is None else stochastic(w) for w in weights]
+            tangent.core,
+            [
+                stochastic(self._overlaps[mode], old.shares(mode, new, dtype))
+                if mode in self._overlaps
+                else None
+                for mode in range(len(self._bases))
+            ],
         )
         parts: dict[int, Tensor] = {}
         for mode in target.moving_modes:
+            part = None
             if mode in self._rows:
-                turn = stochastic(self._turn(mode, target))
-                parts[mode] = tangent.factors[mode] @ turn.mT
-            else:
-                parts[mode] = core.mean().expand(target.factors[mode].shape).clone()
-        return target.vector(core, parts)
+                turn = stochastic(self._turn(mode, target), old.shares(mode, new, dtype))
+                part = tangent.parts[mode] @ turn.mT
+            begins = mode not in self._rows or old.moves(mode) is not None
+            if begins:
+                part = _begun(part, old.moves(mode), core, target, mode)
+            parts[mode] = target.masked(part, mode)
+        return TangentVector(core, parts)
 
 
-def stochastic(weights: Tensor) -> Tensor:
+def _begun(
+    part: Tensor | None, moved: Tensor | None, core: Tensor, target: TangentSpace, mode: int
+) -> Tensor:
+    """A part of squares, the mean of the core's where a member did not move before."""
+    means = (core.flatten(1).double().sum(dim=1) / target.layout.entries()).to(core)
+    fresh = means[:, None, None].expand(target.factor(mode).shape)
+    return fresh if part is None else torch.where(moved[:, None, None], part, fresh)
+
+
+def stochastic(weights: Tensor, shares: Tensor | None = None) -> Tensor:
     """Row-stochastic matrix of the squared entries, A = M o M + (1 - (M o M) 1) 1^T / r.
 
     Args:
-        weights: M, of shape r' x r, with rows of norm at most 1.
+        weights: M, of shape ... x r' x r, with rows of norm at most 1.
+        shares: 1^T / r with zeros where M is padding, ... x r' x r; 1 / r everywhere by default.
 
     Returns:
         A, non-negative with rows that add up to 1.
     """
     squares = weights.square()
-    rest = squares.sum(dim=1, keepdim=True).neg_().add_(1).clamp_(min=0)
-    return squares.add_(rest, alpha=1 / weights.shape[1])
+    rest = (1 - squares.sum(dim=-1, keepdim=True)).clamp(min=0)
+    if shares is None:
+        return squares + rest / weights.shape[-1]
+    return squares + rest * shares

@@ -1,84 +1,213 @@
-"""Truncation of a Tucker core: sequentially truncated HOSVD by Gram matrices."""
+"""Truncation of Tucker cores: sequentially truncated HOSVD by Gram matrices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import TypeAlias
+import math
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tdlrt.linalg.algebra import mode_product, rank_is_excessive, unfold
 
-__all__ = ["RankRule", "smallest_rank", "squared_singular_values", "truncate"]
-
-RankRule: TypeAlias = Callable[[int, Tensor], int]
-"""Says how many singular values of a mode to keep: (mode, squared singular values) -> rank.
-
-The squared singular values come in float64 on the CPU, largest first. A rule may be asked again
-about the same mode, with more exact values.
-"""
-
-# Squared singular values from a float32 Gram matrix are off by at most about 2 eps ||C||^2, sums
-# of them too; they serve where what a rank turns on is larger than that by a factor of 32.
-_RESOLUTION = 64 * torch.finfo(torch.float32).eps
+__all__ = [
+    "Cutoff",
+    "Truncation",
+    "kept_ranks",
+    "possible_ranks",
+    "relative_spectrum",
+    "squared_singular_values",
+    "truncate",
+    "truncate_stack",
+]
 
 
-def smallest_rank(squared_singular_values: Tensor, squared_budget: float) -> int:
-    """Smallest rank r >= 1 whose tail fits a budget, sum_{k > r} sigma_k^2 <= budget.
+class Cutoff(NamedTuple):
+    """Which ranks a core keeps, in numbers, so that many cores are cut at once.
 
-    Args:
-        squared_singular_values: sigma_k^2, largest first.
-        squared_budget: The budget, in units of sigma^2; 0 keeps everything.
-
-    Returns:
-        The rank.
-
-    >>> import torch
-    >>> smallest_rank(torch.tensor([9.0, 4.0, 1.0]), 1.5), smallest_rank(torch.zeros(3), 0.0)
-    (2, 3)
+    Attributes:
+        limits: Largest rank of each mode.
+        tau: Relative tolerance. Its squared budget tau^2 ||C||^2 is shared equally by the modes
+            that are truncated; a matrix, which has one truncation, gets all of it. 0 discards
+            nothing.
+        min_rank: Smallest rank of a mode.
+        multiple_of: Ranks are rounded up to a multiple of this.
+        spare: Share of a rank, rounded up, that is kept beyond the tolerance.
     """
-    if squared_budget <= 0:
-        return len(squared_singular_values)
-    tails = squared_singular_values.flip(0).cumsum(0)
-    return max(1, int((tails > squared_budget).sum()))
+
+    limits: tuple[int, ...]
+    tau: float = 0.0
+    min_rank: int = 1
+    multiple_of: int = 1
+    spare: float = 0.0
 
 
-def truncate(
-    core: Tensor, rule: RankRule, modes: Collection[int] | None = None
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Sequentially truncated HOSVD of a core, C ~ C' x_1 P_1 ... x_d P_d.
+class Truncation(NamedTuple):
+    """Cores C ~ C' x_1 P_1 ... x_d P_d, in stacks as large as before.
 
-    Mode after mode, P_i holds the leading left singular vectors of Mat_i(C), taken from the Gram
-    matrix Mat_i(C) Mat_i(C)^T, and C becomes C x_i P_i^T. The squared error is the sum
-    of the discarded squared singular values. Afterwards every mode satisfies
-    r_i <= prod_{j != i} r_j; enforcing this discards nothing. A matrix (d = 2) has one rank, the
-    smaller of what the rule says for its modes, and the result is its truncated SVD.
+    Attributes:
+        core: C', with zeros behind its ranks.
+        projections: P_i, of shape B x r_i x r_i with zero columns behind the ranks; None for a mode
+            that was not truncated.
+        ranks: Ranks that are kept, B x d in int64.
+    """
 
-    A float32 core has its Gram matrix in float32 where the values from the last kept one on,
-    sum_{k >= r} sigma_k^2, exceed 64 eps ||C||^2. They are exact to about 2 eps ||C||^2, which
-    moves a tolerance tau, whose budget lies below that sum, by less than 2 %. Elsewhere, as for tau
-    below sqrt(64 d eps), 0.6 % for a convolution, or near singular cores, it is in float64.
+    core: Tensor
+    projections: tuple[Tensor | None, ...]
+    ranks: Tensor
+
+
+def kept_ranks(
+    spectrum: Tensor,
+    available: Tensor,
+    budget: Tensor,
+    limit: Tensor,
+    *,
+    min_rank: Tensor | None = None,
+    multiple_of: Tensor | None = None,
+    spare: Tensor | None = None,
+) -> Tensor:
+    """Ranks that a cut-off keeps of a mode, member by member.
+
+    The smallest rank r >= 1 with sum_{k > r} sigma_k^2 <= budget, plus the spare ones, rounded up
+    to a multiple, within the bounds. A core of zeros keeps what there is.
 
     Args:
-        core: C, of shape r_1 x ... x r_d.
-        rule: How many singular values to keep in a mode.
-        modes: The modes to truncate; all by default.
+        spectrum: sigma_k^2 / ||C||^2, of shape B x r, largest first, zeros behind.
+        available: Ranks that there are.
+        budget: Squared relative budgets of the mode; one below 0 keeps everything.
+        limit: Largest ranks to keep.
+        min_rank: Smallest ranks to keep; 1 by default.
+        multiple_of: What ranks are multiples of, unless they are at a bound; 1 by default.
+        spare: Shares to keep beyond the tolerance; none by default.
 
     Returns:
-        C', and one P_i per mode (r_i x r'_i, orthonormal columns) or None where nothing changed.
+        The ranks.
+    """
+    tails = spectrum.flip(-1).cumsum(-1)
+    rank = (tails > budget[:, None]).sum(dim=-1).clamp(min=1)
+    rank = torch.where(spectrum[:, 0] > 0, rank, available)
+    if spare is not None:
+        rank = rank + (spare * rank.double()).ceil().long()
+    if min_rank is not None:
+        rank = rank.maximum(min_rank)
+    if multiple_of is not None:
+        rank = (rank + multiple_of - 1) // multiple_of * multiple_of
+    return rank.minimum(limit).minimum(available)
+
+
+def possible_ranks(ranks: Sequence[int], modes: Collection[int]) -> tuple[int, ...]:
+    """Ranks brought down until r_i <= prod_{j != i} r_j, in the given modes: that loses nothing."""
+    found = list(ranks)
+    while excessive := [mode for mode in modes if rank_is_excessive(found, mode)]:
+        product = 1
+        for mode, rank in enumerate(found):
+            product *= 1 if mode == excessive[0] else rank
+        found[excessive[0]] = product
+    return tuple(found)
+
+
+def truncate_stack(
+    core: Tensor, available: Tensor, cutoffs: Sequence[Cutoff], modes: Collection[int]
+) -> Truncation:
+    """Sequentially truncated HOSVD of a stack of cores.
+
+    Mode after mode, P_i holds the leading left singular vectors of Mat_i(C), taken from the float64
+    Gram matrix, and C becomes C x_i P_i^T. The squared error is the sum of the discarded squared
+    singular values. A mode in which a member loses nothing keeps its basis, P_i = I. A matrix
+    (d = 2) has one rank, and the result is its truncated SVD.
+
+    Ranks are counted on the device and nothing waits. Afterwards a rank can be above the product of
+    the others, see `possible_ranks`.
+
+    Args:
+        core: C, of shape B x r_1 x ... x r_d, with zeros behind the ranks.
+        available: The ranks, B x d in int64.
+        cutoffs: What to keep of each member.
+        modes: The modes to truncate.
+
+    Returns:
+        The truncated cores.
 
     Source: Vannieuwenhoven, Vandebril, Meerbergen, SIAM J. Sci. Comput. 34 (2012), algorithm 2.
     """
-    wanted = range(core.ndim) if modes is None else sorted(modes)
-    projections: list[Tensor | None] = [None] * core.ndim
-    matrix = core.ndim == 2 and len(wanted) == 2
-    for mode in [int(core.shape[1] < core.shape[0])] if matrix else wanted:
-        projection = _leading_vectors(core, mode, rule, wanted if matrix else [mode])
-        if projection.shape[1] < core.shape[mode]:
-            projections[mode] = projection
-            core = mode_product(core, projection.mT, mode)
-    return _cut_dependent_rows(core, projections, wanted)
+    order, wanted = core.ndim - 1, sorted(modes)
+    matrix = order == 2 and len(wanted) == 2
+    bounds = _Bounds(cutoffs, 1 if matrix else max(1, len(wanted)), core.device)
+    projections: list[Tensor | None] = [None] * order
+    ranks, limits = list(available.unbind(dim=1)), list(bounds.limits.unbind(dim=1))
+    if matrix:  # both modes have the smaller rank
+        limits = [torch.minimum(torch.minimum(*limits), torch.minimum(*ranks))] * 2
+    budget, scale = bounds.budget, _scale(core)
+    for mode in wanted:
+        gram = _scaled_gram(core, mode, scale)
+        places = torch.arange(core.shape[1 + mode], device=core.device)
+        # What is not there comes last, apart from singular values that are zero.
+        gram.diagonal(dim1=1, dim2=2).sub_((places >= ranks[mode][:, None]) * 2.0)
+        values, vectors = torch.linalg.eigh(gram)
+        spectrum = values.flip(1).clamp(min=0)
+        kept = kept_ranks(spectrum, ranks[mode], budget, limits[mode], **bounds.others)
+        if matrix:
+            limits[1], budget = kept, torch.full_like(budget, -1.0)
+        cut = (kept < ranks[mode])[:, None, None]
+        identity = torch.eye(len(places), dtype=core.dtype, device=core.device)
+        projection = torch.where(cut, vectors.flip(2).to(core), identity)
+        projection = projection * (places < kept[:, None])[:, None, :]
+        core = mode_product(core, projection.mT, mode)
+        projections[mode], ranks[mode] = projection, kept
+    return Truncation(core, tuple(projections), torch.stack(ranks, dim=1))
+
+
+class _Bounds:
+    """The numbers of many cut-offs as tensors, brought to the device together."""
+
+    def __init__(self, cutoffs: Sequence[Cutoff], shares: int, device: torch.device) -> None:
+        rows = [
+            [
+                c.tau**2 / shares if c.tau > 0 else -1.0,
+                c.spare,
+                c.min_rank,
+                c.multiple_of,
+                *c.limits,
+            ]
+            for c in cutoffs
+        ]
+        table = torch.tensor(rows, dtype=torch.float64).to(device)
+        whole = table[:, 2:].long()
+        self.budget, self.limits = table[:, 0], whole[:, 2:]
+        self.others: dict[str, Tensor] = {}
+        if any(cutoff.spare for cutoff in cutoffs):
+            self.others["spare"] = table[:, 1]
+        if any(cutoff.min_rank > 1 for cutoff in cutoffs):
+            self.others["min_rank"] = whole[:, 0]
+        if any(cutoff.multiple_of > 1 for cutoff in cutoffs):
+            self.others["multiple_of"] = whole[:, 1]
+
+
+def relative_spectrum(core: Tensor, mode: int) -> Tensor:
+    """Squared singular values of Mat_i(C) over ||C||^2, largest first, without a wait.
+
+    Args:
+        core: C, of shape B x r_1 x ... x r_d, with zeros behind the ranks.
+        mode: i.
+
+    Returns:
+        A matrix of shape B x r_i, in float64; zeros for a core that is zero or not finite.
+    """
+    return torch.linalg.eigvalsh(_scaled_gram(core, mode, _scale(core))).flip(1).clamp(min=0)
+
+
+def _scale(core: Tensor) -> Tensor:
+    """1 / ||C|| in float64, B x 1 x 1; 0 for a core that is zero or not finite."""
+    norm = torch.linalg.vector_norm(core.flatten(1), dim=1, dtype=torch.float64)[:, None, None]
+    return torch.where((norm > 0) & (norm < math.inf), 1 / norm, 0.0)
+
+
+def _scaled_gram(core: Tensor, mode: int, scale: Tensor) -> Tensor:
+    """Mat_i(C) Mat_i(C)^T in float64, C scaled; zeros where the scale is."""
+    rows = torch.where(scale > 0, unfold(core, mode, 1).double() * scale, 0.0)
+    return rows @ rows.mT
 
 
 def squared_singular_values(core: Tensor, mode: int) -> Tensor:
@@ -91,32 +220,40 @@ def squared_singular_values(core: Tensor, mode: int) -> Tensor:
     Returns:
         A vector of r_i numbers.
     """
-    rows = unfold(core, mode).double()
-    values: Tensor = torch.linalg.eigvalsh(rows @ rows.mT)
-    return values.flip(0).clamp_(min=0)
+    norm = torch.linalg.vector_norm(core, dtype=torch.float64)
+    return relative_spectrum(core[None], mode)[0] * norm.square()
 
 
-def _leading_vectors(core: Tensor, mode: int, rule: RankRule, asked: Collection[int]) -> Tensor:
-    """Left singular vectors of Mat_i(C) that the rule keeps, smallest of its ranks for `asked`."""
-    rows = unfold(core, mode)
-    if rows.dtype == torch.float32:
-        try:
-            values, vectors = _left_singular_vectors(rows)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            pass  # The squares overflow.
-        else:
-            rank = min(rule(mode, values) for mode in asked)
-            if values[rank - 1 :].sum() > _RESOLUTION * values.sum():
-                return vectors[:, :rank]
-    values, vectors = _left_singular_vectors(rows.double())
-    rank = min(rule(mode, values) for mode in asked)
-    return vectors[:, :rank].to(core.dtype)
+def truncate(
+    core: Tensor, cutoff: Cutoff, modes: Collection[int] | None = None
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """Sequentially truncated HOSVD of one core, see `truncate_stack`, cut to its ranks.
 
+    Every mode satisfies r_i <= prod_{j != i} r_j afterwards; enforcing this discards nothing.
 
-def _left_singular_vectors(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared singular values, as a rule wants them, and left singular vectors, largest first."""
-    values, vectors = torch.linalg.eigh(rows @ rows.mT)
-    return values.flip(0).clamp_(min=0).double().cpu(), vectors.flip(1)
+    Args:
+        core: C, of shape r_1 x ... x r_d.
+        cutoff: What to keep.
+        modes: The modes to truncate; all by default.
+
+    Returns:
+        C', and one P_i per mode (r_i x r'_i, orthonormal columns) or None where nothing changed.
+    """
+    wanted = tuple(range(core.ndim)) if modes is None else tuple(sorted(modes))
+    available = tuple(core.shape)
+    decided = wanted
+    if core.ndim == 2 and len(wanted) == 2:  # the longer mode has no more independent rows
+        decided = (int(core.shape[1] < core.shape[0]),)
+        cutoff = cutoff._replace(limits=(min(cutoff.limits),) * 2)
+    ranks = torch.tensor([available], device=core.device)
+    result = truncate_stack(core[None], ranks, [cutoff], decided)
+    kept = result.ranks[0].tolist()
+    core = result.core[0][tuple(slice(0, rank) for rank in kept)]
+    projections = [
+        None if projection is None or rank == size else projection[0, :, :rank]
+        for projection, rank, size in zip(result.projections, kept, available, strict=True)
+    ]
+    return _cut_dependent_rows(core.contiguous(), projections, wanted)
 
 
 def _cut_dependent_rows(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 from tdlrt.linalg.algebra import TuckerTensor, mode_product
 from tdlrt.linalg.bases import positive_qr
-from tdlrt.linalg.truncation import RankRule, truncate
+from tdlrt.linalg.truncation import Cutoff, truncate
 
 __all__ = ["shrunk_root", "truncate_weighted"]
 
@@ -38,7 +38,7 @@ def truncate_weighted(
     tensor: Tensor,
     covariance: Tensor,
     mode: int,
-    rule: Callable[[Tensor], RankRule],
+    cutoff: Cutoff,
     modes: Collection[int],
 ) -> TuckerTensor:
     """Truncation that is small in ||(W - W') x_i L||, S = L L the covariance of mode i's inputs.
@@ -51,7 +51,7 @@ def truncate_weighted(
         tensor: W, of shape n_1 x ... x n_d.
         covariance: Sigma, see `shrunk_root`, of shape n_i x n_i.
         mode: i.
-        rule: The rule for W x_i L, see `truncate`.
+        cutoff: What to keep of W x_i L, see `truncate`.
         modes: The modes to truncate.
 
     Returns:
@@ -59,7 +59,7 @@ def truncate_weighted(
     """
     root, inverse = shrunk_root(covariance)
     weighted = mode_product(tensor.double(), root, mode)
-    core, projections = truncate(weighted, rule(weighted), modes)
+    core, projections = truncate(weighted, cutoff, modes)
     factors = [
         torch.eye(size, dtype=core.dtype, device=core.device) if projection is None else projection
         for size, projection in zip(tensor.shape, projections, strict=True)

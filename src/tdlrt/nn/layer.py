@@ -18,7 +18,6 @@ from tdlrt.errors import (
     StateDictError,
 )
 from tdlrt.linalg import (
-    RankRule,
     TuckerTensor,
     check_ranks,
     multi_mode_product,
@@ -29,7 +28,7 @@ from tdlrt.linalg import (
     truncate_weighted,
 )
 from tdlrt.planning import MANY_ROWS, LayerShape, Mode, Path, PathChoice, check_path, choose_path
-from tdlrt.ranks import RankSpec, initial_rank_rule
+from tdlrt.ranks import RankSpec, initial_cutoff
 from tdlrt.tables import format_shape
 
 __all__ = [
@@ -37,6 +36,7 @@ __all__ = [
     "Modes",
     "Start",
     "TuckerLayer",
+    "resize_layers_",
     "tucker_layers",
     "weight_shape",
     "weighted_start",
@@ -251,12 +251,7 @@ class TuckerLayer(nn.Module):
             RankError: The shapes do not fit together or do not fit the layer.
         """
         _check_shapes(self.shape, self.learned_modes, core, factors)
-        if tuple(core.shape) != self.ranks:
-            for parameter in (self.core, *(self.factors[mode] for mode in self.learned_modes)):
-                parameter.grad = None
-        _assign(self.core, core)
-        for mode in self.learned_modes:
-            _assign(self.factors[mode], factors[mode])
+        resize_layers_([self], [[core, *(factors[mode] for mode in self.learned_modes)]])
 
     def _load_from_state_dict(
         self,
@@ -304,6 +299,31 @@ class TuckerLayer(nn.Module):
             ) from error
         if tuple(core.shape) != self.ranks:
             self.resize_(core, factors)
+
+
+@torch.no_grad()
+def resize_layers_(layers: Sequence[TuckerLayer], values: Sequence[Sequence[Tensor]]) -> None:
+    """Put new cores and learned bases in place in many layers, keeping every Parameter's identity.
+
+    Where a rank changes, core and bases lose their gradients, which belong to the old bases.
+
+    Args:
+        layers: The layers.
+        values: Of each layer the core and the learned bases, of shapes that fit together.
+    """
+    targets, sources = [], []
+    for layer, of in zip(layers, values, strict=True):
+        parameters = [layer.core, *(layer.factors[mode] for mode in layer.learned_modes)]
+        resized = layer.core.shape != of[0].shape
+        for parameter, value in zip(parameters, of, strict=True):
+            if resized:
+                parameter.grad = None
+            if parameter.shape != value.shape:
+                # set_ keeps the Parameter object, so optimisers, hooks and averages still hold it
+                parameter.set_(parameter.new_empty(value.shape))  # type: ignore[call-overload]
+            targets.append(parameter)
+            sources.append(value)
+    torch._foreach_copy_(targets, sources)
 
 
 def tucker_layers(model: nn.Module) -> dict[str, TuckerLayer]:
@@ -357,12 +377,8 @@ def weighted_start(
         if not torch.isfinite(tensor).all():
             raise NonFiniteError(f"{name}: got NaN or infinite values, expected finite ones")
     learned = _learned_modes(modes, weight.ndim)
-
-    def rule(weighted: Tensor) -> RankRule:
-        norm = float(torch.linalg.vector_norm(weighted))
-        return initial_rank_rule(rank, weight.shape, norm**2, learned)
-
-    return truncate_weighted(weight, covariance.to(weight.device), 1, rule, learned)
+    cutoff = initial_cutoff(rank, weight.shape)
+    return truncate_weighted(weight, covariance.to(weight.device), 1, cutoff, learned)
 
 
 def _named(factors: FactorList) -> list[tuple[str, Tensor]]:
@@ -395,8 +411,7 @@ def _initial_tensor(
     # Half-precision types have no QR and no eigenvalues on CPU.
     tensor = weight if weight.dtype == torch.float64 else weight.float()
     norm = torch.linalg.vector_norm(tensor)
-    rule = initial_rank_rule(rank, weight.shape, float(norm) ** 2, learned)
-    core, projections = truncate(tensor, rule, learned)
+    core, projections = truncate(tensor, initial_cutoff(rank, weight.shape), learned)
     if init_scale is not None:
         kept = torch.linalg.vector_norm(core)
         core = core * torch.where(kept > 0, float(init_scale) * norm / kept, 1.0)
@@ -436,10 +451,3 @@ def _check_shapes(
                 f"mode {mode}: got rank {rank}, expected {size}, as the layer leaves it "
                 "unfactorised; build it with modes='all'"
             )
-
-
-def _assign(parameter: Tensor, value: Tensor) -> None:
-    if parameter.shape == value.shape:
-        parameter.copy_(value)
-    else:  # set_ keeps the Parameter object, so optimisers, hooks and averages still hold it
-        parameter.set_(value.to(parameter, copy=True).contiguous())  # type: ignore[call-overload]

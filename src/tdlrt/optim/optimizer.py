@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,45 +14,23 @@ from tdlrt.errors import (
     NonFiniteError,
     RankError,
     UnsupportedLayerError,
-    UnsupportedOptimizerError,
 )
-from tdlrt.linalg import TangentVector, well_conditioned
+from tdlrt.linalg import TangentVector
 from tdlrt.nn.layer import tucker_layers
-from tdlrt.optim.adam import AdamRule, AdamWRule
-from tdlrt.optim.rule import Rule
-from tdlrt.optim.sgd import SGDRule
+from tdlrt.optim.adaptation import Adaptation
+from tdlrt.optim.batches import Batches
+from tdlrt.optim.bug import Bug
+from tdlrt.optim.finite import Finite
+from tdlrt.optim.integrator import Context, active_layers, at_rest, settle
+from tdlrt.optim.parallel import Parallel
+from tdlrt.optim.rules import Rule, resolve_rule
 from tdlrt.optim.slot import LayerSlot
-from tdlrt.optim.steps import (
-    Augmented,
-    Iterate,
-    Lifted,
-    augmented_step,
-    basis_step,
-    core_step,
-    fixed_rank_step,
-    retract,
-    retract_lifted,
-)
 from tdlrt.optim.team import Team
-from tdlrt.optim.threads import by_layer
-from tdlrt.ranks import ByName, Candidate, FixedRank, RankPolicy, RelativeTolerance
+from tdlrt.ranks import ByName, FixedRank, RankPolicy, RelativeTolerance
 
 __all__ = ["TDLRT"]
 
-_RULES: dict[type[torch.optim.Optimizer], type[Rule]] = {
-    torch.optim.SGD: SGDRule,
-    torch.optim.Adam: AdamRule,
-    torch.optim.AdamW: AdamWRule,
-}
 _EXTRA = "tdlrt"
-
-Result = TypeVar("Result")
-
-# Steps without a look at a layer's ranks after which a user is told.
-_LONG_WITHOUT_ADAPTATION = 1000
-
-# Share of the past in the running mean of squared gradients of the cores.
-_CURVATURE_DECAY = 0.9
 
 
 class TDLRT(torch.optim.Optimizer):
@@ -118,7 +91,7 @@ class TDLRT(torch.optim.Optimizer):
         **optimizer_kwargs: Any,
     ) -> None:
         policy = _resolve_policy(tau, rank_policy)
-        self._rule_type = _resolve_rule(optimizer_cls)
+        self._rule_type = resolve_rule(optimizer_cls)
         if integrator not in ("parallel", "bug"):
             raise ValueError(f"integrator: got {integrator!r}, expected 'parallel' or 'bug'")
         _check_count("adapt_every", adapt_every)
@@ -139,17 +112,7 @@ class TDLRT(torch.optim.Optimizer):
             parameter: name for name, parameter in model.named_parameters()
         }
         _check_whole(self._names)
-        self._steps = 0
-        self._frozen = False
-        self._settling = False
-        self._core_steps_left = 0
-        self._resting_ranks: dict[str, list[int]] = {}
-        self._examined = dict.fromkeys(self._slots, 0)
-        self._curvatures: dict[str, Tensor] = {}
-        self._warned = False
-        self._asking = threading.Lock()  # a policy may have a state: one question at a time
-        self._check_policy(policy)
-        self._rank_policy = policy
+        self._adaptation = Adaptation(policy, self._slots, adapt_every)
 
         self._tucker = {id(p) for slot in self._slots.values() for p in slot.parameters}
         if len(self._tucker) < sum(len(slot.parameters) for slot in self._slots.values()):
@@ -169,9 +132,25 @@ class TDLRT(torch.optim.Optimizer):
         self._plain = optimizer_cls(list(self._names), **optimizer_kwargs)
         super().__init__(groups, self._plain.defaults)
         self._plain.state = self.state
-        self._group_of = self._find_groups()
         for group in self.param_groups:
             self._rule_type.from_group(group)
+        self._group_of = self._find_groups()
+        self._bind()
+
+    def _bind(self) -> None:
+        """Let the integrator work on today's state."""
+        curvatures = self._adaptation.curvatures
+        self._batches = Batches(
+            self._slots, self._rule_type, self.state, curvatures, self._group_of
+        )
+        plain = [parameter for parameter in self._names if id(parameter) not in self._tucker]
+        finite = Finite(self._names, plain)
+        self._context = Context(self._batches, self._adaptation, finite, self.state, self._rule_of)
+        self._bug = Bug(self._context, self.core_steps)
+        self._parallel = Parallel(self._context)
+
+    def _rule_of(self, group: int) -> Rule:
+        return self._rule_type.from_group(self.param_groups[group])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Called by torch for every group at construction; afterwards the groups stay as they are.
@@ -212,26 +191,18 @@ class TDLRT(torch.optim.Optimizer):
     @property
     def rank_policy(self) -> RankPolicy:
         """Which ranks to keep. A new policy may be assigned; it holds from the next step."""
-        return self._rank_policy
+        return self._adaptation.rank_policy
 
     @rank_policy.setter
     def rank_policy(self, policy: RankPolicy | Mapping[str, RankPolicy]) -> None:
-        if self._frozen:
+        if self.ranks_frozen:
             raise IntegratorStateError(
                 "rank_policy: the ranks are frozen, so no policy would take effect; construct a "
                 "new TDLRT to adapt them again"
             )
         policy = _resolve_policy(None, policy)
-        self._check_policy(policy)
-        self._rank_policy = policy
-
-    def _check_policy(self, policy: RankPolicy) -> None:
-        policy.check(
-            {
-                name: self._candidate(name, slot.layer.core.detach())
-                for name, slot in self._slots.items()
-            }
-        )
+        self._adaptation.check(policy)
+        self._adaptation.rank_policy = policy
 
     def freeze_ranks(self) -> None:
         """Keep every layer's ranks from now on; the bases still rotate.
@@ -239,21 +210,26 @@ class TDLRT(torch.optim.Optimizer):
         Spare directions of the policy are given up first, and a budget is met: at once, or, in the
         middle of a step of `bug`, at its end.
         """
-        if self._frozen:
+        adaptation = self._adaptation
+        if adaptation.frozen:
             return
-        self._frozen = True
-        if isinstance(self._rank_policy.settled(), FixedRank):
+        adaptation.frozen = True
+        if isinstance(self.rank_policy.settled(), FixedRank):
             return
-        self._settling = True
-        if not self._core_steps_left:
+        adaptation.settling = True
+        if not self._bug.core_steps_left:
             with self._plain_arithmetic():
-                self._assign(self._retracted(self._at_rest(self._slots)))
-            self._settling = False
+                steps = at_rest(self._context, self._slots)
+                curvatures = [members.curvature(observed=False) for members, _ in steps]
+                given = self._context.finite.given(self._batches.device)
+                for result in settle(self._context, steps, curvatures, given):
+                    self._batches.assign(*result)
+            adaptation.settling = False
 
     @property
     def ranks_frozen(self) -> bool:
         """Whether `freeze_ranks` was called."""
-        return self._frozen
+        return self._adaptation.frozen
 
     @torch.no_grad()
     def clip_grad_norm_(self, max_norm: float, *, error_if_nonfinite: bool = False) -> Tensor:
@@ -273,20 +249,24 @@ class TDLRT(torch.optim.Optimizer):
         Raises:
             NonFiniteError: As error_if_nonfinite asks.
         """
-        norms = [torch.zeros((), device=self._device())]
-        for parameter in self._names:
-            if parameter.grad is not None and id(parameter) not in self._tucker:
-                norms.append(torch.linalg.vector_norm(parameter.grad.double()))
+        device = self._batches.device
+        parts = [
+            torch.linalg.vector_norm(parameter.grad, dtype=torch.float64).to(device)[None]
+            for parameter in self._names
+            if parameter.grad is not None and id(parameter) not in self._tucker
+        ]
+        parts.append(torch.zeros(1, dtype=torch.float64, device=device))
         with self._plain_arithmetic():
-            if self._core_steps_left:
-                for slot in (self._slots[name] for name in self._resting_ranks):
-                    if slot.layer.core.grad is not None:
-                        norms.append(torch.linalg.vector_norm(slot.core_gradient()))
-            else:
-                norms += [slot.gradient().norm() for slot in self._active_slots().values()]
-        total: Tensor = torch.linalg.vector_norm(
-            torch.stack([norm.to(self._device(), torch.float64) for norm in norms])
-        )
+            between = self._bug.core_steps_left
+            names = self._bug.resting_ranks if between else active_layers(self._batches)
+            for members in self._batches.select(names):
+                gradients = members.gradients()
+                if between:
+                    gradients = TangentVector(gradients.core, {})
+                else:
+                    gradients = members.iterate().space.gradient(*gradients)
+                parts.append(gradients.squared_norms().sqrt().to(device))
+        total: Tensor = torch.linalg.vector_norm(torch.cat(parts))
         if error_if_nonfinite and not torch.isfinite(total):
             raise NonFiniteError(
                 f"gradients: their norm is {float(total)}, expected a finite number; nothing was "
@@ -320,10 +300,10 @@ class TDLRT(torch.optim.Optimizer):
             with self._skipping():
                 self._advance()
             return None
-        if self._core_steps_left:
+        if self._bug.core_steps_left:
             raise IntegratorStateError(
                 f"closure: got one in the middle of a `bug` step; call step() without it "
-                f"{self._core_steps_left} more times first, or always pass it"
+                f"{self._bug.core_steps_left} more times first, or always pass it"
             )
         with torch.enable_grad():
             loss = closure()
@@ -331,16 +311,16 @@ class TDLRT(torch.optim.Optimizer):
             with self._skipping():
                 self._advance()
         else:
-            with self._skipping(), self._undo_on_error():
+            with self._skipping(), self._plain_arithmetic(), self._bug.undone_on_error():
                 self._advance()
                 self._core_passes(closure)
         return loss
 
     def _core_passes(self, closure: Callable[[], Any]) -> None:
-        cores = [self._slots[name].layer.core for name in self._resting_ranks]
+        cores = [self._slots[name].layer.core for name in self._bug.resting_ranks]
         try:
-            while self._core_steps_left:
-                with self._bases_at_rest(), torch.enable_grad():
+            while self._bug.core_steps_left:
+                with self._bug.bases_at_rest(), torch.enable_grad():
                     closure()
                 self._advance()
         finally:
@@ -360,306 +340,35 @@ class TDLRT(torch.optim.Optimizer):
         else:
             self._skipped_in_a_row = 0
 
-    @contextmanager
-    def _bases_at_rest(self) -> Iterator[None]:
-        """No gradients of bases inside: a core step has no use for them."""
-        resting = [
-            basis
-            for name in self._resting_ranks
-            for basis in self._slots[name].bases
-            if basis.requires_grad
-        ]
-        for basis in resting:
-            basis.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for basis in resting:
-                basis.requires_grad_(True)
-
     def _advance(self) -> None:
-        """Spend the gradients that are there on what is due."""
+        """Let the integrator, and then the plain optimiser, take up the gradients there are."""
         with self._plain_arithmetic():
-            if self.integrator == "parallel":
-                self._parallel_pass()
-            elif self._core_steps_left:
-                self._core_pass()
-            else:
-                self._basis_pass()
-
-    def _device(self) -> torch.device:
-        return next(iter(self._slots.values())).layer.core.device
+            integrator = self._parallel if self.integrator == "parallel" else self._bug
+            done = integrator.advance(self.team)
+            if done.moves_rest:
+                self._move_rest()
+            if done.ends_step:
+                self._adaptation.end_step(done.examined)
+                if self._adaptation.steps == self.freeze_after:
+                    self.freeze_ranks()
 
     @contextmanager
     def _plain_arithmetic(self) -> Iterator[None]:
         """No autocast inside, and none of its casts of weights from before outside."""
-        with torch.no_grad(), torch.autocast(self._device().type, enabled=False):
+        with torch.no_grad(), torch.autocast(self._batches.device.type, enabled=False):
             yield
         torch.clear_autocast_cache()
 
-    def _parallel_pass(self) -> None:
-        active = self._active_slots()
-        examined = active if self._examines() else {}
-        self._update(active, self._examined_steps if examined else self._fixed_rank_steps)
-        self._finish_step(examined)
-
-    def _update(
-        self,
-        names: Collection[str],
-        compute: Callable[[Collection[str]], Mapping[str, Iterate | Lifted]],
-    ) -> None:
-        """Compute the steps of layers and put them in place, each on the process whose it is."""
-        # A joint policy compares the spectra of all layers.
-        team = Team() if self._examines() and self._policy().joint else self.team
-        with team.agreement():
-            updates = compute(team.share(names))
-        self._assign(updates)
-        team.exchange([self._slots[name] for name in names], self.state, self._curvatures)
-
-    def _fixed_rank_steps(self, names: Collection[str]) -> dict[str, Iterate]:
-        updates = self._by_layer(names, partial(self._after, fixed_rank_step))
-        self._check_finite((), updates.values())
-        self._observe(updates)
-        return updates
-
-    def _examined_steps(self, names: Collection[str]) -> dict[str, Iterate]:
-        """Steps with truncation: layer by layer where the policy allows, for memory's sake."""
-        if self._policy().joint:
-            augmented = self._by_layer(names, partial(self._after, augmented_step))
-            self._check_finite(augmented.values())
-            self._observe(augmented)
-            return self._retracted(augmented)
-        self._check_finite(())
-        return self._by_layer(names, self._examined_step)
-
-    def _examined_step(self, name: str) -> Iterate:
-        augmented = {name: self._after(augmented_step, name)}
-        self._check_finite(augmented.values(), inputs=False)
-        self._observe(augmented)
-        return self._retracted(augmented)[name]
-
-    def _basis_pass(self) -> None:
-        active = self._active_slots()
-        ranks = {name: list(slot.layer.ranks) for name, slot in active.items()}
-        self._update(active, self._basis_steps)
-        self._resting_ranks = ranks
-        self._core_steps_left = self.core_steps
-
-    def _basis_steps(self, names: Collection[str]) -> dict[str, Lifted]:
-        updates = self._by_layer(names, partial(self._after, basis_step))
-        self._check_finite(updates.values())
-        return updates
-
-    def _after(self, step: Callable[[Iterate, TangentVector, Rule], Result], name: str) -> Result:
-        """A layer after a step along its gradient."""
-        slot, rule = self._slots[name], self._rule(name)
-        return step(slot.iterate(self.state, rule), slot.gradient(), rule)
-
-    def _by_layer(
-        self, names: Collection[str], function: Callable[[str], Result]
-    ) -> dict[str, Result]:
-        return by_layer(function, {name: self._slots[name].work() for name in names})
-
-    def _core_pass(self) -> None:
-        last = self._core_steps_left == 1
-        examined = self._resting_ranks if last and self._examines() else {}
-        self._update(self._resting_ranks, self._last_core_steps if last else self._core_steps)
-        self._core_steps_left -= 1
-        if last:
-            self._resting_ranks = {}
-            self._settling = False
-            self._finish_step(examined)
-        else:
-            self._plain_step()
-
-    def _core_steps(self, names: Collection[str]) -> dict[str, Lifted]:
-        lifted = self._by_layer(names, self._after_core_step)
-        self._check_finite(lifted.values())
-        self._observe(lifted)
-        return lifted
-
-    def _after_core_step(self, name: str) -> Lifted:
-        slot, rule = self._slots[name], self._rule(name)
-        lifted = slot.lifted(self.state, rule)
-        if slot.layer.core.grad is None:
-            return lifted
-        return core_step(lifted, slot.core_gradient(), rule)
-
-    def _last_core_steps(self, names: Collection[str]) -> dict[str, Iterate]:
-        steps: dict[str, Augmented | Lifted] = {**self._core_steps(names)}
-        if self._settling:  # it is for the layers, too, that this step left alone
-            steps |= self._at_rest(n for n in self._slots if n not in self._resting_ranks)
-        return self._retracted(steps)
-
-    def _observe(self, names: Iterable[str]) -> None:
-        """Take the gradients into the running mean squares of the entries of grad_C L."""
-        if self._frozen and not self._settling:  # nobody will ask again
-            return
-        for name in names:
-            if self._slots[name].layer.core.grad is not None:
-                square = self._slots[name].core_gradient().double().square().mean()
-                past = self._curvatures.get(name, square).to(square)
-                self._curvatures[name] = torch.lerp(square, past, _CURVATURE_DECAY)
-
-    def _finish_step(self, examined: Iterable[str]) -> None:
-        self._plain_step()
-        self._steps += 1
-        self._examined |= dict.fromkeys(examined, self._steps)
-        self._warn_if_never_examined()
-        if self._steps == self.freeze_after:
-            self.freeze_ranks()
-
-    def _plain_step(self) -> None:
+    def _move_rest(self) -> None:
         """Let the plain optimiser move what is not in Tucker format, on this one's groups."""
         self._plain.param_groups = [
             {**group, "params": [p for p in group["params"] if id(p) not in self._tucker]}
             for group in self.param_groups
         ]
+        for group in self._plain.param_groups:
+            if group.get("foreach", True) is None and not group.get("fused"):
+                group["foreach"] = True  # the same arithmetic in fewer operations
         self._plain.step()
-
-    @contextmanager
-    def _undo_on_error(self) -> Iterator[None]:
-        """Leave `bug` in the bases it came with when a closure or a gradient fails.
-
-        Before the first core step the model becomes what it was, bit for bit; after it the core
-        steps taken are kept and truncated.
-        """
-        before = {
-            name: slot.iterate(self.state, self._rule(name)) for name, slot in self._slots.items()
-        }
-        try:
-            yield
-        except BaseException:
-            if self._core_steps_left == self.core_steps:
-                self._assign({name: before[name] for name in self._resting_ranks})
-            elif self._core_steps_left:
-                lifted = {
-                    name: self._slots[name].lifted(self.state, self._rule(name))
-                    for name in self._resting_ranks
-                }
-                self._assign(self._retracted(lifted))
-            self._core_steps_left, self._resting_ranks = 0, {}
-            raise
-
-    def _at_rest(self, names: Iterable[str]) -> dict[str, Augmented]:
-        """Layers as they are, to be truncated without a step."""
-        iterates = {name: self._slots[name].iterate(self.state, self._rule(name)) for name in names}
-        return {name: Augmented(iterate.point, iterate) for name, iterate in iterates.items()}
-
-    def _retracted(self, steps: Mapping[str, Augmented | Lifted]) -> dict[str, Iterate]:
-        """Truncate all layers to the ranks that the policy chooses for them together."""
-        policy = self._policy()
-        candidates = {
-            name: self._candidate(name, steps[name].point.core)
-            if name in steps
-            else self._candidate(name, slot.layer.core.detach())._replace(resting=True)
-            for name, slot in self._slots.items()
-            if policy.joint or name in steps
-        }
-        with self._asking:
-            rules = policy.rules(candidates, self._steps + 1)
-
-        def retracted(name: str) -> Iterate:
-            step, rule = steps[name], self._rule(name)
-            if isinstance(step, Augmented):
-                update = retract(step, rule, rules[name])
-            else:
-                modes = self._slots[name].layer.learned_modes
-                update = retract_lifted(step, rule, rules[name], modes)
-            update.space.settle()
-            return update
-
-        return self._by_layer(steps, retracted)
-
-    def _candidate(self, name: str, core: Tensor) -> Candidate:
-        layer = self._slots[name].layer
-        ranks = self._resting_ranks.get(name, layer.ranks)
-        curvature = self._curvatures.get(name)
-        return Candidate(core, ranks, layer.shape, layer.learned_modes, curvature)
-
-    def _rule(self, name: str) -> Rule:
-        return self._rule_type.from_group(self.param_groups[self._group_of[name]])
-
-    def _examines(self) -> bool:
-        """Whether the ranks may change in the step that is under way."""
-        return not isinstance(self._policy(), FixedRank)
-
-    def _policy(self) -> RankPolicy:
-        if self._settling:
-            return self._rank_policy.settled()
-        due = (self._steps + 1) % self.adapt_every == 0
-        return self._rank_policy if due and not self._frozen else FixedRank()
-
-    def _warn_if_never_examined(self) -> None:
-        if self._warned or self._frozen or isinstance(self._rank_policy, FixedRank):
-            return
-        idle = [
-            name
-            for name, step in self._examined.items()
-            if self._steps - step >= _LONG_WITHOUT_ADAPTATION
-        ]
-        if idle:
-            self._warned = True
-            warnings.warn(
-                f"the ranks of {', '.join(idle)} have not been examined for "
-                f"{_LONG_WITHOUT_ADAPTATION} steps (adapt_every={self.adapt_every}); lower "
-                "adapt_every, check that these layers get a gradient, or call freeze_ranks()",
-                stacklevel=_level_of_the_user(),
-            )
-
-    def _active_slots(self) -> dict[str, LayerSlot]:
-        return {name: slot for name, slot in self._slots.items() if slot.has_gradient()}
-
-    def _assign(self, updates: Mapping[str, Iterate | Lifted]) -> None:
-        """Put all layers' updates in place; every one was computed before the first is."""
-        for name, update in updates.items():
-            self._slots[name].assign_(update, self.state, self._rule(name))
-
-    def _check_finite(
-        self,
-        steps: Iterable[Augmented | Lifted],
-        updates: Collection[Iterate] = (),
-        *,
-        inputs: bool = True,
-    ) -> None:
-        """Refuse values, gradients and results that are not finite, and settle the new spaces.
-
-        One synchronisation for all: the device is not waited for elsewhere in a step at fixed rank.
-        """
-        parameters = list(self._names) if inputs else []
-        tensors = [p.detach() for p in parameters if p.is_floating_point()]
-        tensors += [p.grad for p in parameters if p.grad is not None]
-        cores = [step.point.core for step in (*steps, *updates)]
-        device = self._device()
-        tensors.append(torch.zeros((), device=device))  # there may be none
-        norms = [norm.to(device).float() for norm in torch._foreach_norm(tensors, 2)]
-        results = [torch.linalg.vector_norm(core, dtype=torch.float64).to(device) for core in cores]
-        results.append(torch.zeros((), dtype=torch.float64, device=device))
-        flags = [torch.stack(scalars).isfinite().all()[None] for scalars in (norms, results)]
-        if updates:
-            flags.append(well_conditioned([update.space for update in updates]).to(device))
-        given_finite, found_finite, *safe = torch.cat(flags).tolist()
-        for update in updates:
-            moving = len(update.space.moving_modes)
-            update.space.settle(safe[:moving])
-            safe = safe[moving:]
-        if not given_finite:
-            self._check_entries(parameters)
-        if not found_finite:
-            raise NonFiniteError(
-                "weight: the step would make it NaN or infinite, expected finite values; nothing "
-                "was changed. Lower lr"
-            )
-
-    def _check_entries(self, parameters: Iterable[Tensor]) -> None:
-        """Look closer: a norm can overflow where no entry does."""
-        for parameter in parameters:
-            for what, tensor in (("gradient", parameter.grad), ("value", parameter.detach())):
-                if tensor is not None and not torch.isfinite(tensor).all():
-                    raise NonFiniteError(
-                        f"{self._names[parameter]}: its {what} has NaN or infinite entries, "
-                        "expected finite ones; nothing was changed. Lower lr, or check the loss"
-                    )
 
     def __getstate__(self) -> dict[str, Any]:
         """Refuse copies and pickles: this object belongs to its model's layers.
@@ -675,17 +384,23 @@ class TDLRT(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """State of the optimiser: torch's own keys and the integrator's position under 'tdlrt'."""
         state: dict[str, Any] = super().state_dict()
+        # Tensors of their own in place of views of the stacks.
+        state["state"] = {
+            key: {name: _owned(value) for name, value in of.items()}
+            for key, of in state["state"].items()
+        }
+        adaptation, bug = self._adaptation, self._bug
         state[_EXTRA] = {
             "integrator": self.integrator,
             "optimizer": type(self._plain).__name__,
-            "steps": self._steps,
+            "steps": adaptation.steps,
             "skipped_steps": self.skipped_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
-            "frozen": self._frozen,
-            "settling": self._settling,
-            "core_steps_left": self._core_steps_left,
-            "resting_ranks": {name: list(ranks) for name, ranks in self._resting_ranks.items()},
-            "curvatures": dict(self._curvatures),
+            "frozen": adaptation.frozen,
+            "settling": adaptation.settling,
+            "core_steps_left": bug.core_steps_left,
+            "resting_ranks": {name: list(ranks) for name, ranks in bug.resting_ranks.items()},
+            "curvatures": {n: _owned(value) for n, value in adaptation.curvatures.items()},
         }
         return state
 
@@ -722,14 +437,13 @@ class TDLRT(torch.optim.Optimizer):
         self._check_shapes(state_dict)
         super().load_state_dict(state_dict)
         self._plain.state = self.state
-        self._steps, self._frozen = extra["steps"], extra["frozen"]
-        self._settling = extra["settling"]
         self.skipped_steps = extra.get("skipped_steps", 0)
         self._skipped_in_a_row = extra.get("skipped_in_a_row", 0)
-        self._examined = dict.fromkeys(self._slots, self._steps)
-        self._core_steps_left = extra["core_steps_left"]
-        self._resting_ranks = {name: list(ranks) for name, ranks in extra["resting_ranks"].items()}
-        self._curvatures = dict(extra.get("curvatures", {}))
+        curvatures = extra.get("curvatures", {})
+        self._adaptation.load(extra["steps"], extra["frozen"], extra["settling"], curvatures)
+        self._bind()
+        self._bug.core_steps_left = extra["core_steps_left"]
+        self._bug.resting_ranks = {n: list(ranks) for n, ranks in extra["resting_ranks"].items()}
 
     def _check_shapes(self, state_dict: dict[str, Any]) -> None:
         groups = state_dict["param_groups"]
@@ -788,23 +502,6 @@ def _check_count(name: str, value: object, *, least: int = 1) -> None:
         raise ValueError(f"{name}: got {value!r}, expected an int of at least {least}")
 
 
-def _resolve_rule(optimizer_cls: type[torch.optim.Optimizer]) -> type[Rule]:
-    if optimizer_cls not in _RULES:
-        known = ", ".join(f"torch.optim.{cls.__name__}" for cls in _RULES)
-        got = getattr(optimizer_cls, "__name__", repr(optimizer_cls))
-        raise UnsupportedOptimizerError(
-            f"optimizer_cls: got {got}, which has no rule for Tucker weights; use {known}"
-        )
-    return _RULES[optimizer_cls]
-
-
-def _level_of_the_user() -> int:
-    """Which `stacklevel` names the line outside torch and this package that led to the caller."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and _package(frame) in ("tdlrt", "torch"):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
-def _package(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__")).partition(".")[0]
+def _owned(value: Any) -> Any:
+    """A tensor of its own, where the value is a view of a stack."""
+    return value.clone() if isinstance(value, Tensor) and value._base is not None else value

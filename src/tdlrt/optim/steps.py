@@ -1,6 +1,7 @@
-"""The two integrators as pure functions: a point, a gradient and a state in, new ones out.
+"""The two integrators as pure functions on stacks: points, gradients and state in, new ones out.
 
-They check nothing and wait for nothing: whether a result is finite is seen by who puts it in place.
+They check nothing and wait for nothing. Every function works on all members of a stack at once; one
+layer is a stack of one.
 
 Both end in a retraction, the truncation of a core in augmented bases or a projection onto bases of
 the same rank. The state of the optimiser moves along: first moments by orthogonal projection onto
@@ -9,7 +10,7 @@ the new tangent space, second moments coordinate by coordinate (`tdlrt.linalg.Tr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,20 +18,19 @@ from torch import Tensor
 
 from tdlrt.linalg import (
     Cut,
-    RankRule,
+    Layout,
     TangentSpace,
     TangentVector,
     Transport,
-    TuckerTensor,
+    Truncation,
     multi_mode_product,
     new_directions,
     orthonormalize,
     polish_basis,
     stochastic,
-    truncate,
     unfold,
 )
-from tdlrt.optim.rule import Moments, Rule
+from tdlrt.optim.rules import Moments, Rule
 
 __all__ = [
     "Augmented",
@@ -44,50 +44,56 @@ __all__ = [
     "retract_lifted",
 ]
 
+Factors = Sequence[Tensor | None]
+"""Bases of a stack by mode, B x n_i x r_i; None for a mode that is not factorised."""
+
 
 class Iterate(NamedTuple):
-    """A Tucker weight, with the tangent space there, and the state of its optimiser.
+    """Tucker weights, with the tangent space there, and the state of their optimiser.
 
     Attributes:
         space: The tangent space at W = space.core x_j space.factors[j].
         moments: The state, in coordinates of this space; empty before the first step.
-        step: Steps taken.
+        steps: Steps taken by each member.
     """
 
     space: TangentSpace
     moments: Moments
-    step: int
-
-    @property
-    def point(self) -> TuckerTensor:
-        """W."""
-        return TuckerTensor(self.space.core, self.space.factors)
+    steps: Tensor
 
 
 class Augmented(NamedTuple):
-    """A Tucker weight in augmented bases [U_i | V_i] after a step of `parallel`.
+    """Tucker weights in augmented bases [U_i | V_i] after a step of `parallel`.
 
     Attributes:
-        point: The weight.
+        core: The core.
+        factors: The bases.
+        ranks: True ranks of each member, B x d in int64.
         origin: The weight before the step, and the state after it in coordinates there.
     """
 
-    point: TuckerTensor
+    core: Tensor
+    factors: Factors
+    ranks: Tensor
     origin: Iterate
 
 
 class Lifted(NamedTuple):
-    """A Tucker weight in augmented bases [U_i | V_i] between the two halves of a step of `bug`.
+    """Tucker weights in augmented bases [U_i | V_i] between the two halves of a step of `bug`.
 
     Attributes:
-        point: The weight.
+        core: The core.
+        factors: The bases.
+        ranks: True ranks of each member, B x d in int64.
         moments: The state of the core in these bases.
-        step: Steps taken.
+        steps: Steps taken by each member.
     """
 
-    point: TuckerTensor
+    core: Tensor
+    factors: Factors
+    ranks: Tensor
     moments: Mapping[str, Tensor]
-    step: int
+    steps: Tensor
 
 
 def augmented_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Augmented:
@@ -108,35 +114,36 @@ def augmented_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Aug
     """
     space = iterate.space
     direction, moments = _direction(iterate, gradient, rule)
-    new_bases = _new_bases(space, direction)
-    core = space.embed(direction, new_bases).mul_(-rule.lr)
-    core[tuple(slice(0, r) for r in space.core.shape)] += space.core
-    point = TuckerTensor(core, _join(space.factors, new_bases))
-    return Augmented(point, Iterate(space, moments, iterate.step + 1))
+    new = _NewBases(space, direction)
+    core = new.pad(space.core) - rule.lr * space.embed(direction, new.bases)
+    origin = Iterate(space, moments, iterate.steps + 1)
+    return Augmented(new.packed(core), new.factors, new.ranks, origin)
 
 
-def retract(augmented: Augmented, rule: Rule, rank_rule: RankRule) -> Iterate:
-    """Truncate the core after a step of `parallel`, by the HOSVD, and move the state.
+def retract(augmented: Augmented, truncation: Truncation, layout: Layout, rule: Rule) -> Iterate:
+    """Truncate after a step of `parallel`, by the HOSVD, and move the state.
 
     Args:
         augmented: The weight and the state.
+        truncation: `truncate_stack` of its core.
+        layout: The true sizes afterwards.
         rule: The optimiser.
-        rank_rule: Which ranks to keep.
 
     Returns:
-        The truncated weight, within the tolerance of the rule, and the state there.
+        The truncated weight and the state there.
     """
     origin = augmented.origin
-    space, _ = _truncated(augmented.point, rank_rule, origin.space.modes)
-    transport = Transport(origin.space, space.factors)
-    return Iterate(space, _moved(rule, origin.moments, transport, space), origin.step)
+    space, _ = _truncated(augmented.factors, truncation, layout)
+    transport = Transport(origin.space, space.factors, layout)
+    return Iterate(space, _moved(rule, origin.moments, transport, space), origin.steps)
 
 
 def fixed_rank_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Iterate:
     """One single-pass step W_1 = (W_0 - lr D) x_i U_i' U_i'^T that keeps the ranks.
 
     U_i' = orth K_i(1) are the bases of the basis step. They need no singular values and differ from
-    those of the HOSVD by O(lr^2).
+    those of the HOSVD by O(lr^2). Where the columns of K_i(1) are dependent up to rounding, U_i
+    stays for this step.
 
     Args:
         iterate: W_0 and the state there.
@@ -148,18 +155,23 @@ def fixed_rank_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> It
 
     Source: arXiv:2205.13571 for the basis step at fixed rank.
     """
-    space = iterate.space
+    space, layout = iterate.space, iterate.space.layout
     direction, moments = _direction(iterate, gradient, rule)
+    blocks = torch._foreach_mul([direction.core, *direction.parts.values()], rule.lr)
+    displacement = TangentVector(blocks[0], dict(zip(direction.parts, blocks[1:], strict=True)))
     bases = list(space.factors)
     for mode in space.moving_modes:
-        bases[mode] = orthonormalize(space.basis_step(direction, rule.lr, mode))
-    transport = Transport(space, bases)
+        moved, basis = space.basis_step(displacement, mode), space.factor(mode)
+        moved = orthonormalize(moved, basis, layout.padding(mode))
+        moves = layout.moves(mode)
+        bases[mode] = moved if moves is None else torch.where(moves[:, None, None], moved, basis)
+    transport = Transport(space, bases, layout)
     cut = transport.cut(direction)
-    core = torch.sub(transport.point(), cut.core, alpha=rule.lr)
-    target = TangentSpace(core, bases, space.modes)
+    core = (transport.point() - rule.lr * cut.core).contiguous()
+    target = TangentSpace(core, bases, layout)
     # The momentum of the heavy ball is the direction itself.
-    moved = _moved(rule, moments, transport, target, known=(direction, cut))
-    return Iterate(target, moved, iterate.step + 1)
+    moved_state = _moved(rule, moments, transport, target, known=(direction, cut))
+    return Iterate(target, moved_state, iterate.steps + 1)
 
 
 def basis_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Lifted:
@@ -180,16 +192,15 @@ def basis_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Lifted:
     """
     space = iterate.space
     direction, _ = _direction(iterate, gradient, rule)
-    new_bases = _new_bases(space, direction)
-    padding = [count for new in reversed(new_bases) for count in (0, new.shape[1])]
-    core = torch.nn.functional.pad(space.core, padding)  # which counts modes from the last
-    moments: dict[str, Tensor] = {}
-    for name, moment in iterate.moments.items():
-        if name in rule.first_moments:
-            moments[name] = space.embed(moment, new_bases)
-        else:
-            moments[name] = _lifted_squares(moment.core, new_bases)
-    return Lifted(TuckerTensor(core, _join(space.factors, new_bases)), moments, iterate.step)
+    new = _NewBases(space, direction)
+    moments = {
+        name: new.packed(space.embed(moment, new.bases))
+        if name in rule.first_moments
+        else new.lifted_squares(moment.core)
+        for name, moment in iterate.moments.items()
+    }
+    core = new.packed(new.pad(space.core))
+    return Lifted(core, new.factors, new.ranks, moments, iterate.steps)
 
 
 def core_step(lifted: Lifted, gradient: Tensor, rule: Rule) -> Lifted:
@@ -203,45 +214,46 @@ def core_step(lifted: Lifted, gradient: Tensor, rule: Rule) -> Lifted:
     Returns:
         The weight and the state after the step, in the same bases.
     """
-    core, bases = lifted.point
-    step = lifted.step + 1
-    direction, moments = rule.advance(gradient, core, lifted.moments, step)
-    core = torch.sub(core, direction, alpha=rule.lr)
-    return Lifted(TuckerTensor(core, bases), moments, step)
+    steps = lifted.steps + 1
+    past = {name: [moment] for name, moment in lifted.moments.items()}
+    (direction,), moments = rule.advance([gradient], lifted.core, past, steps)
+    advanced = {name: moment for name, (moment,) in moments.items()}
+    core = lifted.core - rule.lr * direction
+    return Lifted(core, lifted.factors, lifted.ranks, advanced, steps)
 
 
 def retract_lifted(
-    lifted: Lifted, rule: Rule, rank_rule: RankRule, modes: Collection[int]
+    lifted: Lifted, before: Layout, truncation: Truncation, layout: Layout, rule: Rule
 ) -> Iterate:
-    """Truncate the core at the end of a step of `bug`, and move the state.
+    """Truncate at the end of a step of `bug`, and move the state.
 
     A second moment has no basis parts in augmented bases B_i: those come from the core's, with the
     rows of B_i as coordinates, A(B_i) Mat_i(v x_{j != i} A(P_j^T)) A(Q'_i^T)^T.
 
     Args:
         lifted: The weight and the state in augmented bases.
+        before: The true sizes there.
+        truncation: `truncate_stack` of its core.
+        layout: The true sizes afterwards.
         rule: The optimiser.
-        rank_rule: Which ranks to keep.
-        modes: The modes that are factorised.
 
     Returns:
-        The truncated weight, within the tolerance of the rule, and the state there.
+        The truncated weight and the state there.
     """
-    bases = lifted.point.factors
-    space, projections = _truncated(lifted.point, rank_rule, modes)
+    space, projections = _truncated(lifted.factors, truncation, layout)
     moments: dict[str, TangentVector] = {}
     for name, moment in lifted.moments.items():
         if name in rule.first_moments:
-            moments[name] = space.project(moment, bases, projections)
+            moments[name] = space.project(moment, lifted.factors, projections)
         else:
-            moments[name] = _lowered_squares(moment, bases, projections, space)
-    return Iterate(space, moments, lifted.step)
+            moments[name] = _lowered_squares(moment, lifted.factors, projections, before, space)
+    return Iterate(space, moments, lifted.steps)
 
 
 def _direction(
     iterate: Iterate, gradient: TangentVector, rule: Rule
 ) -> tuple[TangentVector, dict[str, TangentVector]]:
-    return rule.direction(gradient, iterate.moments, iterate.space, iterate.step + 1)
+    return rule.direction(gradient, iterate.moments, iterate.space, iterate.steps + 1)
 
 
 def _moved(
@@ -264,50 +276,94 @@ def _moved(
 
 
 def _truncated(
-    point: TuckerTensor, rank_rule: RankRule, modes: Collection[int]
-) -> tuple[TangentSpace, tuple[Tensor | None, ...]]:
-    core, projections = truncate(point.core, rank_rule, modes)
-    factors = tuple(
-        basis if projection is None else polish_basis(basis @ projection)
-        for basis, projection in zip(point.factors, projections, strict=True)
-    )
-    return TangentSpace(core, factors, modes), projections
-
-
-def _lifted_squares(core: Tensor, new_bases: Sequence[Tensor]) -> Tensor:
-    """A second moment of the core in augmented bases: new coordinates get the mean of the mode."""
-    for mode, new in enumerate(new_bases):
-        if new.shape[1]:
-            means = core.mean(dim=mode, keepdim=True)
-            core = torch.cat([core, *[means] * new.shape[1]], dim=mode)
-    return core
+    bases: Factors, truncation: Truncation, layout: Layout
+) -> tuple[TangentSpace, list[Tensor | None]]:
+    """The truncated weights in stacks with room for their ranks alone, and the projections."""
+    columns = layout.columns
+    core = truncation.core[(slice(None), *(slice(0, r) for r in columns))].contiguous()
+    factors, projections = list(bases), list(truncation.projections)
+    for mode, (basis, projection) in enumerate(zip(factors, projections, strict=True)):
+        if projection is not None and basis is not None:
+            projections[mode] = projection = projection[:, :, : columns[mode]]
+            factors[mode] = polish_basis(basis @ projection)
+    return TangentSpace(core, factors, layout), projections
 
 
 def _lowered_squares(
     core: Tensor,
-    bases: Sequence[Tensor],
+    bases: Factors,
     projections: Sequence[Tensor | None],
+    before: Layout,
     space: TangentSpace,
 ) -> TangentVector:
     """A second moment of the core in augmented bases, after their truncation."""
-    turns = [None if p is None else stochastic(p.mT) for p in projections]
-    parts = [torch.zeros_like(factor) for factor in space.factors]
-    for mode in space.moving_modes:
-        rest = unfold(multi_mode_product(core, turns, skip=mode), mode)
-        # The product of the small matrices first: the basis is the longest of the three.
-        parts[mode] = stochastic(bases[mode]) @ (rest @ stochastic(space.rows(mode)).mT)
-    return TangentVector(multi_mode_product(core, turns), tuple(parts))
-
-
-def _new_bases(space: TangentSpace, direction: TangentVector) -> list[Tensor]:
-    return [
-        new_directions(factor, part) if mode in space.moving_modes else factor[:, :0]
-        for mode, (factor, part) in enumerate(zip(space.factors, direction.factors, strict=True))
+    layout, dtype = space.layout, core.dtype
+    turns = [
+        None if p is None else stochastic(p.mT, before.shares(mode, layout, dtype))
+        for mode, p in enumerate(projections)
     ]
+    parts: dict[int, Tensor] = {}
+    for mode in space.moving_modes:
+        basis = bases[mode]
+        if basis is None:
+            continue
+        rest = unfold(multi_mode_product(core, turns, skip=mode), mode, 1)
+        rows = stochastic(space.rows(mode), layout.row_shares(mode, dtype))
+        # The product of the small matrices first: the basis is the longest of the three.
+        part = stochastic(basis, before.column_shares(mode, dtype)) @ (rest @ rows.mT)
+        parts[mode] = space.masked(part, mode)
+    return TangentVector(multi_mode_product(core, turns), parts)
 
 
-def _join(factors: Sequence[Tensor], new_bases: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.cat([factor, new], dim=1) if new.shape[1] else factor
-        for factor, new in zip(factors, new_bases, strict=True)
-    )
+class _NewBases:
+    """The bases [U_i | V_i] of a step, true columns first, and how tensors come into them."""
+
+    def __init__(self, space: TangentSpace, direction: TangentVector) -> None:
+        layout = space.layout
+        self.bases: dict[int, Tensor] = {}
+        self.factors: list[Tensor | None] = list(space.factors)
+        self._layout, self._fresh, self._orders = layout, {}, {}
+        ranks = list(layout.rank_tensor().unbind(dim=1))
+        for mode, part in direction.parts.items():
+            new, count = new_directions(space.factor(mode), part, layout.spare(mode))
+            self.bases[mode] = new
+            fresh = torch.arange(new.shape[2], device=new.device) < count[:, None]
+            self._fresh[mode] = fresh
+            joined = torch.cat([space.factor(mode), new], dim=2)
+            padding = layout.padding(mode)
+            if padding is not None:  # the padding of U_i stands in front of V_i
+                absent = torch.cat([padding > 0, ~fresh], dim=1)
+                self._orders[mode] = absent.int().argsort(dim=1, stable=True)
+                joined = joined.take_along_dim(self._orders[mode][:, None, :], dim=2)
+            self.factors[mode] = joined
+            ranks[mode] = ranks[mode] + count
+        self.ranks = torch.stack(ranks, dim=1)
+
+    def pad(self, core: Tensor) -> Tensor:
+        """A core of the old bases, with zeros for what is new."""
+        counts = [self.bases[i].shape[2] if i in self.bases else 0 for i in range(core.ndim - 1)]
+        return torch.nn.functional.pad(core, [n for k in reversed(counts) for n in (0, k)])
+
+    def packed(self, core: Tensor) -> Tensor:
+        """A core in [U_i | V_i] with true entries first, in every mode."""
+        for mode in self._orders:
+            core = self._packed_in(core, mode)
+        return core
+
+    def _packed_in(self, core: Tensor, mode: int) -> Tensor:
+        order = self._orders[mode]
+        shape = [len(order), *[1] * (core.ndim - 1)]
+        shape[1 + mode] = order.shape[1]
+        return core.take_along_dim(order.view(shape), dim=1 + mode)
+
+    def lifted_squares(self, core: Tensor) -> Tensor:
+        """A second moment of the core: new coordinates get the mean of the mode."""
+        ranks = self._layout.rank_tensor()
+        for mode, fresh in self._fresh.items():
+            shape = [-1, *[1] * (core.ndim - 1)]
+            mean = core.sum(dim=1 + mode, keepdim=True) / ranks[:, mode].view(shape)
+            shape[1 + mode] = fresh.shape[1]
+            core = torch.cat([core, mean * fresh.view(len(fresh), *shape[1:])], dim=1 + mode)
+            if mode in self._orders:
+                core = self._packed_in(core, mode)
+        return core

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from tdlrt.experiments.methods.method import Method
@@ -16,7 +17,7 @@ from tdlrt.experiments.methods.sizes import (
     possible_ranks,
     tucker_size,
 )
-from tdlrt.linalg import smallest_rank, squared_singular_values
+from tdlrt.linalg import kept_ranks, relative_spectrum
 from tdlrt.ranks import RankSpec
 from tdlrt.surgery import factorize_
 
@@ -56,13 +57,12 @@ class Posthoc(Method):
             for name in training.layers
         }
         spectra = {
-            name: [squared_singular_values(weight, mode) for mode in range(weight.ndim)]
+            name: [relative_spectrum(weight[None], mode).cpu() for mode in range(weight.ndim)]
             for name, weight in weights.items()
         }
 
         def ranks(name: str, share: float) -> tuple[int, ...]:
-            kept = [smallest_rank(s, (1 - share) * float(s.sum())) for s in spectra[name]]
-            return possible_ranks(kept)
+            return possible_ranks([_smallest_rank(values, share) for values in spectra[name]])
 
         def size(name: str, share: float) -> int:
             return tucker_size(weights[name].shape, ranks(name, share))
@@ -74,6 +74,13 @@ class Posthoc(Method):
         """Decompose the network if it was when it had these weights; they bring their ranks."""
         if any(f"{name}.core" in weights for name in training.layers):
             _factorize(training, dict.fromkeys(training.layers, 1))
+
+
+def _smallest_rank(spectrum: Tensor, share: float) -> int:
+    """Smallest rank that keeps a share of the squared singular values, in a batch of one."""
+    size = torch.tensor([spectrum.shape[1]])
+    budget = torch.tensor([1 - share if share < 1 else -1.0], dtype=torch.float64)
+    return int(kept_ranks(spectrum, size, budget, size))
 
 
 def _factorize(training: Training, ranks: Mapping[str, RankSpec]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -15,7 +15,7 @@ from tdlrt.linalg import TangentSpace, TangentVector, reject
 __all__ = ["Moments", "Rule"]
 
 Moments = Mapping[str, TangentVector]
-"""State of the optimiser for one layer, by torch's name; empty before the first step."""
+"""State of the optimiser for a stack of layers, by torch's name; empty before the first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Rule(ABC):
 
     A Tucker weight has the blocks of a tangent vector: the core and a part per moving basis. The
     optimiser acts on each as it does on an ordinary tensor. W itself is a tangent vector with a
-    core part only, so weight decay never touches a basis.
+    core part only, so weight decay never touches a basis. Blocks come in stacks of B layers.
 
     Attributes:
         first_moments: Names of the state that is linear in the gradient. It moves along by
@@ -40,25 +40,29 @@ class Rule(ABC):
     counts_steps: ClassVar[bool] = False
     refused: ClassVar[tuple[str, ...]] = ("fused", "capturable", "differentiable")
 
-    lr: float
+    lr: float | Tensor
     weight_decay: float = 0.0
     maximize: bool = False
 
     @classmethod
-    def from_group(cls, group: Mapping[str, Any]) -> Self:
+    def from_group(cls, group: Mapping[str, Any], *, capturable: bool = False) -> Self:
         """Read the rule from a param_group of the torch optimiser.
+
+        Args:
+            group: The options.
+            capturable: Leave lr the tensor that it is, so that nothing is waited for.
 
         Raises:
             UnsupportedOptimizerError: An option has no counterpart for Tucker weights.
         """
         for option in cls.refused:
-            if group.get(option):
+            if group.get(option) and not (option == "capturable" and capturable):
                 raise UnsupportedOptimizerError(
                     f"{option}: got {group[option]}, which has no rule for Tucker weights; "
                     f"leave it out"
                 )
         return cls(
-            lr=float(group["lr"]),
+            lr=group["lr"] if capturable else float(group["lr"]),
             weight_decay=float(group["weight_decay"]),
             maximize=bool(group["maximize"]),
             **cls._options(group),
@@ -71,22 +75,26 @@ class Rule(ABC):
 
     @abstractmethod
     def advance(
-        self, gradient: Tensor, weight: Tensor | None, moments: Mapping[str, Tensor], step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One step on a block of coordinates, without changing its arguments.
+        self,
+        gradients: Sequence[Tensor],
+        weight: Tensor,
+        moments: Mapping[str, Sequence[Tensor]],
+        steps: Tensor,
+    ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        """One step on blocks of coordinates, without changing its arguments.
 
         Args:
-            gradient: The gradient.
-            weight: The block of W, for weight decay; None where W has none.
-            moments: The state of this block; empty before the first step.
-            step: Number of this step, from 1.
+            gradients: The gradients, B x ... each; the first is the core's.
+            weight: The core, for weight decay; W has nothing in the other blocks.
+            moments: The state, block by block; empty before the first step.
+            steps: Number of this step for each layer, from 1: B numbers.
 
         Returns:
-            The direction D of the step W - lr D, and the new state.
+            The direction D of the step W - lr D, and the new state, block by block.
         """
 
     def direction(
-        self, gradient: TangentVector, moments: Moments, space: TangentSpace, step: int
+        self, gradient: TangentVector, moments: Moments, space: TangentSpace, steps: Tensor
     ) -> tuple[TangentVector, dict[str, TangentVector]]:
         """One step on all blocks of a Tucker weight.
 
@@ -94,24 +102,22 @@ class Rule(ABC):
             gradient: P(grad L(W)).
             moments: The state, in coordinates of the same tangent space.
             space: The tangent space at W.
-            step: Number of this step, from 1.
+            steps: Number of this step for each layer, from 1: B numbers.
 
         Returns:
             The direction D of the step W - lr D, a tangent vector, and the new state.
         """
-        core, cores = self.advance(
-            gradient.core, space.core, {name: m.core for name, m in moments.items()}, step
+        modes = tuple(gradient.parts)
+        (core, *parts), states = self.advance(
+            [gradient.core, *gradient.parts.values()],
+            space.core,
+            {name: [m.core, *(m.parts[i] for i in modes)] for name, m in moments.items()},
+            steps,
         )
-        parts = list(gradient.factors)
-        states = [dict.fromkeys(cores, part) for part in parts]  # zero where nothing moves
-        for mode in space.moving_modes:
-            past = {name: m.factors[mode] for name, m in moments.items()}
-            part, states[mode] = self.advance(gradient.factors[mode], None, past, step)
-            if self.second_moments:  # scaling single coordinates leaves the tangent space
-                part = reject(space.factors[mode], part)
-            parts[mode] = part
+        if self.second_moments:  # scaling single coordinates leaves the tangent space
+            parts = [reject(space.factor(i), part) for i, part in zip(modes, parts, strict=True)]
         advanced = {
-            name: TangentVector(core_state, tuple(state[name] for state in states))
-            for name, core_state in cores.items()
+            name: TangentVector(state[0], dict(zip(modes, state[1:], strict=True)))
+            for name, state in states.items()
         }
-        return TangentVector(core, tuple(parts)), advanced
+        return TangentVector(core, dict(zip(modes, parts, strict=True))), advanced

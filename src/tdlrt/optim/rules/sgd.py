@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from tdlrt.optim.rule import Rule
+from tdlrt.optim.rules.rule import Rule
 
 __all__ = ["SGDRule"]
 
@@ -41,21 +41,25 @@ class SGDRule(Rule):
         }
 
     def advance(
-        self, gradient: Tensor, weight: Tensor | None, moments: Mapping[str, Tensor], step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self,
+        gradients: Sequence[Tensor],
+        weight: Tensor,
+        moments: Mapping[str, Sequence[Tensor]],
+        steps: Tensor,
+    ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """See `Rule.advance`."""
-        if self.maximize:
-            gradient = -gradient
-        if weight is not None and self.weight_decay:
-            gradient = gradient + self.weight_decay * weight
+        fresh = list(torch._foreach_neg(gradients)) if self.maximize else list(gradients)
+        if self.weight_decay:
+            fresh[0] = fresh[0] + self.weight_decay * weight
         if not self.momentum:
-            return gradient, {}
+            return fresh, {}
         past = moments.get(_MOMENTUM)
         if past is None:
-            momentum = gradient
+            momentum = fresh
         else:
-            fresh = (1 - self.dampening) * gradient if self.dampening else gradient
-            momentum = torch.add(fresh, past, alpha=self.momentum)
+            damped = torch._foreach_mul(fresh, 1 - self.dampening) if self.dampening else fresh
+            momentum = list(torch._foreach_add(damped, past, alpha=self.momentum))
         if self.nesterov:
-            return torch.add(gradient, momentum, alpha=self.momentum), {_MOMENTUM: momentum}
+            ahead = torch._foreach_add(fresh, momentum, alpha=self.momentum)
+            return list(ahead), {_MOMENTUM: momentum}
         return momentum, {_MOMENTUM: momentum}

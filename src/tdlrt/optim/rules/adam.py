@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from tdlrt.optim.rule import Rule
+from tdlrt.optim.rules.rule import Rule
 
 __all__ = ["AdamRule", "AdamWRule"]
 
@@ -50,28 +49,41 @@ class AdamRule(Rule):
         }
 
     def advance(
-        self, gradient: Tensor, weight: Tensor | None, moments: Mapping[str, Tensor], step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self,
+        gradients: Sequence[Tensor],
+        weight: Tensor,
+        moments: Mapping[str, Sequence[Tensor]],
+        steps: Tensor,
+    ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """See `Rule.advance`."""
-        if self.maximize:
-            gradient = -gradient
-        decay = None if weight is None or not self.weight_decay else self.weight_decay * weight
+        fresh = list(torch._foreach_neg(gradients)) if self.maximize else list(gradients)
+        decay = self.weight_decay * weight if self.weight_decay else None
         if decay is not None and not self.decoupled:
-            gradient = gradient + decay
+            fresh[0] = fresh[0] + decay
         beta1, beta2 = self.betas
-        if not moments:
-            zeros = torch.zeros_like(gradient)
-            moments = {_FIRST: zeros, _SECOND: zeros}
-        first = torch.lerp(moments[_FIRST], gradient, 1 - beta1)
-        second = (beta2 * moments[_SECOND]).addcmul_(gradient, gradient, value=1 - beta2)
+        zeros = [torch.zeros_like(block) for block in fresh]
+        past = moments or {_FIRST: zeros, _SECOND: zeros}
+        first = list(torch._foreach_lerp(past[_FIRST], fresh, 1 - beta1))
+        second = torch._foreach_mul(past[_SECOND], beta2)
+        second = list(torch._foreach_addcmul(second, fresh, fresh, 1 - beta2))
         advanced, scale = {_FIRST: first, _SECOND: second}, second
         if self.amsgrad:
-            advanced[_LARGEST] = scale = torch.maximum(moments.get(_LARGEST, second), second)
-        scale = scale.sqrt().div_(math.sqrt(1 - beta2**step)).add_(self.eps)
-        direction = (first / scale).div_(1 - beta1**step)
+            scale = list(torch._foreach_maximum(past.get(_LARGEST, second), second))
+            advanced[_LARGEST] = scale
+        scale = torch._foreach_div(torch._foreach_sqrt(scale), _biases(beta2, steps, second, 0.5))
+        # Where there is nothing but zeros, as in the padding of a stack, the direction is zero.
+        scale = torch._foreach_add(scale, max(self.eps, torch.finfo(weight.dtype).tiny))
+        direction = torch._foreach_div(first, scale)
+        direction = list(torch._foreach_div(direction, _biases(beta1, steps, first)))
         if decay is not None and self.decoupled:
-            direction = direction + decay
+            direction[0] = direction[0] + decay
         return direction, advanced
+
+
+def _biases(beta: float, steps: Tensor, blocks: Sequence[Tensor], power: float = 1) -> list[Tensor]:
+    """(1 - beta^t)^power, t the number of the step, to divide each block by."""
+    bias = (1 - beta ** steps.double()).pow(power).to(blocks[0].dtype)
+    return [bias.view(-1, *[1] * (block.ndim - 1)) for block in blocks]
 
 
 @dataclass(frozen=True, kw_only=True)

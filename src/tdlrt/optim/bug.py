@@ -1,0 +1,210 @@
+"""The integrator that takes one gradient for the bases and more for the core in them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from tdlrt.nn.layer import resize_layers_
+from tdlrt.optim.batches import Members
+from tdlrt.optim.finite import core_norms
+from tdlrt.optim.integrator import (
+    Context,
+    Pass,
+    Result,
+    active_layers,
+    at_rest,
+    on_current_weights,
+    settle,
+)
+from tdlrt.optim.rules import Rule
+from tdlrt.optim.slot import LayerSlot
+from tdlrt.optim.steps import Augmented, Lifted, basis_step, core_step
+from tdlrt.optim.team import Team
+
+__all__ = ["Bug"]
+
+
+class Bug:
+    """Basis step, lift, Galerkin steps on the core, truncation.
+
+    Args:
+        context: What it works with.
+        core_steps: Steps on the core for one on the bases.
+
+    Attributes:
+        core_steps_left: Steps on the core that are due; 0 at rest.
+
+    Source: arXiv:2305.19059, algorithm 1.
+    """
+
+    def __init__(self, context: Context, core_steps: int) -> None:
+        self._context, self.core_steps = context, core_steps
+        self.core_steps_left = 0
+
+    @property
+    def resting_ranks(self) -> Mapping[str, Sequence[int]]:
+        """Ranks before the basis step, of the layers that took it."""
+        return self._context.batches.resting_ranks
+
+    @resting_ranks.setter
+    def resting_ranks(self, ranks: Mapping[str, Sequence[int]]) -> None:
+        self._context.batches.resting_ranks = ranks
+
+    def advance(self, team: Team) -> Pass:
+        """Spend the gradients on the bases, or on the core in them, whichever is due.
+
+        Args:
+            team: Who computes the steps of which layers.
+
+        Raises:
+            NonFiniteError: Something is not finite; nothing was changed.
+        """
+        return self._core_pass(team) if self.core_steps_left else self._basis_pass(team)
+
+    def _basis_pass(self, team: Team) -> Pass:
+        batches, adaptation, _, state, _ = self._context
+        active = active_layers(batches)
+        ranks_before = {name: list(batches.slots[name].layer.ranks) for name in active}
+        with team.agreement():
+            steps, read = on_current_weights(
+                self._context, lambda: self._lifted(team.share(active), team.share(batches.slots))
+            )
+        for (members, step), numbers in zip(steps, read, strict=True):
+            width = len(members.layout.columns)
+            rows = [numbers[n : n + width] for n in range(0, len(numbers), width)]
+            batches.assign(members, step, [tuple(map(int, row)) for row in rows])
+        team.exchange([batches.slots[name] for name in active], state, adaptation.curvatures)
+        self.resting_ranks = ranks_before
+        self.core_steps_left = self.core_steps
+        return Pass(moves_rest=False, ends_step=False)
+
+    def _lifted(
+        self, names: Collection[str], within: Collection[str]
+    ) -> tuple[list[tuple[Members, Lifted]], list[list[float]]]:
+        """Layers in augmented bases, and the ranks there."""
+        batches, _, finite, _, _ = self._context
+        chosen = batches.select(names, within)
+        given = finite.given(batches.device, batches.changes(chosen))
+        pairs = [(members, members.iterate()) for members in chosen]
+        gradients = [i.space.gradient(*members.gradients()) for members, i in pairs]
+        steps = [
+            (members, basis_step(iterate, gradient, self._rule_of(members)))
+            for (members, iterate), gradient in zip(pairs, gradients, strict=True)
+        ]
+        norms = [gradient.squared_norms() for gradient in gradients]
+        norms += [core_norms(step.core) for _, step in steps]
+        return steps, finite.check(given, norms, [step.ranks for _, step in steps])
+
+    def _rule_of(self, members: Members) -> Rule:
+        return self._context.rule_of(members.batch.group)
+
+    def _core_pass(self, team: Team) -> Pass:
+        batches, adaptation, _, state, _ = self._context
+        last, examined = self.core_steps_left == 1, ()
+        if last and adaptation.examines:
+            examined = tuple(self.resting_ranks)
+            team = Team() if adaptation.is_joint else team
+        with team.agreement():
+            results = on_current_weights(self._context, lambda: self._core_results(team, last))
+        for result in results:
+            batches.assign(*result)
+        slots = [batches.slots[name] for name in self.resting_ranks]
+        team.exchange(slots, state, adaptation.curvatures)
+        self.core_steps_left -= 1
+        if last:
+            self.resting_ranks = {}
+            adaptation.settling = False
+        return Pass(moves_rest=True, ends_step=last, examined=examined)
+
+    def _core_results(self, team: Team, last: bool) -> list[Result]:
+        batches, adaptation, finite, _, _ = self._context
+        names = team.share(self.resting_ranks)
+        moving = [n for n in names if batches.slots[n].layer.core.grad is not None]
+        chosen = batches.select(moving, team.share(batches.slots))
+        given = finite.given(batches.device, batches.changes(chosen))
+        steps: list[tuple[Members, Augmented | Lifted]] = []
+        for members in chosen:
+            gradient = members.gradients().core
+            steps.append((members, core_step(members.lifted(), gradient, self._rule_of(members))))
+        observes = adaptation.observes
+        observed = [members.curvature(observed=observes) for members in chosen]
+        if last:
+            still = [name for name in names if name not in moving]
+            rest = batches.select(still, team.share(batches.slots))
+            steps += [(members, members.lifted()) for members in rest]
+            if adaptation.settling:  # layers that this step left alone are cut, too
+                others = [n for n in batches.slots if n not in self.resting_ranks]
+                steps += at_rest(self._context, others)
+            left = [members.curvature(observed=False) for members, _ in steps[len(chosen) :]]
+            results = settle(self._context, steps, [*observed, *left], given, self.resting_ranks)
+        else:
+            finite.check(given, [core_norms(step.core) for _, step in steps])
+            results = [(members, step, members.layout.ranks) for members, step in steps]
+        for members, curvature in zip(chosen, observed, strict=True):
+            if observes:
+                members.set_curvature(curvature)
+        return results
+
+    @contextmanager
+    def bases_at_rest(self) -> Iterator[None]:
+        """No gradients of bases inside: a core step has no use for them."""
+        slots = [self._context.batches.slots[name] for name in self.resting_ranks]
+        resting = [basis for slot in slots for basis in slot.bases if basis.requires_grad]
+        for basis in resting:
+            basis.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for basis in resting:
+                basis.requires_grad_(True)
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Leave the layers in the bases they came with when a closure or a gradient fails.
+
+        Before the first core step the model becomes what it was, bit for bit; after it the core
+        steps taken are kept and truncated.
+        """
+        batches = self._context.batches
+        before = _Snapshot(self._context, list(batches.slots.values()))
+        try:
+            yield
+        except BaseException:
+            if self.core_steps_left == self.core_steps:
+                before.restore(self.resting_ranks)
+            elif self.core_steps_left:
+                given = self._context.finite.given(batches.device)
+                steps = [(m, m.lifted()) for m in batches.select(self.resting_ranks, batches.slots)]
+                curvatures = [members.curvature(observed=False) for members, _ in steps]
+                results = settle(self._context, steps, curvatures, given, self.resting_ranks)
+                for result in results:
+                    batches.assign(*result)
+            self.core_steps_left, self.resting_ranks = 0, {}
+            raise
+
+
+class _Snapshot:
+    """Weights and state of layers, as they were."""
+
+    def __init__(self, context: Context, slots: Sequence[LayerSlot]) -> None:
+        self._context, self._slots = context, slots
+        parameters = [p for slot in slots for p in slot.parameters]
+        copies = iter(torch._foreach_mul([p.detach() for p in parameters], 1))
+        self._values = {slot.name: [next(copies) for _ in slot.parameters] for slot in slots}
+        self._state = {p: dict(context.state[p]) for p in parameters if p in context.state}
+
+    def restore(self, names: Collection[str]) -> None:
+        """Put the layers of these names back."""
+        slots = [slot for slot in self._slots if slot.name in names]
+        if not slots:
+            return
+        resize_layers_([slot.layer for slot in slots], [self._values[s.name] for s in slots])
+        for slot in slots:
+            for parameter in slot.parameters:
+                self._context.state.pop(parameter, None)
+                if parameter in self._state:
+                    self._context.state[parameter] = self._state[parameter]
+        self._context.batches.forget()

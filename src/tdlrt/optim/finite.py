@@ -1,0 +1,128 @@
+"""Numbers that are not finite: found by one transfer to the host, and named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tdlrt.errors import NonFiniteError
+
+__all__ = ["Finite", "Given", "WrittenElsewhereError", "core_norms"]
+
+
+def core_norms(core: Tensor) -> Tensor:
+    """||C|| of each member of a stack, B numbers in float64: not finite where an entry is not."""
+    return torch.linalg.vector_norm(core.flatten(1), dim=1, dtype=torch.float64)
+
+
+class WrittenElsewhereError(Exception):
+    """Weights were written in a way that leaves no trace, such as by `parameter.data`."""
+
+
+class Given(NamedTuple):
+    """What a step was given, as numbers on the device.
+
+    Attributes:
+        norms: Norms of the plain gradients and of what they move.
+        changes: By how much each Tucker weight differs from what the last step left.
+    """
+
+    norms: Tensor
+    changes: Tensor
+
+
+class Finite:
+    """Refuses steps with gradients, weights or results that are not finite.
+
+    Args:
+        names: Names of all parameters of the model.
+        plain: Those of them that are not in Tucker format.
+    """
+
+    def __init__(self, names: Mapping[Tensor, str], plain: Iterable[Tensor]) -> None:
+        self._names, self._plain = names, list(plain)
+
+    def given(self, device: torch.device, changes: Tensor | None = None) -> Given:
+        """What a step is given, to be read with its results.
+
+        Args:
+            device: Where the numbers are wanted.
+            changes: See `Given`; none by default.
+        """
+        none = torch.zeros(0, device=device)
+        return Given(self._plain_norms(device), none if changes is None else changes)
+
+    def _plain_norms(self, device: torch.device) -> Tensor:
+        """Not finite where a plain gradient, or what it moves, is not."""
+        moved = [p for p in self._plain if p.grad is not None]
+        tensors = [p.detach() for p in moved if p.is_floating_point() or p.is_complex()]
+        tensors += [_values(p.grad) for p in moved if p.grad is not None]
+        if not tensors:
+            return torch.zeros(0, dtype=torch.float64, device=device)
+        alike: dict[tuple[object, ...], list[Tensor]] = {}
+        for tensor in tensors:
+            alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        norms = [torch.stack(list(torch._foreach_norm(of, 2))) for of in alike.values()]
+        return torch.cat([norm.to(device, torch.float64) for norm in norms])
+
+    def check(
+        self, given: Given, results: Iterable[Tensor], extra: Iterable[Tensor] = ()
+    ) -> list[list[float]]:
+        """Read norms, and whatever else is wanted on the host, in one transfer.
+
+        Args:
+            given: `given()`.
+            results: Norms of the results of a step, see `core_norms`.
+            extra: Numbers to bring along.
+
+        Returns:
+            The extra numbers, tensor by tensor, flat.
+
+        Raises:
+            NonFiniteError: A gradient or a weight is not finite, or a result would not be.
+            WrittenElsewhereError: The step began at other weights than there are.
+        """
+        device = given.norms.device
+        norms = [norm.to(device).flatten() for norm in results]
+        found = torch.stack(
+            [
+                (given.changes == 0).all(),  # these are false for NaN
+                (given.norms < math.inf).all(),
+                (torch.cat([*norms, given.norms[:0]]) < math.inf).all(),
+            ]
+        )
+        parts = [part.to(device, torch.float64).flatten() for part in extra]
+        same, good, right, *rest = torch.cat([found.double(), *parts]).tolist()
+        if not same:
+            raise WrittenElsewhereError
+        if not (good and right):
+            self._check_entries()
+        if not right:
+            raise NonFiniteError(
+                "weight: the step would make it NaN or infinite, expected finite values; nothing "
+                "was changed. Lower lr"
+            )
+        numbers = []
+        for part in parts:
+            numbers.append(rest[: len(part)])
+            rest = rest[len(part) :]
+        return numbers
+
+    def _check_entries(self) -> None:
+        """Look closer: a norm can overflow where no entry does."""
+        for parameter, name in self._names.items():
+            for what, tensor in (("gradient", parameter.grad), ("value", parameter.detach())):
+                if parameter.grad is not None and not torch.isfinite(_values(tensor)).all():
+                    raise NonFiniteError(
+                        f"{name}: its {what} has NaN or infinite entries, expected finite ones; "
+                        "nothing was changed. Lower lr, or check the loss"
+                    )
+
+
+def _values(tensor: Tensor) -> Tensor:
+    """The stored entries of a sparse tensor, or the tensor itself."""
+    return tensor.coalesce().values() if tensor.is_sparse else tensor

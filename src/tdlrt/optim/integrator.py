@@ -1,0 +1,120 @@
+"""What both integrators share: what they work with, and how their steps end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple, TypeAlias, TypeVar
+
+from torch import Tensor
+
+from tdlrt.optim.adaptation import Adaptation
+from tdlrt.optim.batches import Batches, Members
+from tdlrt.optim.finite import Finite, Given, WrittenElsewhereError
+from tdlrt.optim.rules import Rule
+from tdlrt.optim.slot import OptimizerState
+from tdlrt.optim.steps import Augmented, Iterate, Lifted, retract, retract_lifted
+
+__all__ = ["Context", "Pass", "Result", "active_layers", "at_rest", "on_current_weights", "settle"]
+
+Ranks: TypeAlias = Sequence[Sequence[int]]
+
+Result: TypeAlias = tuple[Members, Iterate | Lifted, Ranks]
+"""Layers, their weights and state after a step, and their ranks there."""
+
+
+Computed = TypeVar("Computed")
+
+
+class Context(NamedTuple):
+    """What an integrator works with.
+
+    Attributes:
+        batches: The layers.
+        adaptation: When ranks are examined.
+        finite: The checks.
+        state: The optimiser's state.
+        rule_of: The rule of a param_group, by its index.
+    """
+
+    batches: Batches
+    adaptation: Adaptation
+    finite: Finite
+    state: OptimizerState
+    rule_of: Callable[[int], Rule]
+
+
+class Pass(NamedTuple):
+    """What the gradients of one backward pass were spent on.
+
+    Attributes:
+        moves_rest: Whether parameters that are not in Tucker format move with it.
+        ends_step: Whether it was the last of a whole step.
+        examined: Layers whose ranks were examined.
+    """
+
+    moves_rest: bool
+    ends_step: bool
+    examined: Collection[str] = ()
+
+
+def on_current_weights(context: Context, compute: Callable[[], Computed]) -> Computed:
+    """The result of a step, which is computed once more if its weights were out of date.
+
+    Raises:
+        NonFiniteError: As `compute` does.
+    """
+    try:
+        return compute()
+    except WrittenElsewhereError:
+        context.batches.forget()
+        return compute()
+
+
+def active_layers(batches: Batches) -> list[str]:
+    """Layers that have a gradient."""
+    return [name for name, slot in batches.slots.items() if slot.has_gradient()]
+
+
+def at_rest(context: Context, names: Collection[str]) -> list[tuple[Members, Augmented]]:
+    """Layers as they are, to be truncated without a step."""
+    chosen = context.batches.select(names, context.batches.slots)
+    steps = []
+    for members in chosen:
+        iterate, ranks = members.iterate(), members.layout.rank_tensor()
+        steps.append(
+            (members, Augmented(iterate.space.core, iterate.space.factors, ranks, iterate))
+        )
+    return steps
+
+
+def settle(
+    context: Context,
+    steps: Sequence[tuple[Members, Augmented | Lifted]],
+    curvatures: Sequence[Tensor],
+    given: Given,
+    ranks_before: Mapping[str, Sequence[int]] | None = None,
+) -> list[Result]:
+    """Truncate all layers to the ranks that the policy chooses for them together.
+
+    Args:
+        context: What the integrator works with.
+        steps: Layers with their weights in augmented bases.
+        curvatures: Mean squares of their gradients, see `Members.curvature`.
+        given: See `Finite.given`.
+        ranks_before: Ranks before the step, where the layers have others now.
+
+    Raises:
+        NonFiniteError: Something is not finite; nothing was changed.
+    """
+    results: list[Result] = []
+    examined = context.adaptation.examine(
+        steps, curvatures, context.finite, given, ranks_before or {}
+    )
+    for members, step, truncation, layout in examined:
+        rule = context.rule_of(members.batch.group)
+        if isinstance(step, Augmented):
+            result = retract(step, truncation, layout, rule)
+        else:
+            result = retract_lifted(step, members.layout, truncation, layout, rule)
+        results.append((members, result, layout.ranks))
+    return results

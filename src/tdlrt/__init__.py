@@ -24,7 +24,7 @@ from tdlrt.errors import (
     UnsupportedLayerError,
     UnsupportedOptimizerError,
 )
-from tdlrt.optim import TDLRT
+from tdlrt.optim import TDLRT, GraphedStep
 from tdlrt.ranks import (
     CubicSchedule,
     FixedRank,
@@ -44,6 +44,7 @@ __all__ = [
     "CheckpointError",
     "CubicSchedule",
     "FixedRank",
+    "GraphedStep",
     "IntegratorStateError",
     "LinearSchedule",
     "MissingExtraError",

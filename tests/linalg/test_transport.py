@@ -14,10 +14,14 @@ from reference.cases import (
     admissible,
     gaussian,
     laws,
+    mixtures,
     on_every_device,
     orthonormal,
+    padded,
     relative_error,
     rounding,
+    stack,
+    stack_error,
     tucker_cases,
 )
 from tdlrt.linalg import TangentSpace, TangentVector, Transport, stochastic
@@ -33,14 +37,37 @@ def moves(draw: st.DrawFn) -> tuple[TuckerCase, TuckerCase]:
     return case, TuckerCase(case.shape, ranks, case.dtype, case.seed + 1000)
 
 
+@st.composite
+def mixed_moves(
+    draw: st.DrawFn,
+) -> tuple[list[TuckerCase], list[TuckerCase], tuple[int, ...]]:
+    """The same for several members of different sizes, with the modes that are factorised."""
+    cases, modes = draw(mixtures())
+    targets = []
+    for case in cases:
+        drawn = [draw(st.integers(1, n)) if i in modes else n for i, n in enumerate(case.shape)]
+        ranks = admissible(drawn, modes)
+        targets.append(TuckerCase(case.shape, ranks, case.dtype, case.seed + 1000))
+    return cases, targets, modes
+
+
+def single(case: TuckerCase, device: str = "cpu") -> TangentSpace:
+    """The space of a stack of one."""
+    return TangentSpace(*stack([case.tucker(device)]))
+
+
+def transport_to(source: TangentSpace, target: TangentSpace) -> Transport:
+    return Transport(source, target.factors, target.layout)
+
+
 def any_tangent_vector(space: TangentSpace, seed: int) -> TangentVector:
-    """With parts that nothing else is made of; zero where a mode does not move."""
-    parts = []
-    for mode, basis in enumerate(space.factors):
-        part = gaussian(basis.shape, seed + mode).to(basis)
-        part = part - basis @ (basis.mT @ part)
-        parts.append(part if mode in space.moving_modes else torch.zeros_like(part))
-    return TangentVector(gaussian(space.core.shape, seed).to(space.core), tuple(parts))
+    """With parts that nothing else is made of."""
+    parts = {}
+    for mode in space.moving_modes:
+        basis = space.factor(mode)
+        part = gaussian(basis.shape[1:], seed + mode).to(basis)
+        parts[mode] = part - basis @ (basis.mT @ part)
+    return TangentVector(gaussian(space.core.shape[1:], seed).to(space.core)[None], parts)
 
 
 def positive(space: TangentSpace, seed: int) -> TangentVector:
@@ -49,12 +76,13 @@ def positive(space: TangentSpace, seed: int) -> TangentVector:
     def numbers(like: Tensor, number: int) -> Tensor:
         return 0.5 + 2.5 * gaussian(like.shape, number).sigmoid().to(like)
 
-    parts = [numbers(basis, seed + 1 + mode) for mode, basis in enumerate(space.factors)]
-    return TangentVector(numbers(space.core, seed), tuple(parts))
+    parts = {m: numbers(space.factor(m), seed + 1 + m) for m in space.moving_modes}
+    return TangentVector(numbers(space.core, seed), parts)
 
 
 def condition(core: Tensor) -> float:
-    unfoldings = (reference.unfold(double(core), mode) for mode in range(core.ndim))
+    """Largest condition number of an unfolding of a stack of one core."""
+    unfoldings = (reference.unfold(double(core[0]), mode) for mode in range(core[0].ndim))
     return max(float(torch.linalg.cond(matrix)) for matrix in unfoldings)
 
 
@@ -65,28 +93,29 @@ def test_vectors_are_projected_onto_any_other_space(
     device: str, move: tuple[TuckerCase, TuckerCase]
 ) -> None:
     source_case, target_case = move
-    source = TangentSpace(source_case.core(device), source_case.factors(device))
-    target = TangentSpace(target_case.core(device), target_case.factors(device))
+    source, target = single(source_case, device), single(target_case, device)
     tangent = any_tangent_vector(source, source_case.seed)
-    transport = Transport(source, target.factors)
+    transport = transport_to(source, target)
     found = transport.vector(tangent, transport.cut(tangent), target)
-    dense = double(source.to_tensor(tangent))
+    dense = double(source.to_tensor(tangent)[0])
     expected = reference.tangent_projection(
-        double(target.core), [double(u) for u in target.factors], dense
+        double(target.core[0]), [double(u[0]) for u in target.factors], dense
     )
     allowed = rounding(source_case.dtype) * condition(target.core) * float(dense.norm() or 1)
-    assert (double(target.to_tensor(found)) - expected).norm() <= allowed
-    for basis, part in zip(target.factors, found.factors, strict=True):
-        assert (basis.mT @ part).abs().max() <= rounding(source_case.dtype) * float(dense.norm())
-    pulled = reference.multi_product(double(source.core), overlaps(source, target))
-    error = (double(transport.point()) - pulled).norm()
+    assert (double(target.to_tensor(found)[0]) - expected).norm() <= allowed
+    assert tuple(found.parts) == target.moving_modes
+    for mode, part in found.parts.items():
+        shadow = target.factor(mode).mT @ part
+        assert shadow.abs().max() <= rounding(source_case.dtype) * float(dense.norm())
+    pulled = reference.multi_product(double(source.core[0]), overlaps(source, target))
+    error = (double(transport.point()[0]) - pulled).norm()
     assert error <= rounding(source_case.dtype) * source.core.norm()
 
 
 def overlaps(source: TangentSpace, target: TangentSpace) -> list[Tensor]:
     """R_j = V_j^T U_j."""
     pairs = zip(source.factors, target.factors, strict=True)
-    return [double(v).T @ double(u) for u, v in pairs]
+    return [double(v[0]).T @ double(u[0]) for u, v in pairs]
 
 
 def mixing(matrix: Tensor) -> Tensor:
@@ -105,18 +134,16 @@ def dense_squares(
 ) -> TangentVector:
     """The docstring's formula, with the Kronecker product of the R_j in full."""
     turns = overlaps(source, target)
-    core = reference.multi_product(double(quantity.core), [mixing(r) for r in turns])
-    parts = []
-    for mode, basis in enumerate(target.factors):
-        if mode not in target.moving_modes:
-            parts.append(torch.zeros_like(double(basis)))
-        elif mode not in source.moving_modes:
-            parts.append(torch.full_like(double(basis), float(core.mean())))
+    core = reference.multi_product(double(quantity.core[0]), [mixing(r) for r in turns])
+    parts = {}
+    for mode in target.moving_modes:
+        if mode not in source.moving_modes:
+            parts[mode] = torch.full_like(double(target.factor(mode)[0]), float(core.mean()))
         else:
             others = reference.kronecker([r for j, r in enumerate(turns) if j != mode])
-            turn = double(target.rows(mode)) @ others @ double(source.rows(mode)).T
-            parts.append(double(quantity.factors[mode]) @ mixing(turn).T)
-    return TangentVector(core, tuple(parts))
+            turn = double(target.rows(mode)[0]) @ others @ double(source.rows(mode)[0]).T
+            parts[mode] = double(quantity.parts[mode][0]) @ mixing(turn).T
+    return TangentVector(core, parts)
 
 
 @on_every_device
@@ -126,22 +153,20 @@ def test_squares_follow_the_formula_and_stay_in_their_range(
     device: str, move: tuple[TuckerCase, TuckerCase]
 ) -> None:
     source_case, target_case = move
-    source = TangentSpace(source_case.core(device), source_case.factors(device))
-    target = TangentSpace(target_case.core(device), target_case.factors(device))
-    transport = Transport(source, target.factors)
+    source, target = single(source_case, device), single(target_case, device)
+    transport = transport_to(source, target)
     quantity = positive(source, source_case.seed)
     found = transport.squares(quantity, target)
     expected = dense_squares(source, target, quantity)
     allowed = rounding(source_case.dtype)
-    assert relative_error(found.core, expected.core) <= allowed
+    assert relative_error(found.core[0], expected.core) <= allowed
+    assert tuple(found.parts) == target.moving_modes
     blocks = [(found.core, quantity.core)]
-    for mode in range(source_case.order):
-        part = found.factors[mode]
-        assert part.shape == target.factors[mode].shape
-        assert relative_error(part, expected.factors[mode]) <= allowed
-        if mode in target.moving_modes:
-            moved = mode in source.moving_modes
-            blocks.append((part, quantity.factors[mode] if moved else quantity.core))
+    for mode, part in found.parts.items():
+        assert part.shape == target.factor(mode).shape
+        assert relative_error(part[0], expected.parts[mode]) <= allowed
+        moved = mode in source.moving_modes
+        blocks.append((part, quantity.parts[mode] if moved else quantity.core))
     for new, old in blocks:
         assert old.min() * (1 - allowed) <= new.min()
         assert new.max() <= old.max() * (1 + allowed)
@@ -151,65 +176,162 @@ def test_squares_follow_the_formula_and_stay_in_their_range(
 @given(move=moves(), value=st.sampled_from([0.0, 1e-12, 1.0, 7.5]))
 def test_constants_stay(move: tuple[TuckerCase, TuckerCase], value: float) -> None:
     source_case, target_case = move
-    source = TangentSpace(source_case.core(), source_case.factors())
-    target = TangentSpace(target_case.core(), target_case.factors())
+    source, target = single(source_case), single(target_case)
     constant = TangentVector(
         torch.full_like(source.core, value),
-        tuple(torch.full_like(basis, value) for basis in source.factors),
+        {mode: torch.full_like(source.factor(mode), value) for mode in source.moving_modes},
     )
-    found = Transport(source, target.factors).squares(constant, target)
-    parts = [found.core, *(found.factors[mode] for mode in target.moving_modes)]
-    for part in parts:
+    found = transport_to(source, target).squares(constant, target)
+    for part in (found.core, *found.parts.values()):
         assert ((part - value).abs() <= rounding(source_case.dtype) * value).all()
 
 
+@pytest.mark.parametrize("kept", [False, True])
 @laws
 @given(case=tucker_cases())
-def test_nothing_changes_where_nothing_moves(case: TuckerCase) -> None:
-    space = TangentSpace(case.core(), case.factors())
-    again = TangentSpace(case.core(), case.factors())
-    transport = Transport(space, again.factors)
+def test_nothing_changes_where_nothing_moves(kept: bool, case: TuckerCase) -> None:
+    space = single(case)
+    again = TangentSpace(case.core()[None], space.factors, space.layout) if kept else single(case)
+    transport = transport_to(space, again)
     tangent, quantity = any_tangent_vector(space, case.seed), positive(space, case.seed)
     moved = transport.vector(tangent, transport.cut(tangent), again)
     squares = transport.squares(quantity, again)
     allowed = rounding(case.dtype)
+    assert relative_error(transport.point(), space.core) <= allowed
     assert relative_error(moved.core, tangent.core) <= allowed
     assert relative_error(squares.core, quantity.core) <= allowed
     for mode in space.moving_modes:
-        assert relative_error(moved.factors[mode], tangent.factors[mode]) <= allowed
-        assert relative_error(squares.factors[mode], quantity.factors[mode]) <= allowed
+        assert relative_error(moved.parts[mode], tangent.parts[mode]) <= allowed
+        assert relative_error(squares.parts[mode], quantity.parts[mode]) <= allowed
 
 
 @laws
 @given(move=moves())
-def test_one_transport_serves_several_targets(move: tuple[TuckerCase, TuckerCase]) -> None:
-    case, arrival = move
-    source = TangentSpace(case.core(), case.factors())
-    bases = arrival.factors()
-    transport, tangent = Transport(source, bases), any_tangent_vector(source, 3)
+def test_a_transport_is_the_same_for_every_vector_it_moves(
+    move: tuple[TuckerCase, TuckerCase],
+) -> None:
+    source, target = single(move[0]), single(move[1])
+    transport = transport_to(source, target)
     for number in (1, 2):
-        core = gaussian(arrival.ranks, number, arrival.dtype)
-        target, fresh = TangentSpace(core, bases), Transport(source, bases)
+        tangent, quantity = any_tangent_vector(source, number), positive(source, number)
+        fresh = transport_to(source, target)
         found = transport.vector(tangent, transport.cut(tangent), target)
         expected = fresh.vector(tangent, fresh.cut(tangent), target)
+        squares, same = transport.squares(quantity, target), fresh.squares(quantity, target)
         for mode in target.moving_modes:
-            assert torch.equal(found.factors[mode], expected.factors[mode])
+            assert torch.equal(found.parts[mode], expected.parts[mode])
+            assert torch.equal(squares.parts[mode], same.parts[mode])
 
 
 def test_only_the_modes_that_are_factorised_move() -> None:
     shape, ranks = (6, 5, 3), (3, 2, 3)
-    free = [orthonormal(n, r, 1 + n) for n, r in zip(shape, ranks, strict=True)]
-    new = [orthonormal(n, r, 9 + n) for n, r in zip(shape, ranks, strict=True)]
-    free[2] = new[2] = torch.eye(3, dtype=torch.float64)
-    source = TangentSpace(gaussian(ranks, 0), free, modes=(0, 1))
-    target = TangentSpace(gaussian(ranks, 5), new, modes=(0, 1))
+    free = [orthonormal(n, r, 1 + n) for n, r in zip(shape[:2], ranks[:2], strict=True)]
+    new = [orthonormal(n, r, 9 + n) for n, r in zip(shape[:2], ranks[:2], strict=True)]
+    source = TangentSpace(*stack([(gaussian(ranks, 0), [*free, None])]))
+    target = TangentSpace(*stack([(gaussian(ranks, 5), [*new, None])]))
     tangent = any_tangent_vector(source, 3)
-    transport = Transport(source, target.factors)
-    found = target.to_tensor(transport.vector(tangent, transport.cut(tangent), target))
-    expected = reference.tangent_projection(target.core, new, source.to_tensor(tangent))
+    transport = transport_to(source, target)
+    found = target.to_tensor(transport.vector(tangent, transport.cut(tangent), target))[0]
+    bases = [*new, torch.eye(3, dtype=torch.float64)]
+    dense = source.to_tensor(tangent)[0]
+    expected = reference.tangent_projection(target.core[0], bases, dense)
     assert relative_error(found, expected) <= rounding(torch.float64) * condition(target.core)
     squares = transport.squares(positive(source, 3), target)
-    assert not squares.factors[2].any()
+    assert tuple(squares.parts) == (0, 1)
+
+
+# --- stacks of members of different sizes -------------------------------------------------------
+
+
+Moves = tuple[list[TuckerCase], list[TuckerCase], tuple[int, ...]]
+
+
+class Together:
+    """Spaces before and after of a padded stack, and those of every member alone."""
+
+    def __init__(self, move: Moves, device: str) -> None:
+        sources, targets, modes = move
+        old, new = ([c.tucker(device, modes) for c in of] for of in (sources, targets))
+        self.source, self.target = TangentSpace(*stack(old)), TangentSpace(*stack(new))
+        self.pairs = [
+            (TangentSpace(*stack([u])), TangentSpace(*stack([v])))
+            for u, v in zip(old, new, strict=True)
+        ]
+        worst = max(condition(target.core) for _, target in self.pairs)
+        self.allowed = rounding(sources[0].dtype) * worst
+
+    def join(self, alone: list[TangentVector]) -> TangentVector:
+        """What every member has, in one stack at the source."""
+        parts = {
+            mode: padded(
+                [
+                    self._part(vector, self.source, number, mode)
+                    for number, vector in enumerate(alone)
+                ]
+            )
+            for mode in self.source.moving_modes
+        }
+        return TangentVector(padded([vector.core[0] for vector in alone]), parts)
+
+    @staticmethod
+    def _part(vector: TangentVector, space: TangentSpace, number: int, mode: int) -> Tensor:
+        size, rank = (of[number][mode] for of in (space.layout.sizes, space.layout.ranks))
+        part = vector.parts.get(mode)
+        return vector.core.new_zeros(size, rank) if part is None else part[0]
+
+    def error(self, found: TangentVector, alone: list[TangentVector], *, padding: bool) -> float:
+        """Largest error of a part at the target; `padding` where that has to be zero."""
+        errors = [stack_error(found.core, [vector.core[0] for vector in alone])]
+        assert tuple(found.parts) == self.target.moving_modes
+        for mode, part in found.parts.items():
+            expected = [self._part(v, self.target, n, mode) for n, v in enumerate(alone)]
+            if padding:
+                errors.append(stack_error(part, expected))
+            else:
+                errors += [
+                    relative_error(of[: len(own), : own.shape[1]], own)
+                    for of, own in zip(part, expected, strict=True)
+                ]
+        return max(errors)
+
+
+@on_every_device
+@laws
+@given(move=mixed_moves())
+def test_vectors_in_a_stack_move_as_they_do_alone(device: str, move: Moves) -> None:
+    together = Together(move, device)
+    vectors = [any_tangent_vector(source, 3 + n) for n, (source, _) in enumerate(together.pairs)]
+    transport = transport_to(together.source, together.target)
+    joined = together.join(vectors)
+    found = transport.vector(joined, transport.cut(joined), together.target)
+    alone, points = [], []
+    for (source, target), vector in zip(together.pairs, vectors, strict=True):
+        own = transport_to(source, target)
+        alone.append(own.vector(vector, own.cut(vector), target))
+        points.append(own.point()[0])
+    assert together.error(found, alone, padding=True) <= together.allowed
+    assert stack_error(transport.point(), points) <= together.allowed
+
+
+@on_every_device
+@laws
+@given(move=mixed_moves())
+def test_squares_in_a_stack_move_as_they_do_alone(device: str, move: Moves) -> None:
+    together = Together(move, device)
+    quantities = [positive(source, 3 + n) for n, (source, _) in enumerate(together.pairs)]
+    joined = together.join(quantities)
+    found = transport_to(together.source, together.target).squares(joined, together.target)
+    alone = [
+        transport_to(source, target).squares(quantity, target)
+        for (source, target), quantity in zip(together.pairs, quantities, strict=True)
+    ]
+    assert together.error(found, alone, padding=False) <= together.allowed
+    # What stands in the padding of the parts is never read.
+    dirty = {mode: part + (part == 0) * 9.0 for mode, part in joined.parts.items()}
+    moved = transport_to(together.source, together.target).squares(
+        TangentVector(joined.core, dirty), together.target
+    )
+    assert together.error(moved, alone, padding=False) <= together.allowed
 
 
 def test_rows_that_rounding_makes_too_long_do_not_become_negative() -> None:
@@ -227,3 +349,12 @@ def test_a_direction_that_is_new_gets_the_mean(columns: int) -> None:
     assert torch.allclose(weights.sum(dim=1), torch.ones(2, dtype=torch.float64))
     assert torch.allclose(weights[1], torch.full((columns,), 1 / columns, dtype=torch.float64))
     assert float(weights[0, 0]) == pytest.approx(0.5 + 0.5 / columns)
+
+
+def test_shares_say_which_directions_there_are() -> None:
+    matrix = torch.zeros(2, 2, 3, dtype=torch.float64)
+    matrix[0, 0, 0], matrix[1, :, :] = math.sqrt(0.5), 0.5
+    shares = torch.tensor([[[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]], [[1 / 3] * 3] * 2]).double()
+    weights = stochastic(matrix, shares)
+    assert torch.allclose(weights[0], torch.tensor([[0.75, 0.25, 0], [0, 0, 0]]).double())
+    assert torch.allclose(weights[1], stochastic(matrix[1]))

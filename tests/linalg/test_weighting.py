@@ -7,7 +7,7 @@ from torch import Tensor
 from reference.cases import gaussian, relative_error
 from reference.weighting import truncate_weighted as twin
 from tdlrt.linalg import orthonormality_error, shrunk_root, truncate_weighted
-from tdlrt.ranks import RelativeTolerance, initial_rank_rule
+from tdlrt.ranks import RelativeTolerance, initial_cutoff
 
 SHAPES = {"linear": (9, 7), "conv1d": (8, 6, 3), "conv2d": (7, 6, 3, 2)}
 
@@ -20,11 +20,7 @@ def covariance(size: int) -> Tensor:
 
 
 def truncated(weight: Tensor, sigma: Tensor, spec: object, modes: tuple[int, ...]):
-    def rule(weighted: Tensor):
-        norm = float(weighted.norm())
-        return initial_rank_rule(spec, weight.shape, norm**2, modes)
-
-    return truncate_weighted(weight, sigma, 1, rule, modes)
+    return truncate_weighted(weight, sigma, 1, initial_cutoff(spec, weight.shape), modes)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -95,7 +95,7 @@ def tangent_projection(
         others = kronecker([v for j, v in enumerate(factors) if j != i])
         rows = others @ torch.linalg.pinv(unfolded, rtol=1e-12) @ unfolded @ others.T
         if damping:
-            left, values, right = torch.linalg.svd(unfolded, full_matrices=False)
+            _, values, right = torch.linalg.svd(unfolded, full_matrices=False)
             weights = values.square() / (values.square() + damping)
             rows = others @ right.T @ weights.diag() @ right @ others.T
         outside = torch.eye(u.shape[0], dtype=u.dtype) - u @ u.T

@@ -45,8 +45,9 @@ class Layout:
         self.ranks = tuple(map(tuple, ranks))
         self.modes = tuple(modes)
         self.device = torch.device(device)
-        self.rows = room.rows if room else tuple(map(max, zip(*self.sizes, strict=True)))
-        self.columns = room.columns if room else tuple(map(max, zip(*self.ranks, strict=True)))
+        rows, columns = (tuple(map(max, zip(*of, strict=True))) for of in (self.sizes, self.ranks))
+        self.rows: tuple[int, ...] = room.rows if room else rows
+        self.columns: tuple[int, ...] = room.columns if room else columns
         self.moving = tuple(i for i in self.modes if any(self._moves(i)))
         self._tensors: dict[Hashable, Tensor] = {}
         # Made here, so that a step that is being captured or compiled only reads them.

@@ -69,7 +69,8 @@ def factorize_core(core: Tensor, mode: int, padding: Tensor | None = None) -> Fa
     Mat_i(C) below 8 eps ||C|| it would be noise. With delta, S_i^-T never exceeds 1 / (8 eps ||C||)
     and Q_i Q_i^T is the projection onto the rows of Mat_i(C) with its eigenvalues damped from 1 to
     sigma^2 / (sigma^2 + delta): by less than that noise from sigma = 64 eps ||C|| on, and to zero
-    where sigma vanishes. At C = 0, Q_i is zero and no basis moves.
+    where sigma vanishes; for C in float64, where rounding adds up to eps ||C|| to sigma, to 1 / 64.
+    At C = 0, Q_i is zero and no basis moves.
 
     Args:
         core: C, of shape B x r_1 x ... x r_d.
@@ -154,12 +155,11 @@ class TangentSpace:
 
         Source: arXiv:2305.19059, section 3.
         """
-        parts = {
-            mode: self.masked(
-                reject(self.factor(mode), gradients[mode]) @ self.factorizations[mode].inverse, mode
-            )
-            for mode in self.moving_modes
-        }
+        parts: dict[int, Tensor] = {}
+        for mode in self.moving_modes:
+            # In this order, as S_i^-T can make what rounding leaves in the range of U_i large.
+            part = reject(self.factor(mode), gradients[mode] @ self.factorizations[mode].inverse)
+            parts[mode] = self.masked(part, mode)
         return TangentVector(core_gradient, parts)
 
     def masked(self, part: Tensor, mode: int) -> Tensor:

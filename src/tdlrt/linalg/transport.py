@@ -152,7 +152,7 @@ class Transport:
         uncorrelated coordinates go through the squared entries of R_j and T_i. What the old
         coordinates do not explain gets their mean: see `stochastic`. So constants stay as they are
         and no value leaves the range of the old ones. A basis that begins to move gets the mean of
-        the core's.
+        the core's, in its padding too: nothing reads the padding of the parts.
 
         Args:
             tangent: The quantity, of the shape of a tangent vector of the source.
@@ -173,24 +173,22 @@ class Transport:
         )
         parts: dict[int, Tensor] = {}
         for mode in target.moving_modes:
-            part = None
-            if mode in self._rows:
+            moved = old.moves(mode)
+            if mode not in self._rows:
+                part = _begun(core, target, mode)
+            else:
                 turn = stochastic(self._turn(mode, target), old.shares(mode, new, dtype))
                 part = tangent.parts[mode] @ turn.mT
-            begins = mode not in self._rows or old.moves(mode) is not None
-            if begins:
-                part = _begun(part, old.moves(mode), core, target, mode)
+                if moved is not None:
+                    part = torch.where(moved[:, None, None], part, _begun(core, target, mode))
             parts[mode] = target.masked(part, mode)
         return TangentVector(core, parts)
 
 
-def _begun(
-    part: Tensor | None, moved: Tensor | None, core: Tensor, target: TangentSpace, mode: int
-) -> Tensor:
-    """A part of squares, the mean of the core's where a member did not move before."""
+def _begun(core: Tensor, target: TangentSpace, mode: int) -> Tensor:
+    """A part of squares in a mode that begins to move: the mean of the core's."""
     means = (core.flatten(1).double().sum(dim=1) / target.layout.entries()).to(core)
-    fresh = means[:, None, None].expand(target.factor(mode).shape)
-    return fresh if part is None else torch.where(moved[:, None, None], part, fresh)
+    return means[:, None, None].expand(target.factor(mode).shape)
 
 
 def stochastic(weights: Tensor, shares: Tensor | None = None) -> Tensor:

@@ -195,7 +195,8 @@ def relative_spectrum(core: Tensor, mode: int) -> Tensor:
     Returns:
         A matrix of shape B x r_i, in float64; zeros for a core that is zero or not finite.
     """
-    return torch.linalg.eigvalsh(_scaled_gram(core, mode, _scale(core))).flip(1).clamp(min=0)
+    values: Tensor = torch.linalg.eigvalsh(_scaled_gram(core, mode, _scale(core)))
+    return values.flip(1).clamp(min=0)
 
 
 def _scale(core: Tensor) -> Tensor:
@@ -220,8 +221,8 @@ def squared_singular_values(core: Tensor, mode: int) -> Tensor:
     Returns:
         A vector of r_i numbers.
     """
-    norm = torch.linalg.vector_norm(core, dtype=torch.float64)
-    return relative_spectrum(core[None], mode)[0] * norm.square()
+    norm: Tensor = torch.linalg.vector_norm(core, dtype=torch.float64)
+    return norm.square() * relative_spectrum(core[None], mode)[0]
 
 
 def truncate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -25,6 +26,11 @@ from tdlrt.optim.steps import Augmented, Lifted
 from tdlrt.ranks import Candidate, FixedRank, RankPolicy
 
 __all__ = ["Adaptation", "Examined"]
+
+# With no period given ranks are examined in each of the first steps, while they change fast, and
+# then every so many: docs/integrator-cost.md has what that costs in accuracy and saves in time.
+_EARLY_STEPS = 100
+_LATER_EVERY = 10
 
 # Steps without a look at a layer's ranks after which a user is told.
 _LONG_WITHOUT_ADAPTATION = 1000
@@ -52,7 +58,8 @@ class Adaptation:
     Args:
         policy: The user's policy.
         slots: The layers by name.
-        adapt_every: Ranks are examined every so many steps.
+        adapt_every: Ranks are examined every so many steps; None for every one of the first 100, and
+            every tenth after them.
 
     Attributes:
         steps: Whole steps taken.
@@ -62,7 +69,7 @@ class Adaptation:
     """
 
     def __init__(
-        self, policy: RankPolicy, slots: Mapping[str, LayerSlot], adapt_every: int
+        self, policy: RankPolicy, slots: Mapping[str, LayerSlot], adapt_every: int | None
     ) -> None:
         self._slots, self._every = slots, adapt_every
         self.check(policy)
@@ -83,7 +90,11 @@ class Adaptation:
         """The policy of the step under way."""
         if self.settling:
             return self.rank_policy.settled()
-        due = (self.steps + 1) % self._every == 0
+        step = self.steps + 1
+        if self._every is None:
+            due = step <= _EARLY_STEPS or step % _LATER_EVERY == 0
+        else:
+            due = step % self._every == 0
         return self.rank_policy if due and not self.frozen else FixedRank()
 
     @property
@@ -170,7 +181,7 @@ class Adaptation:
             ]
         else:
             read = finite.check(given, norms, [t.ranks for t in truncations])
-            kept = [_rows(numbers, len(cuts)) for numbers, cuts in zip(read, own, strict=True)]
+            kept = [_ranks(numbers, len(cuts)) for numbers, cuts in zip(read, own, strict=True)]
         return [
             _fitting(members, step, truncation, ranks)
             for (members, step), truncation, ranks in zip(steps, truncations, kept, strict=True)
@@ -194,12 +205,12 @@ class Adaptation:
             wanted += [step.ranks, norm, curvature, *spectra]
             layers.append((members, decided))
         numbers = iter(finite.check(given, norms, wanted))
-        available = []
+        available: list[Sequence[Sequence[int]]] = []
         for members, decided in layers:
             count = len(members.places)
-            ranks = _rows(next(numbers), count)
+            ranks = _ranks(next(numbers), count)
             sizes, curves = next(numbers), next(numbers)
-            tables = {mode: _rows(next(numbers), count, whole=False) for mode in decided}
+            tables = {mode: _rows(next(numbers), count) for mode in decided}
             for number, slot in enumerate(members.slots):
                 own = {
                     mode: tables[mode if mode in tables else decided[0]][number][
@@ -207,12 +218,12 @@ class Adaptation:
                     ]
                     for mode in members.layout.modes
                 }
-                curvature = curves[number]
+                seen = curves[number]
                 candidates[slot.name] = candidates[slot.name]._replace(
                     available=tuple(ranks[number]),
                     squared_norm=sizes[number] ** 2,
                     spectra=own,
-                    curvature=None if curvature != curvature else curvature,
+                    curvature=None if math.isnan(seen) else seen,
                 )
             available.append(ranks)
         return available
@@ -271,11 +282,15 @@ def _fitting(
     return Examined(members, step, truncation, target)
 
 
-def _rows(numbers: Sequence[float], count: int, *, whole: bool = True) -> list[tuple[int, ...]]:
-    """A flat table as `count` rows, of whole numbers where it is one."""
+def _rows(numbers: Sequence[float], count: int) -> list[Sequence[float]]:
+    """A flat table as `count` rows."""
     width = len(numbers) // max(1, count)
-    rows = [numbers[width * n : width * (n + 1)] for n in range(count)]
-    return [tuple(map(int, row)) if whole else tuple(row) for row in rows]  # type: ignore[misc]
+    return [numbers[width * n : width * (n + 1)] for n in range(count)]
+
+
+def _ranks(numbers: Sequence[float], count: int) -> list[tuple[int, ...]]:
+    """Ranks of `count` members from a flat table of them."""
+    return [tuple(map(int, row)) for row in _rows(numbers, count)]
 
 
 def _level_of_the_user() -> int:

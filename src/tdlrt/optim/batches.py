@@ -12,7 +12,8 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -99,11 +100,11 @@ class Batch:
     def _stacks(self, core_alone: bool = False) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Zeros for the core and the learned bases, and each member's part of them."""
         layout = self.layout
-        shapes = [layout.columns]
+        shapes: list[tuple[int, ...]] = [layout.columns]
         if not core_alone:
             shapes += [(layout.rows[i], layout.columns[i]) for i in layout.modes]
-        options = {"dtype": self._dtype, "device": self._device}
-        stacks = [torch.zeros(len(layout), *shape, **options) for shape in shapes]
+        blank = torch.zeros((), dtype=self._dtype, device=self._device)
+        stacks = [blank.new_zeros(len(layout), *shape) for shape in shapes]
         places = range(len(layout))
         return stacks, [_member(stacks, layout, place, layout.ranks[place]) for place in places]
 
@@ -165,9 +166,9 @@ class Batch:
             self._moments[name], views = self._stacks(core_alone)
             for own, of in zip(self._moment_views, views, strict=True):
                 own[name] = of
-        for place, (slot, views) in enumerate(zip(self.slots, self._moment_views, strict=True)):
-            counted = self._rule.counts_steps and bool(views)
-            slot.set_moments(self._state, views, self._steps[place] if counted else None)
+        for place, (slot, mine) in enumerate(zip(self.slots, self._moment_views, strict=True)):
+            counted = self._rule.counts_steps and bool(mine)
+            slot.set_moments(self._state, mine, self._steps[place] if counted else None)
 
     def _scalars(
         self, values: Sequence[Tensor | None], dtype: torch.dtype, missing: float
@@ -248,12 +249,28 @@ class Batch:
         alike = names == own and (not own or core_alone == isinstance(result, Lifted))
         return same and (alike or (not own and members.index is None))
 
-    def store(self, result: Iterate | Lifted, places: Sequence[int], index: Tensor | None) -> None:
-        """Put results at the ranks there are in place: in stacks, parameters and state."""
+    def store(
+        self,
+        result: Iterate | Lifted,
+        places: Sequence[int],
+        index: Tensor | None,
+        accepted: Tensor | None = None,
+    ) -> None:
+        """Put results at the ranks there are in place: in stacks, parameters and state.
+
+        Args:
+            result: Weights and state of some members.
+            places: Their places.
+            index: The same as a tensor; None for all of them.
+            accepted: A boolean on the device: where it is false, everything stays.
+        """
         if tuple(result.moments) != tuple(self._moments):
             self._make_moments(result.moments, core_alone=isinstance(result, Lifted))
         own = self.lifted() if isinstance(result, Lifted) else self.iterate()
         old, new = self._tensors_of(own), self._tensors_of(result)
+        if accepted is not None:
+            past = old if index is None else [stack[index] for stack in old]
+            new = [torch.where(accepted, *pair) for pair in zip(new, past, strict=True)]
         if index is None:
             torch._foreach_copy_(old, new)
         else:
@@ -300,7 +317,8 @@ class Batch:
         self._publish_curvatures(unknown)
 
 
-class Members(NamedTuple):
+@dataclass(frozen=True)
+class Members:
     """Layers of one batch that take part in a step.
 
     Attributes:
@@ -380,6 +398,7 @@ class Batches:
     Attributes:
         resting_ranks: Ranks at rest of layers that are between the passes of `bug`: these, not the
             larger ones that they have there, say which layers form a batch.
+        generation: How many times the batches were made: stacks stay where they are in between.
     """
 
     def __init__(
@@ -393,6 +412,7 @@ class Batches:
         self.slots, self._rule = dict(slots), rule
         self._state, self._curvatures, self._group_of = state, curvatures, group_of
         self.resting_ranks: Mapping[str, Sequence[int]] = {}
+        self.generation = 0
         self._batches: list[Batch] = []
         self._within: tuple[str, ...] = ()
         self._spaces: dict[tuple[str, ...], TangentSpace] = {}
@@ -444,6 +464,7 @@ class Batches:
                 batch = Batch(part, group, self._rule, self._state, self._curvatures, space)
                 self._batches.append(batch)
         self._within, self._spaces = names, {}
+        self.generation += 1
 
     def forget(self) -> None:
         """Make all batches anew the next time, from what the layers hold."""
@@ -493,19 +514,14 @@ def write_out(
     """Write weights and state of any ranks to the layers and the optimiser's state."""
     layout, slots = members.batch.layout, members.slots
     if isinstance(result, Lifted):
-        stacks = [result.core, *(result.factors[mode] for mode in layout.modes)]
+        stacks = [result.core, *(f for f in result.factors if f is not None)]
         moments = {name: [moment] for name, moment in result.moments.items()}
     else:
-        space = result.space
-        stacks = [space.core, *(space.factors[mode] for mode in layout.modes)]
+        factors = {mode: result.space.factor(mode) for mode in layout.modes}
+        stacks = [result.space.core, *factors.values()]
+        still = {mode: torch.zeros_like(factor) for mode, factor in factors.items()}
         moments = {
-            name: [
-                moment.core,
-                *(
-                    moment.parts[mode] if mode in moment.parts else torch.zeros_like(factor)
-                    for mode, factor in zip(layout.modes, stacks[1:], strict=True)
-                ),
-            ]
+            name: [moment.core, *(still | dict(moment.parts)).values()]
             for name, moment in result.moments.items()
         }
     numbered = list(zip(range(len(slots)), members.places, ranks, strict=True))
@@ -564,7 +580,10 @@ def _partition(
 
 def _room(members: Sequence[_Sizes]) -> tuple[list[int], list[int]]:
     """Rows and columns of the bases in a stack of these layers."""
-    return tuple([max(of) for of in zip(*each, strict=True)] for each in zip(*members, strict=True))
+    shapes, ranks = zip(*members, strict=True)
+    return [max(of) for of in zip(*shapes, strict=True)], [
+        max(of) for of in zip(*ranks, strict=True)
+    ]
 
 
 def _work(members: Sequence[_Sizes]) -> float:

@@ -65,7 +65,7 @@ class Bug:
         return self._core_pass(team) if self.core_steps_left else self._basis_pass(team)
 
     def _basis_pass(self, team: Team) -> Pass:
-        batches, adaptation, _, state, _ = self._context
+        batches, adaptation, _, state, *_ = self._context
         active = active_layers(batches)
         ranks_before = {name: list(batches.slots[name].layer.ranks) for name in active}
         with team.agreement():
@@ -85,7 +85,7 @@ class Bug:
         self, names: Collection[str], within: Collection[str]
     ) -> tuple[list[tuple[Members, Lifted]], list[list[float]]]:
         """Layers in augmented bases, and the ranks there."""
-        batches, _, finite, _, _ = self._context
+        batches, _, finite, *_ = self._context
         chosen = batches.select(names, within)
         given = finite.given(batches.device, batches.changes(chosen))
         pairs = [(members, members.iterate()) for members in chosen]
@@ -102,8 +102,9 @@ class Bug:
         return self._context.rule_of(members.batch.group)
 
     def _core_pass(self, team: Team) -> Pass:
-        batches, adaptation, _, state, _ = self._context
-        last, examined = self.core_steps_left == 1, ()
+        batches, adaptation, _, state, *_ = self._context
+        last = self.core_steps_left == 1
+        examined: tuple[str, ...] = ()
         if last and adaptation.examines:
             examined = tuple(self.resting_ranks)
             team = Team() if adaptation.is_joint else team
@@ -120,18 +121,20 @@ class Bug:
         return Pass(moves_rest=True, ends_step=last, examined=examined)
 
     def _core_results(self, team: Team, last: bool) -> list[Result]:
-        batches, adaptation, finite, _, _ = self._context
+        batches, adaptation, finite, *_ = self._context
         names = team.share(self.resting_ranks)
         moving = [n for n in names if batches.slots[n].layer.core.grad is not None]
         chosen = batches.select(moving, team.share(batches.slots))
         given = finite.given(batches.device, batches.changes(chosen))
-        steps: list[tuple[Members, Augmented | Lifted]] = []
-        for members in chosen:
-            gradient = members.gradients().core
-            steps.append((members, core_step(members.lifted(), gradient, self._rule_of(members))))
+        lifted = [
+            core_step(members.lifted(), members.gradients().core, self._rule_of(members))
+            for members in chosen
+        ]
         observes = adaptation.observes
         observed = [members.curvature(observed=observes) for members in chosen]
+        results: list[Result]
         if last:
+            steps: list[tuple[Members, Augmented | Lifted]] = [*zip(chosen, lifted, strict=True)]
             still = [name for name in names if name not in moving]
             rest = batches.select(still, team.share(batches.slots))
             steps += [(members, members.lifted()) for members in rest]
@@ -141,8 +144,9 @@ class Bug:
             left = [members.curvature(observed=False) for members, _ in steps[len(chosen) :]]
             results = settle(self._context, steps, [*observed, *left], given, self.resting_ranks)
         else:
-            finite.check(given, [core_norms(step.core) for _, step in steps])
-            results = [(members, step, members.layout.ranks) for members, step in steps]
+            finite.check(given, [core_norms(step.core) for step in lifted])
+            advanced = zip(chosen, lifted, strict=True)
+            results = [(members, step, members.layout.ranks) for members, step in advanced]
         for members, curvature in zip(chosen, observed, strict=True):
             if observes:
                 members.set_curvature(curvature)

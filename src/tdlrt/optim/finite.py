@@ -16,7 +16,8 @@ __all__ = ["Finite", "Given", "WrittenElsewhereError", "core_norms"]
 
 def core_norms(core: Tensor) -> Tensor:
     """||C|| of each member of a stack, B numbers in float64: not finite where an entry is not."""
-    return torch.linalg.vector_norm(core.flatten(1), dim=1, dtype=torch.float64)
+    norms: Tensor = torch.linalg.vector_norm(core.flatten(1), dim=1, dtype=torch.float64)
+    return norms
 
 
 class WrittenElsewhereError(Exception):
@@ -87,14 +88,7 @@ class Finite:
             WrittenElsewhereError: The step began at other weights than there are.
         """
         device = given.norms.device
-        norms = [norm.to(device).flatten() for norm in results]
-        found = torch.stack(
-            [
-                (given.changes == 0).all(),  # these are false for NaN
-                (given.norms < math.inf).all(),
-                (torch.cat([*norms, given.norms[:0]]) < math.inf).all(),
-            ]
-        )
+        found = torch.stack([(given.changes == 0).all(), *self._found(given, results)])
         parts = [part.to(device, torch.float64).flatten() for part in extra]
         same, good, right, *rest = torch.cat([found.double(), *parts]).tolist()
         if not same:
@@ -106,17 +100,31 @@ class Finite:
                 "weight: the step would make it NaN or infinite, expected finite values; nothing "
                 "was changed. Lower lr"
             )
-        numbers = []
+        numbers, begin = [], 0
         for part in parts:
-            numbers.append(rest[: len(part)])
-            rest = rest[len(part) :]
+            numbers.append(rest[begin : begin + len(part)])
+            begin += len(part)
         return numbers
+
+    def accepted(self, given: Given, results: Iterable[Tensor]) -> Tensor:
+        """Whether everything is finite, a boolean on the device: nothing is read."""
+        good, right = self._found(given, results)
+        return good & right
+
+    @staticmethod
+    def _found(given: Given, results: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """Whether what was given, and whether what was found, is finite; false for NaN."""
+        norms = [norm.to(given.norms.device).flatten() for norm in results]
+        found = torch.cat([*norms, given.norms[:0]])
+        return (given.norms < math.inf).all(), (found < math.inf).all()
 
     def _check_entries(self) -> None:
         """Look closer: a norm can overflow where no entry does."""
         for parameter, name in self._names.items():
+            if parameter.grad is None:
+                continue
             for what, tensor in (("gradient", parameter.grad), ("value", parameter.detach())):
-                if parameter.grad is not None and not torch.isfinite(_values(tensor)).all():
+                if not torch.isfinite(_values(tensor)).all():
                     raise NonFiniteError(
                         f"{name}: its {what} has NaN or infinite entries, expected finite ones; "
                         "nothing was changed. Lower lr, or check the loss"

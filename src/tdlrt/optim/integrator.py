@@ -34,6 +34,7 @@ class Context(NamedTuple):
         finite: The checks.
         state: The optimiser's state.
         rule_of: The rule of a param_group, by its index.
+        capturable: Whether steps at fixed ranks read nothing on the host.
     """
 
     batches: Batches
@@ -41,6 +42,7 @@ class Context(NamedTuple):
     finite: Finite
     state: OptimizerState
     rule_of: Callable[[int], Rule]
+    capturable: bool = False
 
 
 class Pass(NamedTuple):
@@ -50,11 +52,14 @@ class Pass(NamedTuple):
         moves_rest: Whether parameters that are not in Tucker format move with it.
         ends_step: Whether it was the last of a whole step.
         examined: Layers whose ranks were examined.
+        accepted: A boolean on the device that is false where the step must change nothing, since
+            something is not finite; None where that was read and raised.
     """
 
     moves_rest: bool
     ends_step: bool
     examined: Collection[str] = ()
+    accepted: Tensor | None = None
 
 
 def on_current_weights(context: Context, compute: Callable[[], Computed]) -> Computed:

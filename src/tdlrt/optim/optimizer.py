@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,11 +55,15 @@ class TDLRT(torch.optim.Optimizer):
             layer-name pattern to one of these (the first that matches; layers that none matches
             keep their ranks).
         integrator: 'parallel' or 'bug'.
-        adapt_every: Ranks are examined every so many steps; they stay as they are in between.
+        adapt_every: Ranks are examined every so many steps; they stay as they are in between. None
+            for each of the first 100 steps and every tenth after them.
         core_steps: Steps on the core for one on the bases (`bug` alone).
         freeze_after: Steps after which `freeze_ranks` is called; None for never.
         skip_nonfinite: How many steps in a row may be skipped, and counted in `skipped_steps`,
             because something is not finite; 0 for none. The next one raises NonFiniteError.
+        capturable: Steps of `parallel` at fixed ranks read nothing on the host, so that a CUDA
+            graph can hold them (see `tdlrt.GraphedStep`): lr becomes a tensor, and where something
+            is not finite the step changes nothing, which later calls count and raise.
         param_groups: Groups with options of their own, as in torch: dicts with 'params' and any of
             lr, weight_decay, ... A Tucker layer's core and bases belong in one group.
         **optimizer_kwargs: Passed to optimizer_cls (lr, momentum, weight_decay, ...).
@@ -83,10 +87,11 @@ class TDLRT(torch.optim.Optimizer):
         tau: float | None = None,
         rank_policy: RankPolicy | Mapping[str, RankPolicy] | None = None,
         integrator: str = "parallel",
-        adapt_every: int = 1,
+        adapt_every: int | None = None,
         core_steps: int = 1,
         freeze_after: int | None = None,
         skip_nonfinite: int = 0,
+        capturable: bool = False,
         param_groups: Iterable[Mapping[str, Any]] = (),
         **optimizer_kwargs: Any,
     ) -> None:
@@ -94,7 +99,8 @@ class TDLRT(torch.optim.Optimizer):
         self._rule_type = resolve_rule(optimizer_cls)
         if integrator not in ("parallel", "bug"):
             raise ValueError(f"integrator: got {integrator!r}, expected 'parallel' or 'bug'")
-        _check_count("adapt_every", adapt_every)
+        if adapt_every is not None:
+            _check_count("adapt_every", adapt_every)
         _check_count("core_steps", core_steps)
         if freeze_after is not None:
             _check_count("freeze_after", freeze_after)
@@ -104,6 +110,7 @@ class TDLRT(torch.optim.Optimizer):
         self.core_steps = core_steps
         self.freeze_after = freeze_after
         self.skip_nonfinite = skip_nonfinite
+        self.capturable = capturable
         self.team = Team()
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
@@ -129,28 +136,42 @@ class TDLRT(torch.optim.Optimizer):
             *given,
         ]
         # It checks the options and knows the defaults; its groups are set in every step.
+        device = next(iter(self._slots.values())).layer.core.device
+        if capturable and device.type != "cpu" and optimizer_cls is not torch.optim.SGD:
+            optimizer_kwargs["capturable"] = True
         self._plain = optimizer_cls(list(self._names), **optimizer_kwargs)
         super().__init__(groups, self._plain.defaults)
         self._plain.state = self.state
-        for group in self.param_groups:
-            self._rule_type.from_group(group)
+        for number, group in enumerate(self.param_groups):
+            if capturable:
+                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
+            self._rule_of(number)
+        self._bindings = 0
+        self._rejected = torch.zeros(2, device=device)  # in a row, and in all, not yet counted
         self._group_of = self._find_groups()
         self._bind()
 
-    def _bind(self) -> None:
+    def _bind(
+        self, core_steps_left: int = 0, resting_ranks: Mapping[str, Sequence[int]] | None = None
+    ) -> None:
         """Let the integrator work on today's state."""
         curvatures = self._adaptation.curvatures
         self._batches = Batches(
             self._slots, self._rule_type, self.state, curvatures, self._group_of
         )
+        self._bindings = self._bindings + 1
         plain = [parameter for parameter in self._names if id(parameter) not in self._tucker]
         finite = Finite(self._names, plain)
-        self._context = Context(self._batches, self._adaptation, finite, self.state, self._rule_of)
+        self._context = Context(
+            self._batches, self._adaptation, finite, self.state, self._rule_of, self.capturable
+        )
         self._bug = Bug(self._context, self.core_steps)
+        self._bug.core_steps_left = core_steps_left
+        self._bug.resting_ranks = resting_ranks or {}
         self._parallel = Parallel(self._context)
 
     def _rule_of(self, group: int) -> Rule:
-        return self._rule_type.from_group(self.param_groups[group])
+        return self._rule_type.from_group(self.param_groups[group], capturable=self.capturable)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Called by torch for every group at construction; afterwards the groups stay as they are.
@@ -225,6 +246,16 @@ class TDLRT(torch.optim.Optimizer):
                 for result in settle(self._context, steps, curvatures, given):
                     self._batches.assign(*result)
             adaptation.settling = False
+
+    @property
+    def examines_next(self) -> bool:
+        """Whether ranks may change in the next step."""
+        return self._adaptation.examines
+
+    @property
+    def layout_version(self) -> tuple[int, int]:
+        """Changes when tensors that a captured step refers to have gone."""
+        return self._bindings, self._batches.generation
 
     @property
     def ranks_frozen(self) -> bool:
@@ -343,14 +374,57 @@ class TDLRT(torch.optim.Optimizer):
     def _advance(self) -> None:
         """Let the integrator, and then the plain optimiser, take up the gradients there are."""
         with self._plain_arithmetic():
+            if self._context.state is not self.state:
+                self._bind(self._bug.core_steps_left, self._bug.resting_ranks)
             integrator = self._parallel if self.integrator == "parallel" else self._bug
             done = integrator.advance(self.team)
-            if done.moves_rest:
+            if done.moves_rest and done.accepted is None:
                 self._move_rest()
+            elif done.accepted is not None:
+                self._move_rest_if(done.accepted)
             if done.ends_step:
-                self._adaptation.end_step(done.examined)
-                if self._adaptation.steps == self.freeze_after:
-                    self.freeze_ranks()
+                self.end_step(done.examined)
+            if self.capturable and done.accepted is None:
+                self.count_skipped()
+
+    def end_step(self, examined: Iterable[str] = ()) -> None:
+        """Count a step: `step` does, and whoever replays one that was captured."""
+        self._adaptation.end_step(examined)
+        if self._adaptation.steps == self.freeze_after:
+            self.freeze_ranks()
+
+    def _move_rest_if(self, accepted: Tensor) -> None:
+        """Move the rest, but change nothing where the step was not accepted."""
+        moved = [p for p in self._names if p.grad is not None and id(p) not in self._tucker]
+
+        def tensors() -> list[Tensor]:
+            own = [value for p in moved for value in self.state.get(p, {}).values()]
+            return [p.detach() for p in moved] + [v for v in own if isinstance(v, Tensor)]
+
+        before = [tensor.clone() for tensor in tensors()]
+        self._move_rest()
+        for tensor, old in zip(tensors(), before, strict=False):
+            tensor.copy_(torch.where(accepted.to(tensor.device), tensor, old))
+        wrong = (~accepted).float()
+        self._rejected.copy_(
+            torch.stack([wrong * (self._rejected[0] + 1), self._rejected[1] + wrong])
+        )
+
+    def count_skipped(self) -> None:
+        """Read how many steps of a `capturable` optimiser changed nothing, into `skipped_steps`.
+
+        Raises:
+            NonFiniteError: Too many in a row, as skip_nonfinite says.
+        """
+        in_a_row, count = map(int, self._rejected.tolist())
+        self.skipped_steps += count
+        self._rejected[1] = 0
+        if in_a_row > self.skip_nonfinite:
+            self._rejected.zero_()
+            raise NonFiniteError(
+                f"gradients: those of the last {in_a_row} steps were not finite, expected finite "
+                "ones; these steps changed nothing. Lower lr, or check the loss"
+            )
 
     @contextmanager
     def _plain_arithmetic(self) -> Iterator[None]:
@@ -366,7 +440,10 @@ class TDLRT(torch.optim.Optimizer):
             for group in self.param_groups
         ]
         for group in self._plain.param_groups:
-            if group.get("foreach", True) is None and not group.get("fused"):
+            if isinstance(group["lr"], Tensor):
+                if self.capturable and group["lr"].device.type != "cpu" and "fused" in group:
+                    group["fused"] = True  # else SGD reads a tensor on the host
+            elif group.get("foreach", True) is None and not group.get("fused"):
                 group["foreach"] = True  # the same arithmetic in fewer operations
         self._plain.step()
 
@@ -394,7 +471,7 @@ class TDLRT(torch.optim.Optimizer):
             "integrator": self.integrator,
             "optimizer": type(self._plain).__name__,
             "steps": adaptation.steps,
-            "skipped_steps": self.skipped_steps,
+            "skipped_steps": self.skipped_steps + int(self._rejected[1]),
             "skipped_in_a_row": self._skipped_in_a_row,
             "frozen": adaptation.frozen,
             "settling": adaptation.settling,
@@ -441,9 +518,7 @@ class TDLRT(torch.optim.Optimizer):
         self._skipped_in_a_row = extra.get("skipped_in_a_row", 0)
         curvatures = extra.get("curvatures", {})
         self._adaptation.load(extra["steps"], extra["frozen"], extra["settling"], curvatures)
-        self._bind()
-        self._bug.core_steps_left = extra["core_steps_left"]
-        self._bug.resting_ranks = {n: list(ranks) for n, ranks in extra["resting_ranks"].items()}
+        self._bind(extra["core_steps_left"], dict(extra["resting_ranks"]))
 
     def _check_shapes(self, state_dict: dict[str, Any]) -> None:
         groups = state_dict["param_groups"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch
 from torch import Tensor
 
 from tdlrt.linalg import TangentVector
@@ -45,28 +46,47 @@ class Parallel:
         Raises:
             NonFiniteError: Something is not finite; nothing was changed.
         """
-        batches, adaptation, _, state, _ = self._context
+        context = self._context
+        batches, adaptation = context.batches, context.adaptation
         active = active_layers(batches)
-        examines = adaptation.examines
+        if context.capturable and not adaptation.examines:
+            return self._without_a_wait(active)
+        examined = active if adaptation.examines else ()
         if adaptation.is_joint:  # every process compares the spectra of all layers
             team = Team()
         with team.agreement():
             chosen, curvatures, results = on_current_weights(
-                self._context, lambda: self._computed(team, active)
+                context, lambda: self._computed(team, active)
             )
         if adaptation.observes:
             for members, curvature in zip(chosen, curvatures, strict=True):
                 members.set_curvature(curvature)
         for result in results:
             batches.assign(*result)
-        team.exchange([batches.slots[name] for name in active], state, adaptation.curvatures)
-        return Pass(moves_rest=True, ends_step=True, examined=active if examines else ())
+        slots = [batches.slots[name] for name in active]
+        team.exchange(slots, context.state, adaptation.curvatures)
+        return Pass(moves_rest=True, ends_step=True, examined=examined)
+
+    def _without_a_wait(self, active: Collection[str]) -> Pass:
+        """A step at fixed ranks that changes nothing, on the device, where it is not finite."""
+        batches, adaptation, finite, *_ = self._context
+        chosen = batches.select(active)
+        found = [fixed_rank_step(*self._read(members)) for members in chosen]
+        norms = [core_norms(iterate.space.core) for iterate in found]
+        accepted = finite.accepted(finite.given(batches.device), norms)
+        for members, iterate in zip(chosen, found, strict=True):
+            if adaptation.observes:
+                curvature = members.curvature(observed=True)
+                past = members.curvature(observed=False)
+                members.set_curvature(torch.where(accepted, curvature, past))
+            members.batch.store(iterate, members.places, members.index, accepted)
+        return Pass(moves_rest=True, ends_step=True, accepted=accepted)
 
     def _computed(
         self, team: Team, active: Collection[str]
     ) -> tuple[list[Members], list[Tensor], list[Result]]:
         """The layers of this process, mean squares of their gradients, and their steps."""
-        batches, adaptation, finite, _, _ = self._context
+        batches, adaptation, finite, *_ = self._context
         chosen = batches.select(team.share(active), team.share(batches.slots))
         given = finite.given(batches.device, batches.changes(chosen))
         steps = [self._read(members) for members in chosen]

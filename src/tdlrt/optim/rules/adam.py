@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -50,9 +50,9 @@ class AdamRule(Rule):
 
     def advance(
         self,
-        gradients: Sequence[Tensor],
+        gradients: list[Tensor],
         weight: Tensor,
-        moments: Mapping[str, Sequence[Tensor]],
+        moments: Mapping[str, list[Tensor]],
         steps: Tensor,
     ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """See `Rule.advance`."""
@@ -64,23 +64,24 @@ class AdamRule(Rule):
         zeros = [torch.zeros_like(block) for block in fresh]
         past = moments or {_FIRST: zeros, _SECOND: zeros}
         first = list(torch._foreach_lerp(past[_FIRST], fresh, 1 - beta1))
-        second = torch._foreach_mul(past[_SECOND], beta2)
-        second = list(torch._foreach_addcmul(second, fresh, fresh, 1 - beta2))
-        advanced, scale = {_FIRST: first, _SECOND: second}, second
+        decayed = torch._foreach_mul(past[_SECOND], beta2)
+        second = list(torch._foreach_addcmul(decayed, fresh, fresh, 1 - beta2))
+        advanced, squares = {_FIRST: first, _SECOND: second}, second
         if self.amsgrad:
-            scale = list(torch._foreach_maximum(past.get(_LARGEST, second), second))
-            advanced[_LARGEST] = scale
-        scale = torch._foreach_div(torch._foreach_sqrt(scale), _biases(beta2, steps, second, 0.5))
+            squares = list(torch._foreach_maximum(past.get(_LARGEST, second), second))
+            advanced[_LARGEST] = squares
+        roots = torch._foreach_sqrt(squares)
+        roots = torch._foreach_div(roots, _biases(beta2, steps, second, 0.5))
         # Where there is nothing but zeros, as in the padding of a stack, the direction is zero.
-        scale = torch._foreach_add(scale, max(self.eps, torch.finfo(weight.dtype).tiny))
-        direction = torch._foreach_div(first, scale)
-        direction = list(torch._foreach_div(direction, _biases(beta1, steps, first)))
+        scale = torch._foreach_add(roots, max(self.eps, torch.finfo(weight.dtype).tiny))
+        scaled = torch._foreach_div(first, scale)
+        direction = list(torch._foreach_div(scaled, _biases(beta1, steps, first)))
         if decay is not None and self.decoupled:
             direction[0] = direction[0] + decay
         return direction, advanced
 
 
-def _biases(beta: float, steps: Tensor, blocks: Sequence[Tensor], power: float = 1) -> list[Tensor]:
+def _biases(beta: float, steps: Tensor, blocks: list[Tensor], power: float = 1) -> list[Tensor]:
     """(1 - beta^t)^power, t the number of the step, to divide each block by."""
     bias = (1 - beta ** steps.double()).pow(power).to(blocks[0].dtype)
     return [bias.view(-1, *[1] * (block.ndim - 1)) for block in blocks]

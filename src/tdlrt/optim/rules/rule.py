@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -76,9 +76,9 @@ class Rule(ABC):
     @abstractmethod
     def advance(
         self,
-        gradients: Sequence[Tensor],
+        gradients: list[Tensor],
         weight: Tensor,
-        moments: Mapping[str, Sequence[Tensor]],
+        moments: Mapping[str, list[Tensor]],
         steps: Tensor,
     ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """One step on blocks of coordinates, without changing its arguments.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,9 +42,9 @@ class SGDRule(Rule):
 
     def advance(
         self,
-        gradients: Sequence[Tensor],
+        gradients: list[Tensor],
         weight: Tensor,
-        moments: Mapping[str, Sequence[Tensor]],
+        moments: Mapping[str, list[Tensor]],
         steps: Tensor,
     ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """See `Rule.advance`."""
@@ -57,7 +57,9 @@ class SGDRule(Rule):
         if past is None:
             momentum = fresh
         else:
-            damped = torch._foreach_mul(fresh, 1 - self.dampening) if self.dampening else fresh
+            damped = fresh
+            if self.dampening:
+                damped = list(torch._foreach_mul(fresh, 1 - self.dampening))
             momentum = list(torch._foreach_add(damped, past, alpha=self.momentum))
         if self.nesterov:
             ahead = torch._foreach_add(fresh, momentum, alpha=self.momentum)

@@ -1,0 +1,117 @@
+"""A whole training step as one CUDA graph, for as long as ranks stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tdlrt.errors import IntegratorStateError
+from tdlrt.optim.optimizer import TDLRT
+
+__all__ = ["GraphedStep"]
+
+# Steps before a capture, in which libraries set themselves up; torch's own advice is three.
+_WARM_UP = 3
+
+# Replays between two looks at what was skipped.
+_LOOK_EVERY = 100
+
+
+class GraphedStep:
+    """Gradients cleared, loss, backward pass and step of the optimiser, captured and replayed.
+
+    A step in which ranks are examined, and the few after ranks have changed, run as ever; the next
+    one is captured. So does a batch of another shape. On a CPU every step does.
+
+    Args:
+        optimizer: A `TDLRT(..., capturable=True)` with integrator 'parallel'.
+        compute_loss: The loss of a batch of tensors; it must not look at values on the host.
+
+    Raises:
+        IntegratorStateError: The optimiser is not capturable, or takes several gradients a step.
+
+    >>> import tdlrt
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> report = tdlrt.factorize_(model)
+    >>> optimizer = tdlrt.TDLRT(model, torch.optim.SGD, lr=0.1, capturable=True)
+    >>> step = tdlrt.GraphedStep(optimizer, lambda x, y: torch.nn.functional.mse_loss(model(x), y))
+    >>> step(torch.randn(4, 8), torch.zeros(4, 2)).shape
+    torch.Size([])
+    """
+
+    def __init__(self, optimizer: TDLRT, compute_loss: Callable[..., Tensor]) -> None:
+        if not optimizer.capturable or optimizer.integrator != "parallel":
+            raise IntegratorStateError(
+                f"optimizer: got capturable={optimizer.capturable} and integrator="
+                f"{optimizer.integrator!r}, expected capturable=True and 'parallel'; construct "
+                "TDLRT(..., capturable=True)"
+            )
+        self._optimizer, self._compute_loss = optimizer, compute_loss
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: list[Tensor] = []
+        self._loss = torch.zeros(())
+        self._version = (-1, -1)
+        self._warm = self._replays = 0
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Take one training step on a batch.
+
+        Args:
+            *inputs: What compute_loss takes.
+
+        Returns:
+            The loss, a scalar without a graph, to be read before the next step.
+
+        Raises:
+            NonFiniteError: Too many steps in a row were not finite, as skip_nonfinite says.
+        """
+        optimizer = self._optimizer
+        if not inputs[0].is_cuda:
+            return self._run(inputs)
+        if self._version != optimizer.layout_version:
+            self._graph, self._warm = None, 0
+        if optimizer.examines_next or not self._fits(inputs) or self._warm < _WARM_UP:
+            return self._run_aside(inputs)
+        if self._graph is None:
+            self._capture(inputs)
+        else:
+            optimizer.end_step()
+        for static, given in zip(self._inputs, inputs, strict=True):
+            static.copy_(given)
+        self._graph.replay()  # type: ignore[union-attr]
+        self._replays += 1
+        if self._replays % _LOOK_EVERY == 0:
+            optimizer.count_skipped()
+        return self._loss
+
+    def _run(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        self._optimizer.zero_grad()
+        loss = self._compute_loss(*inputs)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return loss.detach()
+
+    def _run_aside(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Run on a stream of its own, as what is captured later must have been."""
+        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            loss = self._run(inputs)
+        current.wait_stream(stream)
+        self._warm += 1
+        self._version = self._optimizer.layout_version
+        return loss
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> None:
+        self._inputs = [given.clone() for given in inputs]
+        self._graph = torch.cuda.CUDAGraph()
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(self._graph):
+            self._loss = self._run(tuple(self._inputs))
+
+    def _fits(self, inputs: tuple[Tensor, ...]) -> bool:
+        if self._graph is None:
+            return True
+        return [(i.shape, i.dtype) for i in inputs] == [(i.shape, i.dtype) for i in self._inputs]

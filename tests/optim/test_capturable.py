@@ -1,0 +1,144 @@
+"""Steps that read nothing on the host, and whole training steps as CUDA graphs."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import tdlrt
+from optim.problems import OPTIMIZERS, Small, assert_same, tucker_layers
+
+FIXED = {"tau": None, "rank_policy": tdlrt.FixedRank()}
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_capturable_step_is_the_ordinary_one(name):
+    problem, twin = (
+        Small(name, **FIXED, dtype=torch.float64, capturable=capturable)
+        for capturable in (False, True)
+    )
+    for one in (problem, twin):
+        one.call(4)
+    for found, expected in zip(twin.model.parameters(), problem.model.parameters(), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-6, atol=1e-8)
+    assert all(isinstance(group["lr"], torch.Tensor) for group in twin.optimizer.param_groups)
+
+
+def test_it_reads_nothing_on_the_host(monkeypatch):
+    problem = Small("momentum", **FIXED, capturable=True)
+    problem.call(3)
+    problem.backward()
+
+    def refuse(tensor, *args):
+        raise AssertionError("a value was read")
+
+    for name in ("tolist", "item", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    # torch's own SGD on the CPU reads a rate that is a tensor.
+    monkeypatch.setattr(problem.optimizer._plain, "step", lambda: None)
+    problem.optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["momentum", "adamw"])
+def test_a_step_that_is_not_finite_changes_nothing_on_the_device(name):
+    problem = Small(name, **FIXED, capturable=True, skip_nonfinite=1)
+    problem.call(2)
+    for parameter in (problem.layers[1].core, problem.model[-1].weight):
+        before = copy.deepcopy(
+            (problem.model.state_dict(), problem.optimizer.state_dict()["state"])
+        )
+        problem.backward()
+        parameter.grad[0, 0] = math.nan
+        problem.optimizer.step()
+        after = (problem.model.state_dict(), problem.optimizer.state_dict()["state"])
+        assert_same(before, after)
+        problem.optimizer.count_skipped()
+        problem.call()
+    assert problem.optimizer.skipped_steps == 2
+    for _ in range(2):
+        problem.backward()
+        problem.layers[0].core.grad[0] = math.inf
+        problem.optimizer.step()
+    with pytest.raises(tdlrt.NonFiniteError, match="the last 2 steps were not finite"):
+        problem.optimizer.count_skipped()
+    assert problem.optimizer.skipped_steps == 4
+
+
+def test_a_scheduler_changes_the_rate_in_place():
+    problem = Small("momentum", **FIXED, capturable=True)
+    rate = problem.optimizer.param_groups[0]["lr"]
+    scheduler = torch.optim.lr_scheduler.StepLR(problem.optimizer, 1, gamma=0.5)
+    problem.call()
+    scheduler.step()
+    assert problem.optimizer.param_groups[0]["lr"] is rate
+    assert float(rate) == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize("options", [{}, {"capturable": True, "integrator": "bug"}])
+def test_an_optimizer_that_cannot_be_captured(options):
+    problem = Small(**options)
+    with pytest.raises(tdlrt.IntegratorStateError, match="expected capturable=True and 'parallel'"):
+        tdlrt.GraphedStep(problem.optimizer, problem.loss)
+
+
+def graphed(problem, device):
+    """Losses of steps by `GraphedStep`, and the ranks."""
+    inputs, labels = problem.inputs.to(device), problem.labels.to(device)
+    step = tdlrt.GraphedStep(
+        problem.optimizer, lambda x, y: nn.functional.cross_entropy(problem.model(x), y)
+    )
+    return [float(step(inputs, labels)) for _ in range(30)], problem.ranks
+
+
+def test_on_a_cpu_it_is_the_ordinary_loop():
+    options = {"tau": 0.3, "adapt_every": 5}
+    losses, ranks = graphed(Small(**options, capturable=True), "cpu")
+    problem = Small(**options)
+    for loss in losses:
+        assert problem.loss().item() == pytest.approx(loss, rel=1e-4)
+        problem.call()
+    assert ranks == problem.ranks
+
+
+@CUDA
+@pytest.mark.parametrize("name", ["momentum", "adam", "adamw"])
+def test_a_graph_takes_the_steps_of_the_loop(name):
+    results = []
+    for capturable in (True, False):
+        problem = Small(name, tau=0.3, adapt_every=10)
+        model = problem.model.cuda()
+        optimizer_cls, defaults = OPTIMIZERS[name]
+        problem.optimizer = tdlrt.TDLRT(
+            model, optimizer_cls, **defaults, tau=0.3, adapt_every=10, capturable=capturable
+        )
+        problem.inputs, problem.labels = problem.inputs.cuda(), problem.labels.cuda()
+        if capturable:
+            losses, _ = graphed(problem, "cuda")
+        else:
+            losses = []
+            for _ in range(30):
+                losses.append(float(problem.backward()))
+                problem.optimizer.step()
+        results.append((losses, problem.ranks))
+    assert results[0][1] == results[1][1]
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-3)
+
+
+@CUDA
+def test_a_graph_is_captured_anew_when_ranks_change(monkeypatch):
+    captures, capture = [], tdlrt.GraphedStep._capture
+    monkeypatch.setattr(
+        tdlrt.GraphedStep, "_capture", lambda self, i: captures.append(1) or capture(self, i)
+    )
+    problem = Small("momentum")
+    model = problem.model.cuda()
+    problem.optimizer = tdlrt.TDLRT(
+        model, torch.optim.SGD, lr=0.05, tau=0.5, adapt_every=10, capturable=True
+    )
+    ranks = [layer.ranks for layer in tucker_layers(model)]
+    graphed(problem, "cuda")
+    assert [layer.ranks for layer in tucker_layers(model)] != ranks
+    assert len(captures) >= 2

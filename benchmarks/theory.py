@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import tdlrt
 from tdlrt.experiments.results import machine, versions
-from tdlrt.linalg import TangentSpace, mode_product, multi_mode_product, unfold
+from tdlrt.linalg import Layout, TangentSpace, mode_product, multi_mode_product, unfold
 from tdlrt.nn import TuckerConv2d, TuckerLayer, TuckerLinear
 
 ROOT = Path(__file__).parent.parent
@@ -389,7 +389,10 @@ def dense_gradient(loss: Loss, weight: Tensor) -> Tensor:
 
 
 def tangent_space(layer: TuckerLayer) -> TangentSpace:
-    return TangentSpace(layer.core.detach(), [u.detach() for u in layer.factors])
+    layout = Layout([layer.shape], [layer.ranks], layer.learned_modes)
+    return TangentSpace(
+        layer.core.detach()[None], [u.detach()[None] for u in layer.factors], layout
+    )
 
 
 def observe_step(layer: TuckerLayer, optimizer: tdlrt.TDLRT, loss: Loss) -> Observed:
@@ -399,7 +402,7 @@ def observe_step(layer: TuckerLayer, optimizer: tdlrt.TDLRT, loss: Loss) -> Obse
     closure()
     if optimizer.integrator == "parallel":
         space = tangent_space(layer)
-        used = space.to_tensor(space.project(gradient))
+        used = space.to_tensor(space.project(gradient[None]))[0]
     else:
         optimizer.step()
         used = multi_mode_product(gradient, [u.detach() @ u.detach().mT for u in layer.factors])

@@ -16,6 +16,7 @@ def test_the_public_surface():
         "CheckpointError",
         "CubicSchedule",
         "FixedRank",
+        "GraphedStep",
         "IntegratorStateError",
         "LinearSchedule",
         "MissingExtraError",

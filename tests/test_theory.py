@@ -137,7 +137,7 @@ def test_parallel_misses_at_most_what_is_outside_the_tangent_space(kind, sigma):
     start = curve.value(0.0)
     turns = [torch.linalg.matrix_exp(rate / 8) for rate in curve.rates]
     end = theory.multi_mode_product(start, turns)
-    outside = end - start - space.to_tensor(space.project(end - start))
+    outside = end - start - space.to_tensor(space.project((end - start)[None]))[0]
     (error,) = theory.reproduction_errors(kind, "all modes", "parallel", sigma, steps=1)
     assert 1e-6 <= error <= float(outside.norm() / end.norm())
 

@@ -10,7 +10,7 @@ import tdlrt
 from optim.problems import Small
 from reference.cases import gaussian
 from tdlrt.integrations import distributed
-from tdlrt.optim.slot import LayerSlot
+from tdlrt.optim.batches import Batch
 
 POLICIES = {
     "tolerance": lambda: tdlrt.RelativeTolerance(tdlrt.LinearSchedule(0.0, 0.3, 40), spare=0.1),
@@ -104,12 +104,18 @@ def computed(process):
     data = problem()
     model, optimizer = distributed.wrap(data.model, data.optimizer, shard_integrator=True)
     accumulate(model, data, HALVES[process])
-    names, original = [], LayerSlot.gradient
-    LayerSlot.gradient = lambda slot: names.append(slot.name) or original(slot)
+    names, original = [], Batch.gradients
+
+    def gradients(batch, places):
+        places = list(places)
+        names.extend(batch.slots[place].name for place in places)
+        return original(batch, places)
+
+    Batch.gradients = gradients
     try:
         optimizer.step()
     finally:
-        LayerSlot.gradient = original
+        Batch.gradients = original
     return names
 
 

@@ -18,6 +18,7 @@ from reference.cases import (
     rounding,
     seeds,
     stack_error,
+    stack_laws,
 )
 from tdlrt.linalg import (
     Layout,
@@ -167,7 +168,7 @@ def test_orthonormalize_falls_back_where_a_matrix_is_not_finite(
     assert torch.equal(orthonormalize(matrix, fallback), fallback)
 
 
-@laws
+@stack_laws
 @given(matrices=mixed_matrices(), dependent=st.integers(0, 4))
 def test_orthonormalize_takes_every_matrix_of_a_stack_on_its_own(
     matrices: list[Tensor], dependent: int
@@ -185,7 +186,7 @@ def test_orthonormalize_takes_every_matrix_of_a_stack_on_its_own(
 
 
 @on_every_device
-@laws
+@stack_laws
 @given(matrices=mixed_matrices(), strength=st.sampled_from([None, 0.0, 1e-8, 0.3]))
 def test_damped_qr_is_what_it_says_in_a_stack(
     device: str, matrices: list[Tensor], strength: float | None
@@ -265,7 +266,7 @@ def test_new_directions_equal_their_twin(kind: str, r: int, k: int) -> None:
 
 
 @on_every_device
-@laws
+@stack_laws
 @given(augmentations=mixed_augmentations())
 def test_new_directions_of_every_member_of_a_stack(
     device: str, augmentations: list[tuple[Tensor, Tensor]]

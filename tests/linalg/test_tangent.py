@@ -22,6 +22,7 @@ from reference.cases import (
     rounding,
     stack,
     stack_error,
+    stack_laws,
     tucker_cases,
 )
 from tdlrt.errors import RankError
@@ -490,7 +491,7 @@ def worst(mixture: Mixture) -> float:
 
 
 @on_every_device
-@laws
+@stack_laws
 @given(mixture=mixtures(), vanishing=st.integers(0, 4))
 def test_a_core_is_factorised_as_it_is_alone(
     device: str, mixture: tuple[list[TuckerCase], tuple[int, ...]], vanishing: int
@@ -529,7 +530,7 @@ def same_parts(together: TangentSpace, found: TangentVector, alone: list[Tangent
 
 
 @on_every_device
-@laws
+@stack_laws
 @given(mixture=mixtures())
 def test_gradients_in_a_stack_are_those_of_its_members(device: str, mixture: Mixture) -> None:
     members = tuckers(mixture, device)
@@ -553,7 +554,7 @@ def test_gradients_in_a_stack_are_those_of_its_members(device: str, mixture: Mix
 
 
 @on_every_device
-@laws
+@stack_laws
 @given(mixture=mixtures())
 def test_projections_in_a_stack_are_those_of_its_members(device: str, mixture: Mixture) -> None:
     members = tuckers(mixture, device)
@@ -579,7 +580,7 @@ def test_projections_in_a_stack_are_those_of_its_members(device: str, mixture: M
 
 
 @on_every_device
-@laws
+@stack_laws
 @given(mixture=mixtures())
 def test_embeddings_in_a_stack_are_those_of_its_members(device: str, mixture: Mixture) -> None:
     members = tuckers(mixture, device)

@@ -22,6 +22,7 @@ from reference.cases import (
     rounding,
     stack,
     stack_error,
+    stack_laws,
     tucker_cases,
 )
 from tdlrt.linalg import TangentSpace, TangentVector, Transport, stochastic
@@ -296,7 +297,7 @@ class Together:
 
 
 @on_every_device
-@laws
+@stack_laws
 @given(move=mixed_moves())
 def test_vectors_in_a_stack_move_as_they_do_alone(device: str, move: Moves) -> None:
     together = Together(move, device)
@@ -314,7 +315,7 @@ def test_vectors_in_a_stack_move_as_they_do_alone(device: str, move: Moves) -> N
 
 
 @on_every_device
-@laws
+@stack_laws
 @given(move=mixed_moves())
 def test_squares_in_a_stack_move_as_they_do_alone(device: str, move: Moves) -> None:
     together = Together(move, device)

@@ -20,6 +20,7 @@ from reference.cases import (
     relative_error,
     rounding,
     stack_error,
+    stack_laws,
     tucker_cases,
 )
 from tdlrt.linalg import (
@@ -416,7 +417,7 @@ def test_possible_ranks_are_the_largest_and_lose_nothing(ranks: list[int], seed:
 
 
 @on_every_device
-@laws
+@stack_laws
 @given(
     mixture=mixtures(),
     bounds=st.lists(
@@ -472,7 +473,7 @@ def test_every_member_of_a_stack_is_cut_as_it_is_alone(
 
 
 @on_every_device
-@laws
+@stack_laws
 @given(mixture=mixtures())
 def test_the_spectra_of_a_stack_are_those_of_its_members(
     device: str, mixture: tuple[list[TuckerCase], tuple[int, ...]]

@@ -11,7 +11,6 @@ from torch._subclasses import FakeTensorMode
 from reference.cases import (
     TuckerCase,
     behind,
-    gaussian,
     padded,
     relative_error,
     rounding,
@@ -218,16 +217,17 @@ class Comparison:
             if name in self.together.rule.first_moments:
                 dense = [s.to_tensor(v)[0] for s, v in zip(spaces, others, strict=True)]
                 errors.append(stack_error(space.to_tensor(moment), dense))
-                errors.append(self.parts(moment, others, padding=True, sign=True))
+                errors.append(self.parts(moment, others, first=True))
             else:
                 errors.append(stack_error(moment.core, [v.core[0] for v in others]))
-                errors.append(self.parts(moment, others, padding=False, sign=False))
+                errors.append(self.parts(moment, others, first=False))
         return max(errors)
 
-    def parts(
-        self, found: TangentVector, expected: list[TangentVector], *, padding: bool, sign: bool
-    ) -> float:
-        """Largest error of the basis parts; those of members that do not move are zero."""
+    def parts(self, found: TangentVector, expected: list[TangentVector], *, first: bool) -> float:
+        """Largest error of basis parts; the entries of first moments have signs, so not of these.
+
+        The parts of members that do not move are zero, and so is the padding of first moments.
+        """
         errors = [0.0]
         layout = self.together.layout
         assert tuple(found.parts) == layout.moving
@@ -237,18 +237,19 @@ class Comparison:
                 size, rank = layout.sizes[number][mode], layout.ranks[number][mode]
                 none = torch.zeros(size, rank, dtype=part.dtype)
                 own.append(vector.parts[mode][0] if mode in vector.parts else none)
+            assert not first or not behind(part, own).any()
             for block, member in zip(true(part, *own), own, strict=True):
                 if not member.any():
                     assert not block.any()
-                elif not sign:
+                elif not first:
                     errors.append(relative_error(block, member))
-            assert not padding or not behind(part, own).any()
         return max(errors)
 
     def lifted(self) -> float:
         """Largest error in augmented bases."""
         errors = [0.0]
-        for found, *expected in zip(self.together.passed, *(r.passed for r in self.alone)):
+        passes = [run.passed for run in (self.together, *self.alone)]
+        for found, *expected in zip(*passes, strict=True):
             assert torch.equal(found.ranks, torch.cat([of.ranks for of in expected]))
             assert not behind(found.core, [of.core[0] for of in expected]).any()
             weights = [multi_mode_product(of.core, of.factors)[0] for of in expected]
@@ -263,22 +264,34 @@ class Comparison:
         return max(errors)
 
 
-def compared(
-    problem: Problem,
-    rule: Rule,
+def condition(run: Run) -> float:
+    """Largest condition number of an unfolding of the core of a run of one member."""
+    core = run.iterate.space.core[0].double()
+    unfoldings = [unfold(core, mode) for mode in run.layout.moving]
+    return max((float(torch.linalg.cond(matrix)) for matrix in unfoldings), default=1.0)
+
+
+def check(
+    problem: str,
+    rule: str,
     integrator: str,
     dtype: torch.dtype = torch.float64,
     taus: Sequence[float | None] = (None, None, None),
-) -> float:
-    numbers = range(len(problem.shapes))
-    together = Run(problem, numbers, rule, dtype)
-    alone = [Run(problem, [n], rule, dtype) for n in numbers]
-    comparison, errors = Comparison(together, alone), []
+) -> None:
+    """Step after step, a stack is where its members are alone."""
+    numbers = range(len(PROBLEMS[problem].shapes))
+    together, *alone = (
+        Run(PROBLEMS[problem], of, RULES[rule], dtype) for of in (numbers, *([n] for n in numbers))
+    )
+    comparison, worst = Comparison(together, alone), 1.0
     for tau in taus:
         for run in (together, *alone):
             run.step(integrator, tau)
-        errors.append(comparison.iterates())
-    return max(*errors, comparison.lifted())
+        worst = max(worst, *map(condition, alone))
+        # Directions that a rank has just been raised by are weak.
+        allowed = rounding(dtype, 1e3) * worst if dtype == torch.float64 else 1e-4
+        assert comparison.iterates() <= allowed
+        assert comparison.lifted() <= allowed
 
 
 INTEGRATORS = pytest.mark.parametrize("integrator", ["fixed", "parallel", "bug"])
@@ -288,25 +301,141 @@ INTEGRATORS = pytest.mark.parametrize("integrator", ["fixed", "parallel", "bug"]
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("rule", ["heavy ball", "amsgrad"])
 def test_members_of_every_order_move_as_they_do_alone(integrator, problem, rule):
-    assert compared(PROBLEMS[problem], RULES[rule], integrator) <= 1e-10
+    check(problem, rule, integrator)
 
 
 @INTEGRATORS
 @pytest.mark.parametrize("rule", RULES)
 def test_members_move_as_they_do_alone_under_every_rule(integrator, rule):
-    assert compared(PROBLEMS["conv2d"], RULES[rule], integrator) <= 1e-10
+    check("conv2d", rule, integrator, taus=(None, None))
 
 
 @INTEGRATORS
-@pytest.mark.parametrize("problem", ["matrices", "conv2d", "channels"])
+@pytest.mark.parametrize("problem", ["matrices", "channels"])
 @pytest.mark.parametrize("rule", ["nesterov", "adam"])
 def test_members_move_as_they_do_alone_in_float32(integrator, problem, rule):
-    assert compared(PROBLEMS[problem], RULES[rule], integrator, torch.float32) <= 1e-3
+    check(problem, rule, integrator, torch.float32)
 
 
 @pytest.mark.parametrize("integrator", ["parallel", "bug"])
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("rule", ["dampening", "adamw"])
 def test_members_keep_the_ranks_that_they_do_alone(integrator, problem, rule):
-    taus = (0.4, 0.1, 0.0, 0.6)
-    assert compared(PROBLEMS[problem], RULES[rule], integrator, taus=taus) <= 1e-10
+    check(problem, rule, integrator, taus=(0.4, 0.1, 0.0, 0.6))
+
+
+def taken(iterate: Iterate, members: list[int]) -> Iterate:
+    """Some members, in stacks with room for all."""
+    space = iterate.space
+    factors = [u if u is None else u[members] for u in space.factors]
+    layout = space.layout.take(members)
+    moments = {
+        name: TangentVector(
+            vector.core[members], {m: vector.parts[m][members] for m in layout.moving}
+        )
+        for name, vector in iterate.moments.items()
+    }
+    return Iterate(
+        TangentSpace(space.core[members], factors, layout), moments, iterate.steps[members]
+    )
+
+
+@pytest.mark.parametrize("members", [[2, 0], [1], [0, 1, 2]])
+@pytest.mark.parametrize("rule", ["nesterov", "amsgrad"])
+def test_more_room_than_needed_changes_nothing(members, rule):
+    run = Run(PROBLEMS["conv2d"], range(3), RULES[rule], torch.float64)
+    run.step("fixed")
+    gradient, step = run.gradient(), fixed_rank_step(run.iterate, run.gradient(), run.rule)
+    some = taken(run.iterate, members)
+    parts = {mode: gradient.parts[mode][members] for mode in some.space.moving_modes}
+    own = TangentVector(gradient.core[members], parts)
+    found, expected = fixed_rank_step(some, own, run.rule), taken(step, members)
+    dense = multi_mode_product(expected.space.core, expected.space.factors)
+    assert relative_error(multi_mode_product(found.space.core, found.space.factors), dense) < 1e-12
+    for name, moment in found.moments.items():
+        moved = expected.moments[name]
+        assert relative_error(moment.core, moved.core) < 1e-12
+        for mode, part in moment.parts.items():
+            assert relative_error(part, moved.parts[mode]) < 1e-12
+    augmented = augmented_step(some, own, run.rule)
+    whole = multi_mode_product(augmented.core, augmented.factors)
+    expected = augmented_step(run.iterate, gradient, run.rule)
+    dense = multi_mode_product(expected.core, expected.factors)[members]
+    assert relative_error(whole, dense) < 1e-12
+    assert torch.equal(augmented.ranks, expected.ranks[members])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rule", ["plain", "heavy ball", "adam"])
+def test_from_a_core_of_zeros_the_core_moves_alone(rule, dtype):
+    run = Run(PROBLEMS["conv2d"], range(3), RULES[rule], dtype)
+    space = run.iterate.space
+    core = space.core.clone()
+    core[1] = 0
+    run.iterate = run.iterate._replace(space=TangentSpace(core, space.factors, space.layout))
+    gradient = run.gradient()
+    assert not any(part[1].any() for part in gradient.parts.values())
+    direction, _ = run.rule.direction(gradient, {}, run.iterate.space, torch.ones(3))
+    run.step("fixed")
+    for mode in space.moving_modes:
+        moved, basis = run.iterate.space.factor(mode), space.factor(mode)
+        assert relative_error(moved[1], basis[1]) <= rounding(dtype)
+        assert mode not in (0, 1) or relative_error(moved[0], basis[0]) > 1e-4
+    expected = -run.rule.lr * direction.core[1]
+    assert relative_error(run.iterate.space.core[1], expected) <= rounding(dtype)
+
+
+@pytest.mark.parametrize(
+    ("rule", "backend"),
+    [("heavy ball", "eager"), ("amsgrad", "eager"), ("heavy ball", "aot_eager")],
+)
+def test_a_step_at_fixed_ranks_is_one_graph(rule, backend):
+    torch.compiler.reset()
+    compiled = torch.compile(fixed_rank_step, fullgraph=True, backend=backend)
+    run, twin = (Run(PROBLEMS["channels"], range(2), RULES[rule], torch.float64) for _ in "ab")
+    for step in range(1 if backend == "aot_eager" else 4):
+        # Once without moments and once with them; then nothing is new.
+        with torch._dynamo.config.patch(error_on_recompile=step > 1):
+            run.iterate = compiled(run.iterate, run.gradient(), run.rule)
+        twin.step("fixed")
+        found, expected = run.iterate, twin.iterate
+        assert relative_error(found.space.core, expected.space.core) <= 1e-14
+        for mode in found.space.moving_modes:
+            error = relative_error(found.space.factor(mode), expected.space.factor(mode))
+            assert error <= 1e-14
+        for name, moment in found.moments.items():
+            assert relative_error(moment.core, expected.moments[name].core) <= 1e-14
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    ("rule", "dtype"), [("nesterov", torch.float32), ("amsgrad", torch.float64)]
+)
+def test_no_step_needs_to_know_a_number(rule, dtype):
+    """A fake tensor has a shape and no values: whatever would wait for one raises an error."""
+    problem = PROBLEMS["conv2d"]
+    with FakeTensorMode():
+        run = Run(problem, range(3), RULES[rule], dtype)
+        later = Layout(run.layout.sizes, problem.later, run.layout.modes)
+        run.step("fixed")
+        iterate, gradient, modes = run.iterate, run.gradient(), run.layout.modes
+        shapes = [tuple(u.shape) for u in iterate.space.factors]
+
+        augmented = augmented_step(iterate, gradient, run.rule)
+        cut = truncate_stack(augmented.core, augmented.ranks, run.cutoffs(0.1), modes)
+        retracted = retract(augmented, cut, later, run.rule)
+        lifted = core_step(basis_step(iterate, gradient, run.rule), augmented.core, run.rule)
+        sizes = [
+            [min(n, 2 * r) for n, r in zip(*of, strict=True)]
+            for of in zip(problem.shapes, problem.ranks, strict=True)
+        ]
+        before = Layout(run.layout.sizes, sizes, modes)
+        lifted = cropped(lifted, before)
+        cut = truncate_stack(lifted.core, lifted.ranks, run.cutoffs(None), modes)
+        settled = retract_lifted(lifted, before, cut, later, run.rule)
+        with pytest.raises(RuntimeError, match="item"):
+            lifted.ranks.tolist()
+    assert shapes == [(3, 9, 6), (3, 7, 6), (3, 3, 3), (3, 3, 3)]
+    for found in (retracted, settled):
+        assert tuple(found.space.core.shape) == (3, 5, 7, 3, 3)
+        assert {tuple(m.core.shape) for m in found.moments.values()} == {(3, 5, 7, 3, 3)}

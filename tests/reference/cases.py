@@ -18,6 +18,9 @@ Tucker = tuple[Tensor, Sequence[Tensor | None]]
 laws = settings(derandomize=True, deadline=None, max_examples=100)
 """Settings of the property tests: the same examples in every run."""
 
+stack_laws = settings(laws, max_examples=40)
+"""Settings of property tests with several tensors an example."""
+
 on_every_device = pytest.mark.parametrize(
     "device",
     [

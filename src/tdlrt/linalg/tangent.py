@@ -168,33 +168,39 @@ class TangentSpace:
         return part if moves is None else torch.where(moves[:, None, None], part, 0.0)
 
     def project(
-        self, tensor: Tensor, bases: Sequence[Tensor | None], projections: Sequence[Tensor | None]
+        self,
+        tensor: Tensor,
+        bases: Sequence[Tensor | None] | None = None,
+        projections: Sequence[Tensor | None] | None = None,
     ) -> TangentVector:
-        """Orthogonal projection of a tensor Z onto the tangent space, in bases that hold both.
+        """Orthogonal projection of a tensor Z onto the tangent space.
 
         C. = Z x_j U_j^T,  K._i = (I - U_i U_i^T) Mat_i(Z x_{j != i} U_j^T) Q_i.
 
-        Nothing larger than the coordinates of Z is formed.
+        A Z that lies in the span of bases B_j which contain the U_j is given by its coordinates in
+        them; then nothing larger than these coordinates is formed.
 
         Args:
-            tensor: Coordinates of Z in the bases B_j, of shape B x b_1 x ... x b_d.
+            tensor: Z, of shape B x n_1 x ... x n_d, or its coordinates in B_j.
             bases: B_j, of shape B x n_j x b_j, orthonormal.
             projections: P_j with U_j = B_j P_j, of shape B x b_j x r_j; None for the identity.
 
         Returns:
             The projection.
         """
+        inner = self.factors if projections is None else projections
         parts: dict[int, Tensor] = {}
-        others, left = tensor, list(projections)  # a product begun, and what it lacks to become C.
+        others, left = tensor, list(inner)  # a product begun, and what it lacks to become C.
         for mode in self.moving_modes:
-            projection, basis = projections[mode], bases[mode]
-            if projection is None or basis is None:  # nothing of Z lies outside U_i
+            projection = inner[mode]
+            if projection is None:  # nothing of Z lies outside U_i
                 parts[mode] = torch.zeros_like(self.factor(mode))
                 continue
-            others = multi_mode_product(tensor, projections, transpose=True, skip=mode)
-            left = [projection if j == mode else None for j in range(len(projections))]
+            others = multi_mode_product(tensor, inner, transpose=True, skip=mode)
+            left = [projection if j == mode else None for j in range(len(inner))]
             part = reject(projection, unfold(others, mode, 1) @ self.rows(mode).mT)
-            parts[mode] = self.masked(basis @ part, mode)
+            basis = None if bases is None else bases[mode]
+            parts[mode] = self.masked(part if basis is None else basis @ part, mode)
         return TangentVector(multi_mode_product(others, left, transpose=True), parts)
 
     def embed(self, tangent: TangentVector, new_bases: Mapping[int, Tensor]) -> Tensor:

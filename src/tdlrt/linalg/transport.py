@@ -172,23 +172,21 @@ class Transport:
             ],
         )
         parts: dict[int, Tensor] = {}
+        entries = target.layout.entries()
+        means = (core.flatten(1).double().sum(dim=1) / entries).to(core)[:, None, None]
         for mode in target.moving_modes:
-            moved = old.moves(mode)
+            begun = means.expand(target.factor(mode).shape)
             if mode not in self._rows:
-                part = _begun(core, target, mode)
+                part = begun
             else:
                 turn = stochastic(self._turn(mode, target), old.shares(mode, new, dtype))
-                part = tangent.parts[mode] @ turn.mT
-                if moved is not None:
-                    part = torch.where(moved[:, None, None], part, _begun(core, target, mode))
+                # At a core of zeros no basis moved, either.
+                moved = (self._source.rows(mode) != 0).flatten(1).any(dim=1)
+                moves = old.moves(mode)
+                moved = moved if moves is None else moved & moves
+                part = torch.where(moved[:, None, None], tangent.parts[mode] @ turn.mT, begun)
             parts[mode] = target.masked(part, mode)
         return TangentVector(core, parts)
-
-
-def _begun(core: Tensor, target: TangentSpace, mode: int) -> Tensor:
-    """A part of squares in a mode that begins to move: the mean of the core's."""
-    means = (core.flatten(1).double().sum(dim=1) / target.layout.entries()).to(core)
-    return means[:, None, None].expand(target.factor(mode).shape)
 
 
 def stochastic(weights: Tensor, shares: Tensor | None = None) -> Tensor:

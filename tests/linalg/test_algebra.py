@@ -14,7 +14,14 @@ from reference.cases import (
     stack_laws,
     tucker_cases,
 )
-from tdlrt.linalg import TuckerTensor, fold, mode_product, multi_mode_product, unfold
+from tdlrt.linalg import (
+    TuckerTensor,
+    add_product,
+    fold,
+    mode_product,
+    multi_mode_product,
+    unfold,
+)
 
 
 def numbered(case: TuckerCase, batch: tuple[int, ...]) -> Tensor:
@@ -81,6 +88,16 @@ def test_batches_are_taken_member_by_member(batch: tuple[int, ...], case: Tucker
     for number, found in enumerate(whole):
         expected = multi_mode_product(members[number], [matrix[number] for matrix in single])
         assert relative_error(found, expected) <= rounding(case.dtype)
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_add_product_is_a_sum(batch: tuple[int, ...]) -> None:
+    addend, left, right = (gaussian((*batch, *of), 0) for of in ((4, 3), (4, 2), (2, 3)))
+    before = addend.clone()
+    assert relative_error(add_product(addend, left, right), addend + left @ right) <= 1e-15
+    found = add_product(addend, left, right, beta=1.5, alpha=-0.5)
+    assert relative_error(found, 1.5 * addend - 0.5 * left @ right) <= 1e-15
+    assert torch.equal(addend, before)
 
 
 def test_multi_mode_product_leaves_out_skipped_and_absent_modes() -> None:

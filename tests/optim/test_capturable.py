@@ -142,3 +142,63 @@ def test_a_graph_is_captured_anew_when_ranks_change(monkeypatch):
     graphed(problem, "cuda")
     assert [layer.ranks for layer in tucker_layers(model)] != ranks
     assert len(captures) >= 2
+
+
+def test_steps_skipped_on_the_device_are_raised_by_the_next_examination():
+    problem = Small("momentum", tau=0.3, adapt_every=4, capturable=True, skip_nonfinite=1)
+    problem.call(4)
+    for _ in range(3):
+        problem.backward()
+        problem.layers[0].core.grad[0] = math.nan
+        problem.optimizer.step()
+    problem.backward()
+    with pytest.raises(tdlrt.NonFiniteError, match="the last 3 steps were not finite"):
+        problem.optimizer.step()
+    assert problem.optimizer.skipped_steps == 3
+
+
+def test_a_good_examination_starts_the_count_of_skips_anew():
+    problem = Small("momentum", tau=0.3, adapt_every=2, capturable=True, skip_nonfinite=1)
+    for _ in range(3):
+        problem.backward()
+        problem.layers[0].core.grad[0] = math.nan
+        problem.optimizer.step()
+        problem.call()
+    assert problem.optimizer.skipped_steps == 3
+
+
+def test_what_a_graph_refers_to_is_known_to_be_gone():
+    problem = Small("momentum", tau=0.5, adapt_every=2, freeze_after=6, capturable=True)
+    problem.call()
+    version = problem.optimizer.storage_version
+    assert problem.optimizer.examines_next
+    problem.call()
+    assert problem.optimizer.storage_version != version  # ranks have changed
+    problem.call()
+    version = problem.optimizer.storage_version
+    problem.backward()
+    assert problem.optimizer.storage_version == version
+    problem.model.load_state_dict(Small("momentum", rank=0.5).model.state_dict())
+    assert problem.optimizer.storage_version != version
+    problem.optimizer.freeze_ranks()
+
+
+def test_a_rate_that_was_loaded_is_a_tensor():
+    problem, plain = Small("momentum", **FIXED, capturable=True), Small("momentum", **FIXED)
+    plain.call(2)
+    version = problem.optimizer.storage_version
+    problem.optimizer.load_state_dict(copy.deepcopy(plain.optimizer.state_dict()))
+    assert isinstance(problem.optimizer.param_groups[0]["lr"], torch.Tensor)
+    assert problem.optimizer.storage_version != version
+    problem.call()
+
+
+def test_freezing_by_count_is_no_step_to_replay():
+    policy = tdlrt.RelativeTolerance(0.3, spare=1.0)
+    options = {"tau": None, "rank_policy": policy, "adapt_every": 100, "freeze_after": 3}
+    problem = Small("momentum", **options, capturable=True)
+    problem.call(2)
+    assert problem.optimizer.examines_next
+    problem.call()
+    assert problem.optimizer.ranks_frozen
+    assert not problem.optimizer.examines_next

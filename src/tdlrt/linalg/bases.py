@@ -1,7 +1,7 @@
 """Orthonormal bases: making them, completing them, keeping them orthonormal.
 
-Everything takes leading batch dimensions. Stacks of matrices of different sizes are padded with
-zeros (`tdlrt.linalg.Layout`); `padding` has a 1 where a column is padding, else 0, in float64.
+Matrices come alone or along one leading dimension. Stacks of matrices of different sizes are padded
+with zeros (`tdlrt.linalg.Layout`); `padding` has a 1 where a column is padding, else 0, in float64.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ def _triangular_inverse(factor: Tensor) -> Tensor:
 def orthonormalize(matrix: Tensor, fallback: Tensor, padding: Tensor | None = None) -> Tensor:
     """Orthonormal basis of the columns, Q of M = Q R with a positive diagonal of R.
 
-    Where the columns are dependent up to rounding, so that an R_jj is at most 8 eps of the length of
-    column j or max |Q^T Q - I| is above sqrt(eps), the result is the fallback: chosen on the device,
-    without a wait.
+    Where the columns are dependent up to rounding, so that an R_jj is at most 8 eps of the length
+    of column j or max |Q^T Q - I| is above sqrt(eps), the result is the fallback: chosen on the
+    device, without a wait.
 
     Args:
         matrix: M, of shape ... x n x k.

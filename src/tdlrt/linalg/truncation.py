@@ -118,8 +118,8 @@ def truncate_stack(
     singular values. A mode in which a member loses nothing keeps its basis, P_i = I. A matrix
     (d = 2) has one rank, and the result is its truncated SVD.
 
-    Ranks are counted on the device and nothing waits. Afterwards a rank can be above the product of
-    the others, see `possible_ranks`.
+    Ranks are counted on the device and nothing is read on the host. Afterwards a rank can be above
+    the product of the others, see `possible_ranks`.
 
     Args:
         core: C, of shape B x r_1 x ... x r_d, with zeros behind the ranks.

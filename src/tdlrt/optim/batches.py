@@ -27,7 +27,7 @@ from tdlrt.optim.steps import Iterate, Lifted
 __all__ = ["Batch", "Batches", "Members"]
 
 # What one more batch costs on a CPU, in multiply-adds: some 200 small operations.
-_BATCH_COST = 1.5e7
+_BATCH_COST = 4e7
 
 # Entries of padded stacks above which a batch on a GPU is not made larger.
 _MOST_ENTRIES = 1 << 26
@@ -398,7 +398,7 @@ class Batches:
     Attributes:
         resting_ranks: Ranks at rest of layers that are between the passes of `bug`: these, not the
             larger ones that they have there, say which layers form a batch.
-        generation: How many times the batches were made: stacks stay where they are in between.
+        generation: Counts what makes batches go: stacks stay where they are in between.
     """
 
     def __init__(
@@ -469,6 +469,7 @@ class Batches:
     def forget(self) -> None:
         """Make all batches anew the next time, from what the layers hold."""
         self._batches, self._within, self._spaces = [], (), {}
+        self.generation += 1
 
     def _key(self, slot: LayerSlot) -> tuple[object, ...]:
         """What the layers of a batch have in common."""
@@ -500,6 +501,7 @@ class Batches:
             return
         write_out(members, result, ranks, self._state, self._rule)
         self._batches, self._within = [], ()
+        self.generation += 1
         if isinstance(result, Iterate):
             self._spaces[tuple(slot.name for slot in members.slots)] = result.space
 

@@ -52,7 +52,7 @@ class GraphedStep:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
         self._loss = torch.zeros(())
-        self._version = (-1, -1)
+        self._version: tuple[int, ...] = ()
         self._warm = self._replays = 0
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -70,8 +70,7 @@ class GraphedStep:
         optimizer = self._optimizer
         if not inputs[0].is_cuda:
             return self._run(inputs)
-        if self._version != optimizer.layout_version:
-            self._graph, self._warm = None, 0
+        self._drop_if_outdated()
         if optimizer.examines_next or not self._fits(inputs) or self._warm < _WARM_UP:
             return self._run_aside(inputs)
         if self._graph is None:
@@ -100,9 +99,15 @@ class GraphedStep:
         with torch.cuda.stream(stream):
             loss = self._run(inputs)
         current.wait_stream(stream)
+        self._drop_if_outdated()
         self._warm += 1
-        self._version = self._optimizer.layout_version
         return loss
+
+    def _drop_if_outdated(self) -> None:
+        """Forget a graph whose tensors are gone, as they are when ranks have changed."""
+        version = self._optimizer.storage_version
+        if version != self._version:
+            self._graph, self._warm, self._version = None, 0, version
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> None:
         self._inputs = [given.clone() for given in inputs]

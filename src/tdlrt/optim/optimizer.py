@@ -142,12 +142,11 @@ class TDLRT(torch.optim.Optimizer):
         self._plain = optimizer_cls(list(self._names), **optimizer_kwargs)
         super().__init__(groups, self._plain.defaults)
         self._plain.state = self.state
-        for number, group in enumerate(self.param_groups):
-            if capturable:
-                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
+        self._make_rates()
+        for number in range(len(self.param_groups)):
             self._rule_of(number)
         self._bindings = 0
-        self._rejected = torch.zeros(2, device=device)  # in a row, and in all, not yet counted
+        self._read_on_host = False
         self._group_of = self._find_groups()
         self._bind()
 
@@ -169,6 +168,14 @@ class TDLRT(torch.optim.Optimizer):
         self._bug.core_steps_left = core_steps_left
         self._bug.resting_ranks = resting_ranks or {}
         self._parallel = Parallel(self._context)
+
+    def _make_rates(self) -> None:
+        """Make lr tensors where steps are to be captured, and forget what was skipped before."""
+        device = next(iter(self._slots.values())).layer.core.device
+        self._rejected = torch.zeros(2, device=device)  # in a row, and in all, not yet counted
+        if self.capturable:
+            for group in self.param_groups:
+                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
 
     def _rule_of(self, group: int) -> Rule:
         return self._rule_type.from_group(self.param_groups[group], capturable=self.capturable)
@@ -249,13 +256,14 @@ class TDLRT(torch.optim.Optimizer):
 
     @property
     def examines_next(self) -> bool:
-        """Whether ranks may change in the next step."""
-        return self._adaptation.examines
+        """Whether ranks may change in the next step, or at its end."""
+        return self._adaptation.examines or self._adaptation.steps + 1 == self.freeze_after
 
     @property
-    def layout_version(self) -> tuple[int, int]:
-        """Changes when tensors that a captured step refers to have gone."""
-        return self._bindings, self._batches.generation
+    def storage_version(self) -> tuple[int, ...]:
+        """Changes when tensors that a captured step refers to are gone."""
+        cores = (slot.layer.core.data_ptr() for slot in self._slots.values())
+        return self._bindings, self._batches.generation, *cores
 
     @property
     def ranks_frozen(self) -> bool:
@@ -330,6 +338,7 @@ class TDLRT(torch.optim.Optimizer):
         if closure is None:
             with self._skipping():
                 self._advance()
+            self._settle_skipped()
             return None
         if self._bug.core_steps_left:
             raise IntegratorStateError(
@@ -341,6 +350,7 @@ class TDLRT(torch.optim.Optimizer):
         if self.integrator == "parallel":
             with self._skipping():
                 self._advance()
+            self._settle_skipped()
         else:
             with self._skipping(), self._plain_arithmetic(), self._bug.undone_on_error():
                 self._advance()
@@ -384,8 +394,7 @@ class TDLRT(torch.optim.Optimizer):
                 self._move_rest_if(done.accepted)
             if done.ends_step:
                 self.end_step(done.examined)
-            if self.capturable and done.accepted is None:
-                self.count_skipped()
+            self._read_on_host = done.accepted is None
 
     def end_step(self, examined: Iterable[str] = ()) -> None:
         """Count a step: `step` does, and whoever replays one that was captured."""
@@ -409,6 +418,12 @@ class TDLRT(torch.optim.Optimizer):
         self._rejected.copy_(
             torch.stack([wrong * (self._rejected[0] + 1), self._rejected[1] + wrong])
         )
+
+    def _settle_skipped(self) -> None:
+        """After a step that read on the host: count what was skipped on the device before it."""
+        if self.capturable and self._read_on_host:
+            self.count_skipped()
+            self._rejected[0] = 0
 
     def count_skipped(self) -> None:
         """Read how many steps of a `capturable` optimiser changed nothing, into `skipped_steps`.
@@ -513,6 +528,7 @@ class TDLRT(torch.optim.Optimizer):
             )
         self._check_shapes(state_dict)
         super().load_state_dict(state_dict)
+        self._make_rates()
         self._plain.state = self.state
         self.skipped_steps = extra.get("skipped_steps", 0)
         self._skipped_in_a_row = extra.get("skipped_in_a_row", 0)

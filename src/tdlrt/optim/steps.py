@@ -1,6 +1,6 @@
 """The two integrators as pure functions on stacks: points, gradients and state in, new ones out.
 
-They check nothing and wait for nothing. Every function works on all members of a stack at once; one
+They check nothing and read nothing on the host. Every function works on all members of a stack at once; one
 layer is a stack of one.
 
 Both end in a retraction, the truncation of a core in augmented bases or a projection onto bases of

@@ -151,8 +151,9 @@ class Transport:
         Under X_C -> X_C x_j R_j and K._i -> K._i T_i^T, T_i = Q'_i^T Mat_i(Z_i)^T, the variances of
         uncorrelated coordinates go through the squared entries of R_j and T_i. What the old
         coordinates do not explain gets their mean: see `stochastic`. So constants stay as they are
-        and no value leaves the range of the old ones. A basis that begins to move gets the mean of
-        the core's, in its padding too: nothing reads the padding of the parts.
+        and no value leaves the range of the old ones. A basis that begins to move, as all do that
+        leave a core of zeros, gets the mean of the core's, in its padding too: nothing reads the
+        padding of the parts.
 
         Args:
             tangent: The quantity, of the shape of a tangent vector of the source.

@@ -398,6 +398,7 @@ class Batches:
     Attributes:
         resting_ranks: Ranks at rest of layers that are between the passes of `bug`: these, not the
             larger ones that they have there, say which layers form a batch.
+        work: Multiply-adds of a step of all layers, roughly; 0 before the first.
         generation: Counts what makes batches go: stacks stay where they are in between.
     """
 
@@ -413,6 +414,7 @@ class Batches:
         self._state, self._curvatures, self._group_of = state, curvatures, group_of
         self.resting_ranks: Mapping[str, Sequence[int]] = {}
         self.generation = 0
+        self.work = 0.0
         self._batches: list[Batch] = []
         self._within: tuple[str, ...] = ()
         self._spaces: dict[tuple[str, ...], TangentSpace] = {}
@@ -464,6 +466,8 @@ class Batches:
                 batch = Batch(part, group, self._rule, self._state, self._curvatures, space)
                 self._batches.append(batch)
         self._within, self._spaces = names, {}
+        layers = (self.slots[name].layer for name in names)
+        self.work = sum(_work([(layer.shape, layer.ranks)]) for layer in layers)
         self.generation += 1
 
     def forget(self) -> None:

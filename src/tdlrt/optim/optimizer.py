@@ -32,6 +32,9 @@ __all__ = ["TDLRT"]
 
 _EXTRA = "tdlrt"
 
+# Multiply-adds of a step below which two threads are no faster than one, on a CPU.
+_LEAST_WORK = 2e8
+
 
 class TDLRT(torch.optim.Optimizer):
     """Rank-adaptive optimiser for the Tucker layers of a model; the rest gets the plain optimiser.
@@ -383,7 +386,7 @@ class TDLRT(torch.optim.Optimizer):
 
     def _advance(self) -> None:
         """Let the integrator, and then the plain optimiser, take up the gradients there are."""
-        with self._plain_arithmetic():
+        with self._plain_arithmetic(), _threads(self._batches.work):
             if self._context.state is not self.state:
                 self._bind(self._bug.core_steps_left, self._bug.resting_ranks)
             integrator = self._parallel if self.integrator == "parallel" else self._bug
@@ -591,6 +594,20 @@ def _check_whole(names: Mapping[Tensor, str]) -> None:
 def _check_count(name: str, value: object, *, least: int = 1) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}: got {value!r}, expected an int of at least {least}")
+
+
+@contextmanager
+def _threads(work: float) -> Iterator[None]:
+    """One thread of torch's where a step is small: then waiting for a second one costs more."""
+    threads = torch.get_num_threads()
+    if work > _LEAST_WORK or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _owned(value: Any) -> Any:

@@ -8,7 +8,8 @@ in channels_last; the Tucker network is in channels_last. Ranks stay at their st
 steps by their policy, the others because the step size and the tolerance are too small to move
 them. Then one 3x3 convolution of n channels at ranks n/10 and n/5, the step alone. Every figure is
 the median of several steps. Writes benchmarks/results/integrator_overhead.json,
-docs/integrator-cost.md and docs/figures/integrator_scaling.svg.
+docs/integrator-cost.md, with the section of `operations.py`, and
+docs/figures/integrator_scaling.svg.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+import operations
 import tdlrt
 from allocator import keep_freed_memory
 from tdlrt.experiments.models import build_model
@@ -37,8 +39,8 @@ EXAMINED = tdlrt.RelativeTolerance(0.01)
 CASES: list[Row] = [
     {"integrator": "parallel", "rank_policy": tdlrt.FixedRank()},
     {"integrator": "parallel", "rank_policy": EXAMINED, "adapt_every": 10},
-    {"integrator": "parallel", "rank_policy": EXAMINED},
-    {"integrator": "bug", "rank_policy": EXAMINED},
+    {"integrator": "parallel", "rank_policy": EXAMINED, "adapt_every": 1},
+    {"integrator": "bug", "rank_policy": EXAMINED, "adapt_every": 1},
 ]
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], Row]] = {
     "SGD": (torch.optim.SGD, {"lr": 1e-6, "momentum": 0.9}),
@@ -94,6 +96,7 @@ def write(result: Row, folder: Path) -> None:
     data, page = "benchmarks/results/integrator_overhead.json", "docs/integrator-cost.md"
     (folder / data).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (folder / page).write_text(document(result), encoding="utf-8")
+    operations.fill(folder / page)
     with matplotlib.rc_context({"svg.hashsalt": "tdlrt"}):  # the same bytes every time
         draw(result["scaling"]).savefig(
             folder / "docs/figures/integrator_scaling.svg", metadata={"Date": None}
@@ -298,6 +301,11 @@ keeps freed memory ([why](training-loops.md#time-on-a-cpu)).
 
 The integrator's time does not depend on the batch. Ranks stay at their start here; in a training
 they fall, and the integrator's time with them.
+
+## Operations, and whole steps
+
+<!-- operations -->
+<!-- end of operations -->
 
 ## Growth with width and rank
 

@@ -286,7 +286,7 @@ def tucker(
         lr=LR,
         momentum=0.9,
         rank_policy=tdlrt.RelativeTolerance(0.01),
-        **options,
+        **{"adapt_every": 1, **options},
     )
     plain = tdlrt.to_plain(model, input_size=(batch, *shape)).to(memory_format=torch.channels_last)
     if "core_steps" in options:

@@ -241,6 +241,24 @@ def test_only_the_modes_that_are_factorised_move() -> None:
     assert tuple(squares.parts) == (0, 1)
 
 
+def test_bases_that_did_not_move_at_a_core_of_zeros_begin_with_the_mean() -> None:
+    cases = [TuckerCase((6, 5, 4), (3, 2, 2), torch.float64, seed) for seed in (0, 1)]
+    core, factors, layout = stack([case.tucker() for case in cases])
+    core[0] = 0
+    source = TangentSpace(core, factors, layout)
+    target = TangentSpace(*stack([c.tucker() for c in cases]))
+    quantity = positive(source, 3)
+    squares = transport_to(source, target).squares(quantity, target)
+    alone = single(cases[1])
+    own = TangentVector(quantity.core[1:], {m: p[1:] for m, p in quantity.parts.items()})
+    expected = transport_to(alone, alone).squares(own, alone)
+    assert relative_error(squares.core[0], quantity.core[0]) <= 1e-13
+    for mode, part in squares.parts.items():
+        means = torch.full_like(part[0], float(quantity.core[0].mean()))
+        assert relative_error(part[0], means) <= 1e-13
+        assert relative_error(part[1], expected.parts[mode][0]) <= 1e-13
+
+
 # --- stacks of members of different sizes -------------------------------------------------------
 
 

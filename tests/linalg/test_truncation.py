@@ -280,6 +280,15 @@ def test_bounds_of_kept_ranks_by_hand(options: dict[str, float], ranks: list[int
         assert found.tolist() == ranks
 
 
+@pytest.mark.parametrize(("budget", "rank"), [(2.5, 4), (3.5, 3), (5.5, 3), (6.5, 2), (10.5, 1)])
+def test_a_matrix_spends_its_budget_once(budget: float, rank: int) -> None:
+    squares = torch.tensor([9.0, 4.0, 3.0, 3.0], dtype=torch.float64)
+    core = orthonormal(5, 4, 0) @ squares.sqrt().diag() @ orthonormal(6, 4, 1).T
+    cutoff = Cutoff(core.shape, tau=math.sqrt(budget / 19))
+    assert one(core, cutoff).ranks.tolist() == [[rank, rank]]
+    assert truncate(core, cutoff)[0].shape == (rank, rank)
+
+
 def test_rotations_of_the_data_do_not_change_ranks_or_error() -> None:
     tensor = decaying(TuckerCase((6, 5, 4), (1, 1, 1), torch.float64, 0))
     rotations = [orthonormal(n, n, n) for n in tensor.shape]
@@ -470,6 +479,42 @@ def test_every_member_of_a_stack_is_cut_as_it_is_alone(
                 own = matrix[: mask.shape[0], : mask.shape[1]]
                 assert relative_error(own.mT @ own, torch.eye(mask.shape[1])) <= allowed
             assert not behind(projection, [mask.to(projection) for mask in true]).any()
+
+
+@on_every_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shapes", [((5, 4, 4), (7, 6, 5)), ((5, 4), (6, 7)), ((4, 3, 2, 2),) * 2])
+@pytest.mark.parametrize("hollow", [True, False])
+def test_what_is_not_there_comes_after_singular_values_of_zero(
+    device: str, dtype: torch.dtype, shapes: Sequence[tuple[int, ...]], hollow: bool
+) -> None:
+    """Ranks between that of a core and those it has: what is kept lies in what there is."""
+    order = len(shapes[0])
+    small = gaussian((2,) * order, 0)
+    cores = []
+    for shape in shapes:
+        if hollow:  # as after a step whose new directions came to nothing
+            core = torch.zeros(shape, dtype=torch.float64)
+            core[(slice(0, 2),) * order] = small
+        else:
+            core = multi_mode_product(small, [orthonormal(n, 2, n) for n in shape])
+        cores.append(core.to(device, dtype))
+    room = [size + 3 for size in shapes[-1]]
+    kept = [tuple(max(2, n - 1) for n in shape) for shape in shapes]
+    if order == 2:
+        kept = [(min(of),) * 2 for of in kept]
+    ranks = torch.tensor(shapes, device=device)
+    result = truncate_stack(padded(cores, room), ranks, [Cutoff(of) for of in kept], range(order))
+    assert result.ranks.tolist() == [list(of) for of in kept]
+    for mode, projection in enumerate(result.projections):
+        for number, matrix in enumerate(projection):
+            size, rank = shapes[number][mode], kept[number][mode]
+            true = matrix[:size, :rank]
+            assert relative_error(true.mT @ true, torch.eye(rank)) <= rounding(dtype)
+            assert not matrix[size:].any()
+            assert not matrix[:, rank:].any()
+    whole = restored(result.core, result.projections)
+    assert stack_error(whole, cores) <= rounding(dtype)
 
 
 @on_every_device

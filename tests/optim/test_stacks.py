@@ -76,6 +76,9 @@ PROBLEMS = {
         ((4, 3, 3), (5, 4, 3), (2, 1, 2)),
         (0, 1, 2),
     ),
+    "narrow": Problem(
+        ((3, 7, 6), (2, 8, 5)), ((3, 4, 3), (2, 3, 4)), ((2, 4, 4), (2, 4, 2)), (0, 1, 2)
+    ),
     # A member that moves in a mode next to one whose basis is full there, in every mode.
     "conv2d": Problem(
         ((8, 7, 3, 3), (9, 5, 3, 3), (6, 7, 3, 2)),
@@ -365,6 +368,26 @@ def test_more_room_than_needed_changes_nothing(members, rule):
     assert torch.equal(augmented.ranks, expected.ranks[members])
 
 
+@INTEGRATORS
+@pytest.mark.parametrize("problem", ["conv2d", "channels", "narrow"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_space_made_anew_from_its_values_is_the_same_to_the_last_bit(integrator, problem, dtype):
+    """Sums depend on strides: a training goes on from a file as it would have without."""
+    members = range(len(PROBLEMS[problem].shapes))
+    run = Run(PROBLEMS[problem], members, RULES["heavy ball"], dtype)
+    for _ in range(2):
+        run.step(integrator)
+        space = run.iterate.space
+        copies = [u if u is None else torch.zeros(u.shape).to(u).copy_(u) for u in space.factors]
+        core = torch.zeros(space.core.shape).to(space.core).copy_(space.core)
+        again = TangentSpace(core, copies, space.layout)
+        assert space.core.is_contiguous()
+        for mode in space.moving_modes:
+            assert space.rows(mode).is_contiguous()
+            pairs = zip(space.factorizations[mode], again.factorizations[mode], strict=True)
+            assert all(torch.equal(kept, made) for kept, made in pairs)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rule", ["plain", "heavy ball", "adam"])
 def test_from_a_core_of_zeros_the_core_moves_alone(rule, dtype):
@@ -383,6 +406,33 @@ def test_from_a_core_of_zeros_the_core_moves_alone(rule, dtype):
         assert mode not in (0, 1) or relative_error(moved[0], basis[0]) > 1e-4
     expected = -run.rule.lr * direction.core[1]
     assert relative_error(run.iterate.space.core[1], expected) <= rounding(dtype)
+
+
+@pytest.mark.parametrize("problem", ["conv1d", "conv2d", "channels"])
+def test_second_moments_where_a_core_is_zero(problem):
+    """Then nothing is known of the rows of Mat_i(C): every row of a basis part is constant."""
+    found = []
+    for members in (range(len(PROBLEMS[problem].shapes)), [1]):
+        run = Run(PROBLEMS[problem], members, RULES["adam"], torch.float64)
+        run.step("bug")
+        lifted = basis_step(run.iterate, run.gradient(), run.rule)
+        before = Layout(run.layout.sizes, lifted.ranks.tolist(), run.layout.modes)
+        lifted = cropped(lifted, before)
+        core = lifted.core.clone()
+        core[-1 if len(members) == 1 else 1] = 0
+        lifted = lifted._replace(core=core)
+        kept = [Cutoff(possible_ranks(ranks, before.modes)) for ranks in before.ranks]
+        truncation = truncate_stack(lifted.core, lifted.ranks, kept, before.modes)
+        layout = Layout(before.sizes, truncation.ranks.tolist(), before.modes)
+        found.append(retract_lifted(lifted, before, truncation, layout, run.rule))
+    together, alone = found
+    assert not together.space.core[1].any()
+    assert together.moments.keys() == alone.moments.keys()
+    for mode, part in alone.moments["exp_avg_sq"].parts.items():
+        (own,) = true(together.moments["exp_avg_sq"].parts[mode][1:2], part[0])
+        assert (part > 0).all()
+        assert relative_error(part[0], part[0, :, :1].expand_as(part[0])) <= 1e-12
+        assert relative_error(own, part[0]) <= 1e-12
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,8 @@ class Adaptation:
     Args:
         policy: The user's policy.
         slots: The layers by name.
-        adapt_every: Ranks are examined every so many steps; None for every one of the first 100, and
-            every tenth after them.
+        adapt_every: Ranks are examined every so many steps; None for every one of the first 100,
+            and every tenth after them.
 
     Attributes:
         steps: Whole steps taken.

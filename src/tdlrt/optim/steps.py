@@ -1,7 +1,7 @@
 """The two integrators as pure functions on stacks: points, gradients and state in, new ones out.
 
-They check nothing and read nothing on the host. Every function works on all members of a stack at once; one
-layer is a stack of one.
+They check nothing and read nothing on the host. Every function works on all members of a stack at
+once; one layer is a stack of one.
 
 Both end in a retraction, the truncation of a core in augmented bases or a projection onto bases of
 the same rank. The state of the optimiser moves along: first moments by orthogonal projection onto

@@ -293,7 +293,7 @@ channels_last. *Passes* is the time of the forward and backward passes of a step
 `bug`, the second in the augmented bases), *integrator* the time of the rest of the step, and *of
 the step* its share. *Step of dense* is the whole step relative to that of the dense network with
 torch's optimiser, measured in the same run in the faster of torch's default layout and
-channels_last. Layers take their steps side by side, in as many threads as torch has. The allocator
+channels_last. Layers of similar size take their steps in one batch. The allocator
 keeps freed memory ([why](training-loops.md#time-on-a-cpu)).
 
 {HEADER}

@@ -418,8 +418,9 @@ OPERATIONS_HEAD = (
 )
 OPERATIONS_TEXT = """\
 Operations of a step that are no views and no allocations, SGD with momentum 0.9, ranks at {rank} of
-the channels before the first step; {warm_up} steps went before. *For other parameters* are those
-among them that torch's optimiser takes for batch norms, biases and the head. *Waits* are reads of a
+the channels before the first step; {warm_up} steps went before. Beside it, *for other parameters*:
+what torch's optimiser takes for batch norms, biases and the head by itself, one after the other;
+`TDLRT` lets it move them together. *Waits* are reads of a
 result by Python, *decompositions* those that on a GPU wait themselves, to see whether they
 succeeded. The networks of 10 and 40 layers have equal 3x3 convolutions of 64 channels. `bug` counts
 with its two calls of `step()`."""
@@ -431,9 +432,9 @@ STEPS_HEAD = (
 STEPS_TEXT = """\
 Whole steps (zero_grad, forward, backward, step) in channels_last against the dense network with
 torch's optimiser in the faster of both layouts. The networks take turns; *step of dense* is the
-median over the turns, with its quartiles. Ranks are *fixed* or *examined* by the default options of
-`TDLRT`, with a tolerance that leaves them where they start; 40 layers are those of the table above,
-on 8x8 images."""
+median over the turns, with its quartiles. Ranks are *fixed*, or *examined* in every tenth step, as
+by default after the first 100, with a tolerance that leaves them where they start; 40 layers are
+those of the table above, on 8x8 images."""
 
 
 def count_cells(row: Row) -> list[str]:

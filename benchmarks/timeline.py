@@ -155,9 +155,9 @@ kernels, waits of the CPU for the GPU, and what takes longest (milliseconds, cal
 | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(lines)}
 
-A step is thousands of small kernels, and launching them takes longer than they do: with layers of
-this size the GPU is idle most of the time, and a step takes [many times](benchmarks.md) a dense
-one. Inference has few kernels: as one CUDA graph it takes less time than the dense network's.
+With layers of this size a GPU waits for launches more than for kernels, see the column of its busy
+time, unless a step is captured as one graph (`tdlrt.GraphedStep`). Inference has few kernels: as
+one CUDA graph it takes less time than the dense network's.
 
 {", ".join(f"{key} {value}" for key, value in facts.items())}
 """

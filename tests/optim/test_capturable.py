@@ -67,6 +67,23 @@ def test_a_step_that_is_not_finite_changes_nothing_on_the_device(name):
     assert problem.optimizer.skipped_steps == 4
 
 
+@pytest.mark.parametrize("name", ["momentum", "adamw"])
+def test_a_first_step_that_is_not_finite_leaves_no_trace(name):
+    problem, twin = (
+        Small(name, **FIXED, dtype=torch.float64, capturable=True, skip_nonfinite=1)
+        for _ in range(2)
+    )
+    problem.backward()
+    problem.model[-1].weight.grad[0, 0] = math.nan
+    problem.optimizer.step()
+    for one in (problem, twin):
+        one.call(2)
+    for found, expected in zip(problem.model.parameters(), twin.model.parameters(), strict=True):
+        assert found.isfinite().all()
+        if name == "adamw":  # the first momentum of SGD is the gradient, without dampening
+            assert torch.allclose(found, expected)
+
+
 def test_a_scheduler_changes_the_rate_in_place():
     problem = Small("momentum", **FIXED, capturable=True)
     rate = problem.optimizer.param_groups[0]["lr"]

@@ -409,13 +409,15 @@ class TDLRT(torch.optim.Optimizer):
         """Move the rest, but change nothing where the step was not accepted."""
         moved = [p for p in self._names if p.grad is not None and id(p) not in self._tucker]
 
-        def tensors() -> list[Tensor]:
+        def state() -> list[Tensor]:
             own = [value for p in moved for value in self.state.get(p, {}).values()]
-            return [p.detach() for p in moved] + [v for v in own if isinstance(v, Tensor)]
+            return [value for value in own if isinstance(value, Tensor)]
 
-        before = [tensor.clone() for tensor in tensors()]
+        # torch writes in place; state that the step makes is as good as none where it is zero.
+        before = {id(t): t.clone() for t in (*moved, *state())}
         self._move_rest()
-        for tensor, old in zip(tensors(), before, strict=False):
+        for tensor in (*moved, *state()):
+            old = before.get(id(tensor), torch.zeros_like(tensor))
             tensor.copy_(torch.where(accepted.to(tensor.device), tensor, old))
         wrong = (~accepted).float()
         self._rejected.copy_(

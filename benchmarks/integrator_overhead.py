@@ -80,6 +80,7 @@ def main() -> None:
     scaling = measure_scaling(arguments.steps)
     result = {
         "command": "python benchmarks/integrator_overhead.py",
+        "steps_in_batches": True,
         "versions": versions() | {"matplotlib": matplotlib.__version__},
         "machine": machine(torch.device("cpu")),
         "rows": rows,
@@ -273,6 +274,12 @@ def line(row: Row) -> str:
 
 def document(result: Row) -> str:
     """The page docs/integrator-cost.md."""
+    how = (
+        "Layers of similar size take their steps in one batch."
+        if result.get("steps_in_batches")
+        else "**An older measurement**, both parts of it: layers took their steps one by one, side by\n"
+        "side in as many threads as torch has. The next section has batches."
+    )
     facts = [
         ", ".join(f"{key} {value}" for key, value in result[name].items())
         for name in ("versions", "machine")
@@ -293,8 +300,9 @@ channels_last. *Passes* is the time of the forward and backward passes of a step
 `bug`, the second in the augmented bases), *integrator* the time of the rest of the step, and *of
 the step* its share. *Step of dense* is the whole step relative to that of the dense network with
 torch's optimiser, measured in the same run in the faster of torch's default layout and
-channels_last. Layers of similar size take their steps in one batch. The allocator
-keeps freed memory ([why](training-loops.md#time-on-a-cpu)).
+channels_last. The allocator keeps freed memory ([why](training-loops.md#time-on-a-cpu)).
+
+{how}
 
 {HEADER}
 {table}

@@ -277,8 +277,8 @@ def document(result: Row) -> str:
     how = (
         "Layers of similar size take their steps in one batch."
         if result.get("steps_in_batches")
-        else "**An older measurement**, both parts of it: layers took their steps one by one, side by\n"
-        "side in as many threads as torch has. The next section has batches."
+        else "**An older measurement**, both parts of it: layers took their steps one by one,\n"
+        "side by side in as many threads as torch has. The next section has batches."
     )
     facts = [
         ", ".join(f"{key} {value}" for key, value in result[name].items())

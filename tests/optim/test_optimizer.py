@@ -1,5 +1,6 @@
 """TDLRT as a torch optimiser: identity, state, schedules, errors, memory."""
 
+import collections
 import copy
 
 import pytest
@@ -525,3 +526,17 @@ def test_a_changed_shape_drops_the_gradient_of_the_old_basis():
 def test_a_copy_is_refused_with_what_to_do():
     with pytest.raises(tdlrt.IntegratorStateError, match=r"construct one for the copied model"):
         copy.deepcopy(optimizer_for(network()))
+
+
+@INTEGRATORS
+def test_a_state_that_was_reset_from_outside_begins_anew(integrator):
+    """As torch's own optimisers do: `optimizer.state = defaultdict(dict)`."""
+    model = network()
+    optimizer = optimizer_for(model, integrator=integrator)
+    train(model, optimizer, 2)
+    held = {key for key, of in optimizer.state_dict()["state"].items() if of}
+    optimizer.state = collections.defaultdict(dict)
+    train(model, optimizer, 1)
+    assert {key for key, of in optimizer.state_dict()["state"].items() if of} == held
+    for layer in tucker_layers(model):
+        layer.check_invariants()

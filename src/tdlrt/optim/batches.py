@@ -35,6 +35,9 @@ _MOST_ENTRIES = 1 << 26
 # Share of the past in the running mean of squared gradients of the cores.
 _CURVATURE_DECAY = 0.9
 
+_Versions: TypeAlias = list[list[tuple[int, int]]]
+"""See `LayerSlot.versions`, of several layers."""
+
 _Sizes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and ranks of a layer."""
 
@@ -78,7 +81,7 @@ class Batch:
         self._steps = self._scalars(steps, torch.float32, 0.0)
         self._curvature = self._scalars([None] * len(steps), torch.float64, math.nan)
         self._indices: dict[tuple[int, ...], Tensor] = {}
-        self._versions: list[list[tuple[int, int]]] = []
+        self._versions: _Versions = []
         self._space: TangentSpace | None = None
         self._just_read = False
         self._given: list[Tensor] = []
@@ -417,7 +420,8 @@ class Batches:
         self.work = 0.0
         self._batches: list[Batch] = []
         self._within: tuple[str, ...] = ()
-        self._spaces: dict[tuple[str, ...], TangentSpace] = {}
+        # What the last step left: spaces, and the parameters' versions that they belong to.
+        self._spaces: dict[tuple[str, ...], tuple[TangentSpace | None, _Versions]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -462,7 +466,9 @@ class Batches:
             for part in _partition(slots, self._planned_ranks):
                 part = [slot for slot in slots if slot in part]  # in an order that stays
                 group = self._group_of[part[0].name]
-                space = self._spaces.get(tuple(slot.name for slot in part))
+                space, versions = self._spaces.get(tuple(s.name for s in part), (None, []))
+                if versions != [slot.versions() for slot in part]:
+                    space = None
                 batch = Batch(part, group, self._rule, self._state, self._curvatures, space)
                 self._batches.append(batch)
         self._within, self._spaces = names, {}
@@ -507,7 +513,8 @@ class Batches:
         self._batches, self._within = [], ()
         self.generation += 1
         if isinstance(result, Iterate):
-            self._spaces[tuple(slot.name for slot in members.slots)] = result.space
+            names = tuple(slot.name for slot in members.slots)
+            self._spaces[names] = result.space, [slot.versions() for slot in members.slots]
 
 
 def write_out(

@@ -144,7 +144,6 @@ class TDLRT(torch.optim.Optimizer):
             optimizer_kwargs["capturable"] = True
         self._plain = optimizer_cls(list(self._names), **optimizer_kwargs)
         super().__init__(groups, self._plain.defaults)
-        self._plain.state = self.state
         self._make_rates()
         for number in range(len(self.param_groups)):
             self._rule_of(number)
@@ -157,6 +156,7 @@ class TDLRT(torch.optim.Optimizer):
         self, core_steps_left: int = 0, resting_ranks: Mapping[str, Sequence[int]] | None = None
     ) -> None:
         """Let the integrator work on today's state."""
+        self._plain.state = self.state
         curvatures = self._adaptation.curvatures
         self._batches = Batches(
             self._slots, self._rule_type, self.state, curvatures, self._group_of
@@ -534,7 +534,6 @@ class TDLRT(torch.optim.Optimizer):
         self._check_shapes(state_dict)
         super().load_state_dict(state_dict)
         self._make_rates()
-        self._plain.state = self.state
         self.skipped_steps = extra.get("skipped_steps", 0)
         self._skipped_in_a_row = extra.get("skipped_in_a_row", 0)
         curvatures = extra.get("curvatures", {})

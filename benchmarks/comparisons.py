@@ -217,7 +217,9 @@ EXPERIMENTS = {
         note=(
             "A short training, to see how often ranks must be examined: those of a tolerance stay "
             "after half of the 1,407 steps, those of a budget after a fifth. Nothing was tuned. "
-            "The defaults are every step with a tolerance and every 10 steps with a budget."
+            "`tdlrt train` examines them in every step with a tolerance and in every tenth with a "
+            "budget, `tdlrt.TDLRT` in each of the first 100 steps and every tenth after them. Runs "
+            "from before steps were computed in batches."
         ),
         options={"model": "lenet5", "data": "mnist", "epochs": 3},
         rows=each_period((1, 5, 10, 20, 50)),

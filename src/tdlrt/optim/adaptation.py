@@ -28,7 +28,7 @@ from tdlrt.ranks import Candidate, FixedRank, RankPolicy
 __all__ = ["Adaptation", "Examined"]
 
 # With no period given ranks are examined in each of the first steps, while they change fast, and
-# then every so many: docs/integrator-cost.md has what that costs in accuracy and saves in time.
+# then every so many: docs/results.md has what other periods do to accuracy and compression.
 _EARLY_STEPS = 100
 _LATER_EVERY = 10
 

@@ -532,7 +532,7 @@ def test_the_warning_names_the_layer_and_says_what_to_do(five_steps_are_long):
     problem.layers[1].requires_grad_(False)
     (message,) = warnings_of(problem)
     assert message == (
-        "the ranks of 3 have not been examined for 5 steps (adapt_every=1); lower adapt_every, "
+        "the ranks of 3 have not been examined for 5 steps (adapt_every=10); lower adapt_every, "
         "check that these layers get a gradient, or call freeze_ranks()"
     )
 

@@ -244,7 +244,7 @@ class Adaptation:
             self._warned = True
             warnings.warn(
                 f"the ranks of {', '.join(idle)} have not been examined for "
-                f"{_LONG_WITHOUT_ADAPTATION} steps (adapt_every={self._every}); lower "
+                f"{_LONG_WITHOUT_ADAPTATION} steps (adapt_every={self._every or _LATER_EVERY}); lower "
                 "adapt_every, check that these layers get a gradient, or call freeze_ranks()",
                 stacklevel=_level_of_the_user(),
             )

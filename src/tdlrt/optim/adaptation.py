@@ -242,9 +242,10 @@ class Adaptation:
         ]
         if idle:
             self._warned = True
+            every = self._every or _LATER_EVERY
             warnings.warn(
                 f"the ranks of {', '.join(idle)} have not been examined for "
-                f"{_LONG_WITHOUT_ADAPTATION} steps (adapt_every={self._every or _LATER_EVERY}); lower "
+                f"{_LONG_WITHOUT_ADAPTATION} steps (adapt_every={every}); lower "
                 "adapt_every, check that these layers get a gradient, or call freeze_ranks()",
                 stacklevel=_level_of_the_user(),
             )

@@ -21,7 +21,13 @@ from tdlrt.linalg.bases import (
     reject,
 )
 from tdlrt.linalg.stacks import Layout
-from tdlrt.linalg.tangent import Factorization, TangentSpace, TangentVector, factorize_core
+from tdlrt.linalg.tangent import (
+    Factorization,
+    TangentSpace,
+    TangentVector,
+    factorize_core,
+    pad_core,
+)
 from tdlrt.linalg.transport import Cut, Transport, stochastic
 from tdlrt.linalg.truncation import (
     Cutoff,
@@ -57,6 +63,7 @@ __all__ = [
     "orthonormality_error",
     "orthonormality_tolerance",
     "orthonormalize",
+    "pad_core",
     "polish_basis",
     "positive_qr",
     "possible_ranks",

@@ -102,9 +102,8 @@ class Layout:
             shares = torch.ones(len(self), 1, dtype=torch.float64)
             for other in range(len(self.columns)):
                 if other != mode:
-                    ranks = torch.tensor([ranks[other] for ranks in self.ranks])
-                    columns = _true(self.columns[other], ranks) / ranks[:, None]
-                    shares = (shares[:, :, None] * columns[:, None, :]).flatten(1)
+                    columns = self.column_shares(other, torch.float64).cpu()
+                    shares = (shares[:, :, None] * columns).flatten(1)
             return shares[:, None, :].to(dtype)
 
         return self._made(("row shares", mode, dtype), make)
@@ -113,14 +112,10 @@ class Layout:
         """1 / r_i in true columns here and true rows of the target, else 0: B x r'_i x r_i."""
 
         def make() -> Tensor:
-            ranks = torch.tensor([ranks[mode] for ranks in self.ranks])
-            columns = _true(self.columns[mode], ranks) / ranks[:, None]
             rows = _true(target.columns[mode], torch.tensor([r[mode] for r in target.ranks]))
-            return (rows[:, :, None] * columns[:, None, :]).to(dtype)
+            return rows[:, :, None].to(self.device, dtype) * self.column_shares(mode, dtype)
 
-        return (
-            self._made(("shares", mode, dtype), make) if target is self else make().to(self.device)
-        )
+        return self._made(("shares", mode, dtype), make) if target is self else make()
 
     def _made(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         if key not in self._tensors:

@@ -24,7 +24,7 @@ from tdlrt.linalg.algebra import add_product, check_ranks, fold, multi_mode_prod
 from tdlrt.linalg.bases import damped_qr, reject
 from tdlrt.linalg.stacks import Layout
 
-__all__ = ["Factorization", "TangentSpace", "TangentVector", "factorize_core"]
+__all__ = ["Factorization", "TangentSpace", "TangentVector", "factorize_core", "pad_core"]
 
 
 class TangentVector(NamedTuple):
@@ -218,14 +218,12 @@ class TangentSpace:
             A tensor of shape B x (r_1 + k_1) x ... x (r_d + k_d), k_i being 0 elsewhere.
         """
         shape = tuple(self.core.shape[1:])
-        counts = [new_bases[i].shape[2] if i in new_bases else 0 for i in range(len(shape))]
-        padding = [count for k in reversed(counts) for count in (0, k)]  # from the last mode on
-        result = torch.nn.functional.pad(tangent.core, padding)
+        result = pad_core(tangent.core, new_bases)
         for mode, new in new_bases.items():
             block = (new.mT @ tangent.parts[mode]) @ self.rows(mode)
             where = [slice(0, r) for r in shape]
             where[mode] = slice(shape[mode], None)
-            result[(slice(None), *where)] = fold(block, mode, _resized(shape, mode, counts[mode]))
+            result[(slice(None), *where)] = fold(block, mode, _resized(shape, mode, new.shape[2]))
         return result
 
     def basis_step(self, displacement: TangentVector, mode: int) -> Tensor:
@@ -252,6 +250,13 @@ class TangentSpace:
             term = fold(part @ self.rows(mode), mode, _resized(shape, mode, part.shape[1]))
             result = result + multi_mode_product(term, self.factors, skip=mode)
         return result
+
+
+def pad_core(core: Tensor, new_bases: Mapping[int, Tensor]) -> Tensor:
+    """A core of bases U_i in the bases [U_i | V_i], with zeros for what is new."""
+    counts = [new_bases[i].shape[2] if i in new_bases else 0 for i in range(core.ndim - 1)]
+    padding = [count for k in reversed(counts) for count in (0, k)]  # from the last mode on
+    return torch.nn.functional.pad(core, padding)
 
 
 def _resized(shape: tuple[int, ...], mode: int, size: int) -> tuple[int, ...]:

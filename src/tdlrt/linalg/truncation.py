@@ -97,14 +97,18 @@ def kept_ranks(
     return rank.minimum(limit).minimum(available)
 
 
-def possible_ranks(ranks: Sequence[int], modes: Collection[int]) -> tuple[int, ...]:
-    """Ranks brought down until r_i <= prod_{j != i} r_j, in the given modes: that loses nothing."""
+def possible_ranks(ranks: Sequence[int], modes: Collection[int] | None = None) -> tuple[int, ...]:
+    """Ranks brought down to r_i <= prod_{j != i} r_j, in the given modes: that loses nothing.
+
+    At most one rank is above the product of the others.
+
+    >>> possible_ranks((9, 2, 3))
+    (6, 2, 3)
+    """
     found = list(ranks)
-    while excessive := [mode for mode in modes if rank_is_excessive(found, mode)]:
-        product = 1
-        for mode, rank in enumerate(found):
-            product *= 1 if mode == excessive[0] else rank
-        found[excessive[0]] = product
+    for mode in range(len(found)) if modes is None else modes:
+        if rank_is_excessive(found, mode):
+            found[mode] = math.prod(found) // found[mode]
     return tuple(found)
 
 

@@ -26,6 +26,7 @@ from tdlrt.linalg import (
     multi_mode_product,
     new_directions,
     orthonormalize,
+    pad_core,
     polish_basis,
     stochastic,
     unfold,
@@ -115,7 +116,7 @@ def augmented_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Aug
     space = iterate.space
     direction, moments = _direction(iterate, gradient, rule)
     new = _NewBases(space, direction)
-    core = new.pad(space.core) - rule.lr * space.embed(direction, new.bases)
+    core = pad_core(space.core, new.bases) - rule.lr * space.embed(direction, new.bases)
     origin = Iterate(space, moments, iterate.steps + 1)
     return Augmented(new.packed(core), new.factors, new.ranks, origin)
 
@@ -199,7 +200,7 @@ def basis_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Lifted:
         else new.lifted_squares(moment.core)
         for name, moment in iterate.moments.items()
     }
-    core = new.packed(new.pad(space.core))
+    core = new.packed(pad_core(space.core, new.bases))
     return Lifted(core, new.factors, new.ranks, moments, iterate.steps)
 
 
@@ -338,11 +339,6 @@ class _NewBases:
             self.factors[mode] = joined
             ranks[mode] = ranks[mode] + count
         self.ranks = torch.stack(ranks, dim=1)
-
-    def pad(self, core: Tensor) -> Tensor:
-        """A core of the old bases, with zeros for what is new."""
-        counts = [self.bases[i].shape[2] if i in self.bases else 0 for i in range(core.ndim - 1)]
-        return torch.nn.functional.pad(core, [n for k in reversed(counts) for n in (0, k)])
 
     def packed(self, core: Tensor) -> Tensor:
         """A core in [U_i | V_i] with true entries first, in every mode."""

@@ -14,10 +14,9 @@ from tdlrt.experiments.methods.sizes import (
     dense_sizes,
     factorizable,
     largest_shares,
-    possible_ranks,
     tucker_size,
 )
-from tdlrt.linalg import kept_ranks, relative_spectrum
+from tdlrt.linalg import kept_ranks, possible_ranks, relative_spectrum
 from tdlrt.ranks import RankSpec
 from tdlrt.surgery import factorize_
 

@@ -16,7 +16,6 @@ __all__ = [
     "kept_parameters",
     "largest_share",
     "largest_shares",
-    "possible_ranks",
     "tucker_size",
     "uniform_ranks",
 ]
@@ -131,18 +130,6 @@ def uniform_ranks(full: Sequence[int], share: float) -> tuple[int, ...]:
     (5, 1)
     """
     return tuple(max(1, round(share * rank)) for rank in full)
-
-
-def possible_ranks(ranks: Sequence[int]) -> tuple[int, ...]:
-    """Tucker ranks cut to those a core can have: none above the product of the others.
-
-    >>> possible_ranks((9, 2, 3))
-    (6, 2, 3)
-    """
-    cut = list(ranks)
-    for mode in sorted(range(len(cut)), key=cut.__getitem__, reverse=True):
-        cut[mode] = min(cut[mode], math.prod(cut) // cut[mode])
-    return tuple(cut)
 
 
 def tucker_size(shape: Sequence[int], ranks: Sequence[int]) -> int:

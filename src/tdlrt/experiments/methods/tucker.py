@@ -13,9 +13,9 @@ from tdlrt.experiments.methods.sizes import (
     dense_sizes,
     factorizable,
     largest_shares,
-    possible_ranks,
     tucker_size,
 )
+from tdlrt.linalg import possible_ranks
 from tdlrt.ranks import explicit_ranks
 from tdlrt.surgery import factorize_
 

@@ -36,11 +36,16 @@ class State(NamedTuple):
         count: Steps so far.
         first: First moments as tensors of the size of the weight, by torch's names.
         second: Second moments in coordinates, by torch's names.
+        basis_count: Steps of the bases so far; None for as many.
+        basis_core: Core of the last step of the bases, to whose rows the second moments of the
+            bases belong; None for the core of today.
     """
 
     count: int
     first: dict[str, Tensor]
     second: dict[str, Blocks]
+    basis_count: int | None = None
+    basis_core: Tensor | None = None
 
 
 class Lifted(NamedTuple):
@@ -138,6 +143,7 @@ def advance(
     """
     state = state or State(0, {}, {})
     count = state.count + 1
+    basis_count = None if state.basis_count is None else state.basis_count + 1
     gradients = coordinates(core, factors, gradient, modes)
     first = {name: coordinates(core, factors, m, modes) for name, m in state.first.items()}
     old = first | state.second
@@ -146,7 +152,8 @@ def advance(
     for block, g in gradients.items():
         weight = core if block == CORE else None
         moments = {name: blocks[block] for name, blocks in old.items()}
-        direction[block], moments = rule.advance(g, weight, moments, count)
+        number = count if block == CORE or basis_count is None else basis_count
+        direction[block], moments = rule.advance(g, weight, moments, number)
         if block != CORE:
             direction[block] = without_basis(factors[block], direction[block])
         for name, moment in moments.items():
@@ -155,6 +162,7 @@ def advance(
         count,
         {name: tangent_tensor(core, factors, new[name]) for name in FIRST if name in new},
         {name: new[name] for name in SECOND if name in new},
+        basis_count,
     )
     return tangent_tensor(core, factors, direction), state
 
@@ -249,6 +257,10 @@ def parallel_step(
     R truncates to ``tau`` or ``ranks``; without either it projects onto the bases of the basis
     step, at the ranks there are.
     """
+    if state is not None and state.basis_core is not None:
+        then, now = (state.basis_core, factors), (core, factors)
+        second = {n: transport_second(of, then, now, modes) for n, of in state.second.items()}
+        state = state._replace(second=second, basis_core=None)
     direction, state = advance(core, factors, gradient, state, rule, modes)
     moved = tucker_to_dense(core, factors) - lr * direction
     if tau is None and ranks is None:
@@ -264,7 +276,39 @@ def parallel_step(
         for name, blocks in state.second.items()
     }
     first = {name: tangent_projection(*new, moment) for name, moment in state.first.items()}
-    return *new, State(state.count, first, second)
+    return *new, State(state.count, first, second, state.basis_count)
+
+
+def core_alone_step(
+    core: Tensor,
+    factors: Sequence[Tensor],
+    gradient: Tensor,
+    state: State,
+    *,
+    rule: Rule,
+    lr: float,
+) -> Step:
+    """C_1 = C_0 - lr X_C in bases that stay, with the moments of the bases as they are."""
+    inward = [u.T for u in factors]
+    first = {name: multi_product(moment, inward) for name, moment in state.first.items()}
+    second = {name: blocks[CORE] for name, blocks in state.second.items()}
+    direction, moments = rule.advance(
+        multi_product(gradient, inward), core, first | second, state.count + 1
+    )
+    return (
+        core - lr * direction,
+        list(factors),
+        State(
+            state.count + 1,
+            {
+                name: moment + tucker_to_dense(moments[name] - first[name], factors)
+                for name, moment in state.first.items()
+            },
+            {name: blocks | {CORE: moments[name]} for name, blocks in state.second.items()},
+            state.count if state.basis_count is None else state.basis_count,
+            core if state.basis_core is None else state.basis_core,
+        ),
+    )
 
 
 def bug_step(

@@ -65,6 +65,7 @@ class Adaptation:
         steps: Whole steps taken.
         frozen: Whether ranks stay from now on.
         settling: Whether they are to be cut once more, at the end of the step under way.
+        postponed: Whether an examination that was due waits for a step in which no bases rest.
         curvatures: Mean squares of the gradients by layer.
     """
 
@@ -77,6 +78,7 @@ class Adaptation:
         self.steps = 0
         self.frozen = False
         self.settling = False
+        self.postponed = False
         self.curvatures: dict[str, Tensor] = {}
         self._examined = dict.fromkeys(slots, 0)
         self._warned = False
@@ -95,6 +97,7 @@ class Adaptation:
             due = step <= _EARLY_STEPS or step % _LATER_EVERY == 0
         else:
             due = step % self._every == 0
+        due = due or self.postponed
         return self.rank_policy if due and not self.frozen else FixedRank()
 
     @property
@@ -113,17 +116,24 @@ class Adaptation:
         return not self.frozen or self.settling
 
     def load(
-        self, steps: int, frozen: bool, settling: bool, curvatures: Mapping[str, Tensor]
+        self,
+        steps: int,
+        frozen: bool,
+        settling: bool,
+        postponed: bool,
+        curvatures: Mapping[str, Tensor],
     ) -> None:
         """Go on from a stored state."""
         self.steps, self.frozen, self.settling = steps, frozen, settling
+        self.postponed = postponed
         self.curvatures.clear()
         self.curvatures.update(curvatures)
         self._examined = dict.fromkeys(self._slots, steps)
 
-    def end_step(self, examined: Iterable[str]) -> None:
-        """Count a whole step in which the ranks of these layers were examined."""
+    def end_step(self, examined: Iterable[str], *, postponed: bool = False) -> None:
+        """Count a whole step in which the ranks of these layers were examined, or were to be."""
         self.steps += 1
+        self.postponed = postponed
         self._examined |= dict.fromkeys(examined, self.steps)
         self._warn_if_never_examined()
 

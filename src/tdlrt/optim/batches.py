@@ -21,8 +21,8 @@ from torch import Tensor
 from tdlrt.linalg import Factorization, Layout, TangentSpace, TangentVector
 from tdlrt.nn.layer import resize_layers_
 from tdlrt.optim.rules import Rule
-from tdlrt.optim.slot import LayerSlot, OptimizerState, working_dtype
-from tdlrt.optim.steps import Iterate, Lifted
+from tdlrt.optim.slot import BASIS_CORE, LayerSlot, OptimizerState, working_dtype
+from tdlrt.optim.steps import Iterate, Lifted, brought_along
 
 __all__ = ["Batch", "Batches", "Members"]
 
@@ -48,7 +48,8 @@ class Batch:
     The stacks stay where they are for as long as ranks do. The optimiser's state holds views of
     them, of the shapes of the parameters; weights are written to the parameters after every step.
     Between the passes of `bug` the ranks are those of the augmented bases, and the state is the
-    core's alone.
+    core's alone. While bases rest, the state holds the core of their last step, too: the bases'
+    parts of the moments stand in its rows.
 
     Args:
         slots: The layers. They agree in modes, type, device, param_group and names of moments.
@@ -81,6 +82,7 @@ class Batch:
         self._steps = self._scalars(steps, torch.float32, 0.0)
         self._curvature = self._scalars([None] * len(steps), torch.float64, math.nan)
         self._indices: dict[tuple[int, ...], Tensor] = {}
+        self._basis_cores: Tensor | None = None
         self._versions: _Versions = []
         self._space: TangentSpace | None = None
         self._just_read = False
@@ -89,6 +91,7 @@ class Batch:
         self._moment_views: list[dict[str, list[Tensor]]] = []
         self._read_weights()
         self._read_state()
+        self._read_basis_cores()
         self._read_curvatures()
         if space is not None and self._exact and space.layout.ranks == self.layout.ranks:
             weights, factors = self._weights[0], self._factors()
@@ -162,6 +165,28 @@ class Batch:
             views = [view for of in self._moment_views for view in of[name]]
             torch._foreach_copy_(views, [moment for of in found for moment in of[name]])
 
+    def _read_basis_cores(self) -> None:
+        found = [slot.moments(self._state, [BASIS_CORE]).get(BASIS_CORE) for slot in self.slots]
+        if any(found):
+            self._rest_bases()
+            for views, core in zip(self._moment_views, found, strict=True):
+                if core:
+                    views[BASIS_CORE][0].copy_(core[0])
+
+    def _rest_bases(self) -> None:
+        """Note the cores of today, which moments refer to for as long as the bases stay."""
+        (self._basis_cores,), views = self._stacks(core_alone=True)
+        self._basis_cores.copy_(self._weights[0])
+        for slot, own, of in zip(self.slots, self._moment_views, views, strict=True):
+            own[BASIS_CORE] = of
+            self._state[slot.layer.core][BASIS_CORE] = of[0]
+
+    def _wake_bases(self) -> None:
+        self._basis_cores = None
+        for slot, own in zip(self.slots, self._moment_views, strict=True):
+            if own.pop(BASIS_CORE, None):
+                del self._state[slot.layer.core][BASIS_CORE]
+
     def _make_moments(self, names: Iterable[str], *, core_alone: bool = False) -> None:
         """Zeros for the state, published as the optimiser's."""
         self._moments, self._moment_views = {}, [{} for _ in self.slots]
@@ -206,13 +231,25 @@ class Batch:
 
     def iterate(self) -> Iterate:
         """Weights and state at rest."""
+        own = self._stored()
+        if self._basis_cores is None:
+            return own
+        today = TangentSpace(self._weights[0], self._factors(), self.layout)
+        moments = brought_along(own.moments, own.space, today, self._rule)
+        return own._replace(space=today, moments=moments)
+
+    def _stored(self) -> Iterate:
+        """The stacks: while bases rest, with the rows of their last step."""
         if self._space is None:
-            self._space = TangentSpace(self._weights[0], self._factors(), self.layout)
+            core, factors = self._weights[0], self._factors()
+            then = core if self._basis_cores is None else self._basis_cores
+            factorizations = TangentSpace(then, factors, self.layout).factorizations
+            self._space = TangentSpace(core, factors, self.layout, factorizations)
         moments = {name: self._vector(stacks) for name, stacks in self._moments.items()}
         return Iterate(self._space, moments, self._steps)
 
     def lifted(self) -> Lifted:
-        """Weights and state between the passes of `bug`."""
+        """Weights and the core's state, for a step on the core alone."""
         moments = {name: stacks[0] for name, stacks in self._moments.items()}
         ranks = self.layout.rank_tensor()
         return Lifted(self._weights[0], self._factors(), ranks, moments, self._steps)
@@ -225,12 +262,12 @@ class Batch:
         by_mode = dict(zip(self.layout.modes, stacks[1:], strict=True))
         return TangentVector(stacks[0], {mode: by_mode[mode] for mode in self.layout.moving})
 
-    def gradients(self, places: Iterable[int]) -> TangentVector:
+    def gradients(self, places: Iterable[int], *, core_alone: bool = False) -> TangentVector:
         """What autograd left in `.grad` of these members, which is only read."""
         views, gradients = [], []
         for place in places:
-            slot = self.slots[place]
-            for view, parameter in zip(self._gradient_views[place], slot.parameters, strict=True):
+            own = self.slots[place].parameters[: 1 if core_alone else None]
+            for view, parameter in zip(self._gradient_views[place], own, strict=False):
                 if parameter.grad is not None:
                     views.append(view)
                     gradients.append(parameter.grad)
@@ -269,17 +306,34 @@ class Batch:
         """
         if tuple(result.moments) != tuple(self._moments):
             self._make_moments(result.moments, core_alone=isinstance(result, Lifted))
-        own = self.lifted() if isinstance(result, Lifted) else self.iterate()
+        own = self.lifted() if isinstance(result, Lifted) else self._stored()
         old, new = self._tensors_of(own), self._tensors_of(result)
         if accepted is not None:
             past = old if index is None else [stack[index] for stack in old]
             new = [torch.where(accepted, *pair) for pair in zip(new, past, strict=True)]
-        if index is None:
-            torch._foreach_copy_(old, new)
-        else:
-            for stack, values in zip(old, new, strict=True):
-                stack.index_copy_(0, index, values)
+        _put(old, new, index)
         self._write_weights(places)
+        if self._basis_cores is not None and index is None:
+            self._wake_bases()
+        elif self._basis_cores is not None:
+            _put([self._basis_cores], [new[1]], index)
+
+    def store_core(self, result: Lifted, places: Sequence[int], index: Tensor | None) -> None:
+        """Put the results of a step on the core alone in place, at rest.
+
+        Args:
+            result: Weights and state of some members.
+            places: Their places.
+            index: The same as a tensor; None for all of them.
+        """
+        if tuple(result.moments) != tuple(self._moments):
+            self._make_moments(result.moments)
+        if not self._moments:
+            self._space = None  # whose rows no moment refers to
+        elif self._basis_cores is None:
+            self._rest_bases()
+        _put(self._tensors_of(self.lifted()), self._tensors_of(result), index)
+        self._write_weights(places, core_alone=True)
 
     def _tensors_of(self, iterate: Iterate | Lifted) -> list[Tensor]:
         steps = iterate.steps.to(self._steps)
@@ -293,10 +347,11 @@ class Batch:
             tensors += [moment.core, *(moment.parts[mode] for mode in moving)]
         return tensors
 
-    def _write_weights(self, places: Iterable[int]) -> None:
-        places = list(places)
-        parameters = [p.detach() for place in places for p in self.slots[place].parameters]
-        torch._foreach_copy_(parameters, [v for place in places for v in self._weight_views[place]])
+    def _write_weights(self, places: Iterable[int], *, core_alone: bool = False) -> None:
+        places, count = list(places), 1 if core_alone else None
+        parameters = [p.detach() for place in places for p in self.slots[place].parameters[:count]]
+        views = [view for place in places for view in self._weight_views[place][:count]]
+        torch._foreach_copy_(parameters, views)
         for place in places:
             self._versions[place] = self.slots[place].versions()
 
@@ -361,13 +416,18 @@ class Members:
         return Iterate(taken, moments, whole.steps[self.index])
 
     def lifted(self) -> Lifted:
-        """Their weights and state between the passes of `bug`."""
+        """Their weights and the core's state, for a step on the core alone."""
         core, factors, ranks, moments, steps = self.batch.lifted()
         if self.index is None:
             return Lifted(core, factors, ranks, moments, steps)
         taken = {name: moment[self.index] for name, moment in moments.items()}
         factors = [f if f is None else f[self.index] for f in factors]
         return Lifted(core[self.index], factors, ranks[self.index], taken, steps[self.index])
+
+    def core_gradient(self) -> Tensor:
+        """grad_C L, as autograd left it."""
+        core = self.batch.gradients(self.places, core_alone=True).core
+        return core if self.index is None else core[self.index]
 
     def gradients(self) -> TangentVector:
         """grad_C L and grad_{U_i} L, as autograd left them."""
@@ -562,6 +622,15 @@ def _member(
     for mode, basis in zip(layout.modes, bases, strict=False):
         views.append(basis[: layout.sizes[place][mode], : ranks[mode]])
     return views
+
+
+def _put(stacks: Sequence[Tensor], values: Sequence[Tensor], index: Tensor | None) -> None:
+    """Write values into stacks, in the places of an index or in all."""
+    if index is None:
+        torch._foreach_copy_(list(stacks), list(values))
+    else:
+        for stack, value in zip(stacks, values, strict=True):
+            stack.index_copy_(0, index, value)
 
 
 def _partition(

@@ -10,6 +10,7 @@ from torch import Tensor
 from tdlrt.optim.adaptation import Adaptation
 from tdlrt.optim.batches import Batches, Members
 from tdlrt.optim.finite import Finite, Given, WrittenElsewhereError
+from tdlrt.optim.resting import RestingBases
 from tdlrt.optim.rules import Rule
 from tdlrt.optim.slot import OptimizerState
 from tdlrt.optim.steps import Augmented, Iterate, Lifted, retract, retract_lifted
@@ -34,6 +35,7 @@ class Context(NamedTuple):
         finite: The checks.
         state: The optimiser's state.
         rule_of: The rule of a param_group, by its index.
+        resting: Which bases rest in a step of `parallel`.
         capturable: Whether steps at fixed ranks read nothing on the host.
     """
 
@@ -42,6 +44,7 @@ class Context(NamedTuple):
     finite: Finite
     state: OptimizerState
     rule_of: Callable[[int], Rule]
+    resting: RestingBases
     capturable: bool = False
 
 
@@ -52,6 +55,7 @@ class Pass(NamedTuple):
         moves_rest: Whether parameters that are not in Tucker format move with it.
         ends_step: Whether it was the last of a whole step.
         examined: Layers whose ranks were examined.
+        postponed: Whether an examination waits for a step in which no bases rest.
         accepted: A boolean on the device that is false where the step must change nothing, since
             something is not finite; None where that was read and raised.
     """
@@ -59,6 +63,7 @@ class Pass(NamedTuple):
     moves_rest: bool
     ends_step: bool
     examined: Collection[str] = ()
+    postponed: bool = False
     accepted: Tensor | None = None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from tdlrt.optim.bug import Bug
 from tdlrt.optim.finite import Finite
 from tdlrt.optim.integrator import Context, active_layers, at_rest, settle
 from tdlrt.optim.parallel import Parallel
+from tdlrt.optim.resting import RestingBases
 from tdlrt.optim.rules import Rule, resolve_rule
 from tdlrt.optim.slot import LayerSlot
 from tdlrt.optim.team import Team
@@ -61,6 +62,10 @@ class TDLRT(torch.optim.Optimizer):
         adapt_every: Ranks are examined every so many steps; they stay as they are in between. None
             for each of the first 100 steps and every tenth after them.
         core_steps: Steps on the core for one on the bases (`bug` alone).
+        basis_every: Bases move in one of so many steps, and cores in every one (`parallel` alone).
+            None for every step, but for wide layers that meet few rows, whose basis steps would
+            take most of the time: for those so many that they take a fifth of a step. Ranks are
+            examined in steps that move all bases.
         freeze_after: Steps after which `freeze_ranks` is called; None for never.
         skip_nonfinite: How many steps in a row may be skipped, and counted in `skipped_steps`,
             because something is not finite; 0 for none. The next one raises NonFiniteError.
@@ -92,6 +97,7 @@ class TDLRT(torch.optim.Optimizer):
         integrator: str = "parallel",
         adapt_every: int | None = None,
         core_steps: int = 1,
+        basis_every: int | None = None,
         freeze_after: int | None = None,
         skip_nonfinite: int = 0,
         capturable: bool = False,
@@ -105,12 +111,22 @@ class TDLRT(torch.optim.Optimizer):
         if adapt_every is not None:
             _check_count("adapt_every", adapt_every)
         _check_count("core_steps", core_steps)
+        if basis_every is not None:
+            _check_count("basis_every", basis_every)
+            if basis_every > 1 and (integrator == "bug" or capturable):
+                other = (
+                    "integrator='bug', which has core_steps"
+                    if integrator == "bug"
+                    else ("capturable=True, which takes the same step every time")
+                )
+                raise ValueError(f"basis_every: got {basis_every} with {other}; leave one out")
         if freeze_after is not None:
             _check_count("freeze_after", freeze_after)
         _check_count("skip_nonfinite", skip_nonfinite, least=0)
         self.integrator = integrator
         self.adapt_every = adapt_every
         self.core_steps = core_steps
+        self.basis_every = basis_every
         self.freeze_after = freeze_after
         self.skip_nonfinite = skip_nonfinite
         self.capturable = capturable
@@ -123,6 +139,9 @@ class TDLRT(torch.optim.Optimizer):
         }
         _check_whole(self._names)
         self._adaptation = Adaptation(policy, self._slots, adapt_every)
+        self._resting = RestingBases(
+            self._slots, 1 if integrator == "bug" or capturable else basis_every
+        )
 
         self._tucker = {id(p) for slot in self._slots.values() for p in slot.parameters}
         if len(self._tucker) < sum(len(slot.parameters) for slot in self._slots.values()):
@@ -165,7 +184,8 @@ class TDLRT(torch.optim.Optimizer):
         plain = [parameter for parameter in self._names if id(parameter) not in self._tucker]
         finite = Finite(self._names, plain)
         self._context = Context(
-            self._batches, self._adaptation, finite, self.state, self._rule_of, self.capturable
+            *(self._batches, self._adaptation, finite, self.state, self._rule_of),
+            *(self._resting, self.capturable),
         )
         self._bug = Bug(self._context, self.core_steps)
         self._bug.core_steps_left = core_steps_left
@@ -279,7 +299,7 @@ class TDLRT(torch.optim.Optimizer):
 
         A Tucker layer counts with the norm of its projected gradient,
         ||P(grad_W L)||^2 = ||C.||^2 + sum_i ||K._i||^2: grad_{U_i} L scales with the core and says
-        little about the weight. In a core step of `bug` only the core counts.
+        little about the weight. Where bases stay in the next step, only the core counts.
 
         Args:
             max_norm: Largest norm to leave.
@@ -298,15 +318,13 @@ class TDLRT(torch.optim.Optimizer):
             if parameter.grad is not None and id(parameter) not in self._tucker
         ]
         parts.append(torch.zeros(1, dtype=torch.float64, device=device))
+        cores, bases = self._moving_parts()
         with self._plain_arithmetic():
-            between = self._bug.core_steps_left
-            names = self._bug.resting_ranks if between else active_layers(self._batches)
-            for members in self._batches.select(names):
-                gradients = members.gradients()
-                if between:
-                    gradients = TangentVector(gradients.core, {})
-                else:
-                    gradients = members.iterate().space.gradient(*gradients)
+            for members in self._batches.select(cores):
+                gradients = TangentVector(members.core_gradient(), {})
+                parts.append(gradients.squared_norms().sqrt().to(device))
+            for members in self._batches.select(bases):
+                gradients = members.iterate().space.gradient(*members.gradients())
                 parts.append(gradients.squared_norms().sqrt().to(device))
         total: Tensor = torch.linalg.vector_norm(torch.cat(parts))
         if error_if_nonfinite and not torch.isfinite(total):
@@ -319,6 +337,14 @@ class TDLRT(torch.optim.Optimizer):
             if parameter.grad is not None:
                 parameter.grad.mul_(factor.to(parameter.grad.device, parameter.grad.dtype))
         return total
+
+    def _moving_parts(self) -> tuple[Collection[str], Collection[str]]:
+        """Layers of which the next step moves the core alone, and those that it moves in whole."""
+        if self._bug.core_steps_left:
+            return self._bug.resting_ranks, ()
+        active = active_layers(self._batches)
+        resting = self._resting.names(active, self._batches.generation, self.team)
+        return resting, [name for name in active if name not in resting]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -396,12 +422,12 @@ class TDLRT(torch.optim.Optimizer):
             elif done.accepted is not None:
                 self._move_rest_if(done.accepted)
             if done.ends_step:
-                self.end_step(done.examined)
+                self.end_step(done.examined, postponed=done.postponed)
             self._read_on_host = done.accepted is None
 
-    def end_step(self, examined: Iterable[str] = ()) -> None:
+    def end_step(self, examined: Iterable[str] = (), *, postponed: bool = False) -> None:
         """Count a step: `step` does, and whoever replays one that was captured."""
-        self._adaptation.end_step(examined)
+        self._adaptation.end_step(examined, postponed=postponed)
         if self._adaptation.steps == self.freeze_after:
             self.freeze_ranks()
 
@@ -495,6 +521,8 @@ class TDLRT(torch.optim.Optimizer):
             "skipped_in_a_row": self._skipped_in_a_row,
             "frozen": adaptation.frozen,
             "settling": adaptation.settling,
+            "postponed": adaptation.postponed,
+            "resting_bases": self._resting.state_dict(),
             "core_steps_left": bug.core_steps_left,
             "resting_ranks": {name: list(ranks) for name, ranks in bug.resting_ranks.items()},
             "curvatures": {n: _owned(value) for n, value in adaptation.curvatures.items()},
@@ -537,7 +565,11 @@ class TDLRT(torch.optim.Optimizer):
         self.skipped_steps = extra.get("skipped_steps", 0)
         self._skipped_in_a_row = extra.get("skipped_in_a_row", 0)
         curvatures = extra.get("curvatures", {})
-        self._adaptation.load(extra["steps"], extra["frozen"], extra["settling"], curvatures)
+        self._adaptation.load(
+            *(extra["steps"], extra["frozen"], extra["settling"]),
+            *(extra.get("postponed", False), curvatures),
+        )
+        self._resting.load_state_dict(extra.get("resting_bases", {}))
         self._bind(extra["core_steps_left"], dict(extra["resting_ranks"]))
 
     def _check_shapes(self, state_dict: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from tdlrt.optim.integrator import (
     settle,
 )
 from tdlrt.optim.rules import Rule
-from tdlrt.optim.steps import Iterate, augmented_step, fixed_rank_step
+from tdlrt.optim.steps import Iterate, Lifted, augmented_step, core_step, fixed_rank_step
 from tdlrt.optim.team import Team
 
 __all__ = ["Parallel"]
@@ -27,6 +28,8 @@ __all__ = ["Parallel"]
 
 class Parallel:
     """W_1 = R(W_0 - lr P(grad L(W_0))), R the truncation or the projection onto new bases.
+
+    Where bases rest (see `RestingBases`) the step is C_1 = C_0 - lr grad_C L(W_0) in them.
 
     Args:
         context: What it works with.
@@ -51,21 +54,30 @@ class Parallel:
         active = active_layers(batches)
         if context.capturable and not adaptation.examines:
             return self._without_a_wait(active)
-        examined = active if adaptation.examines else ()
-        if adaptation.is_joint:  # every process compares the spectra of all layers
+        resting = context.resting.names(active, batches.generation, team)
+        examines = adaptation.examines and not resting
+        if examines and adaptation.is_joint:  # every process compares the spectra of all layers
             team = Team()
         with team.agreement():
-            chosen, curvatures, results = on_current_weights(
-                context, lambda: self._computed(team, active)
+            step = on_current_weights(
+                context, lambda: self._computed(team, active, resting, examines=examines)
             )
         if adaptation.observes:
-            for members, curvature in zip(chosen, curvatures, strict=True):
+            for members, curvature in step.curvatures:
                 members.set_curvature(curvature)
-        for result in results:
+        for members, core in step.cores:
+            members.batch.store_core(core, members.places, members.index)
+        for result in step.results:
             batches.assign(*result)
         slots = [batches.slots[name] for name in active]
         team.exchange(slots, context.state, adaptation.curvatures)
-        return Pass(moves_rest=True, ends_step=True, examined=examined)
+        context.resting.end_step(active, resting, context.state)
+        return Pass(
+            moves_rest=True,
+            ends_step=True,
+            examined=active if examines else (),
+            postponed=adaptation.examines and not examines,
+        )
 
     def _without_a_wait(self, active: Collection[str]) -> Pass:
         """A step at fixed ranks that changes nothing, on the device, where it is not finite."""
@@ -83,25 +95,58 @@ class Parallel:
         return Pass(moves_rest=True, ends_step=True, accepted=accepted)
 
     def _computed(
-        self, team: Team, active: Collection[str]
-    ) -> tuple[list[Members], list[Tensor], list[Result]]:
-        """The layers of this process, mean squares of their gradients, and their steps."""
+        self, team: Team, active: Collection[str], resting: Collection[str], *, examines: bool
+    ) -> _Step:
+        """The step of the layers of this process."""
         batches, adaptation, finite, *_ = self._context
-        chosen = batches.select(team.share(active), team.share(batches.slots))
-        given = finite.given(batches.device, batches.changes(chosen))
-        steps = [self._read(members) for members in chosen]
+        within = team.share(batches.slots)
+        still = batches.select(team.share(resting), within)
+        moving = batches.select(team.share([n for n in active if n not in resting]), within)
+        given = finite.given(batches.device, batches.changes([*still, *moving]))
+        cores = [
+            core_step(members.lifted(), members.core_gradient(), self._rule_of(members))
+            for members in still
+        ]
+        steps = [self._read(members) for members in moving]
         observes = adaptation.observes
-        curvatures = [members.curvature(observed=observes) for members in chosen]
-        if adaptation.examines:
-            augmented = [(m, augmented_step(*of)) for m, of in zip(chosen, steps, strict=True)]
-            return chosen, curvatures, settle(self._context, augmented, curvatures, given)
-        found = [fixed_rank_step(*of) for of in steps]
-        finite.check(given, [core_norms(iterate.space.core) for iterate in found])
-        pairs = zip(chosen, found, strict=True)
-        return chosen, curvatures, [(m, iterate, m.layout.ranks) for m, iterate in pairs]
+        curvatures = [members.curvature(observed=observes) for members in (*still, *moving)]
+        results: list[Result]
+        if examines:
+            augmented = [(m, augmented_step(*of)) for m, of in zip(moving, steps, strict=True)]
+            results = settle(self._context, augmented, curvatures, given)
+        else:
+            found = [fixed_rank_step(*of) for of in steps]
+            norms = [core_norms(step.core) for step in cores]
+            finite.check(given, [*norms, *(core_norms(iterate.space.core) for iterate in found)])
+            pairs = zip(moving, found, strict=True)
+            results = [(members, iterate, members.layout.ranks) for members, iterate in pairs]
+        return _Step(
+            list(zip((*still, *moving), curvatures, strict=True)),
+            list(zip(still, cores, strict=True)),
+            results,
+        )
 
     def _read(self, members: Members) -> tuple[Iterate, TangentVector, Rule]:
         """Weights, projected gradients and the rule that layers move by."""
         iterate = members.iterate()
+        taken = self._context.resting.steps_taken(members, iterate.steps)
+        iterate = iterate._replace(basis_steps=taken)
         gradient = iterate.space.gradient(*members.gradients())
-        return iterate, gradient, self._context.rule_of(members.batch.group)
+        return iterate, gradient, self._rule_of(members)
+
+    def _rule_of(self, members: Members) -> Rule:
+        return self._context.rule_of(members.batch.group)
+
+
+class _Step(NamedTuple):
+    """What a step has computed, to be put in place.
+
+    Attributes:
+        curvatures: Mean squares of the gradients of layers.
+        cores: Layers whose bases rest, and their cores.
+        results: Layers whose bases move.
+    """
+
+    curvatures: list[tuple[Members, Tensor]]
+    cores: list[tuple[Members, Lifted]]
+    results: list[Result]

@@ -11,11 +11,14 @@ from torch import Tensor
 from tdlrt.errors import IntegratorStateError
 from tdlrt.nn import TuckerLayer
 
-__all__ = ["STEP", "LayerSlot", "OptimizerState", "working_dtype"]
+__all__ = ["BASIS_CORE", "STEP", "LayerSlot", "OptimizerState", "working_dtype"]
 
 OptimizerState: TypeAlias = MutableMapping[Any, Any]
 
 STEP = "step"
+
+BASIS_CORE = "basis_core"
+"""The core of the last step that moved the bases, while they rest."""
 
 
 class LayerSlot:

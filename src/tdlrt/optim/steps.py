@@ -39,6 +39,7 @@ __all__ = [
     "Lifted",
     "augmented_step",
     "basis_step",
+    "brought_along",
     "core_step",
     "fixed_rank_step",
     "retract",
@@ -56,11 +57,13 @@ class Iterate(NamedTuple):
         space: The tangent space at W = space.core x_j space.factors[j].
         moments: The state, in coordinates of this space; empty before the first step.
         steps: Steps taken by each member.
+        basis_steps: Steps taken by its bases, where they have rested in some; None where in none.
     """
 
     space: TangentSpace
     moments: Moments
     steps: Tensor
+    basis_steps: Tensor | None = None
 
 
 class Augmented(NamedTuple):
@@ -217,7 +220,7 @@ def core_step(lifted: Lifted, gradient: Tensor, rule: Rule) -> Lifted:
     """
     steps = lifted.steps + 1
     past = {name: [moment] for name, moment in lifted.moments.items()}
-    (direction,), moments = rule.advance([gradient], lifted.core, past, steps)
+    (direction,), moments = rule.advance([gradient], lifted.core, past, [steps])
     advanced = {name: moment for name, (moment,) in moments.items()}
     core = lifted.core - rule.lr * direction
     return Lifted(core, lifted.factors, lifted.ranks, advanced, steps)
@@ -251,14 +254,33 @@ def retract_lifted(
     return Iterate(space, moments, lifted.steps)
 
 
+def brought_along(
+    moments: Moments, source: TangentSpace, target: TangentSpace, rule: type[Rule]
+) -> dict[str, TangentVector]:
+    """State of a weight whose core has moved in bases that have not, at the core of today.
+
+    The core's part is up to date, since its coordinates are entries in the bases U_i; the bases'
+    parts stand in rows Q_i of the core of then, and become K._i Q_i^T Q'_i.
+
+    Args:
+        moments: The state.
+        source: The tangent space of the last step that moved the bases.
+        target: The tangent space of today, with the same bases.
+        rule: The optimiser.
+    """
+    transport = Transport(source, target.factors, target.layout)
+    return _moved(rule, moments, transport, target)
+
+
 def _direction(
     iterate: Iterate, gradient: TangentVector, rule: Rule
 ) -> tuple[TangentVector, dict[str, TangentVector]]:
-    return rule.direction(gradient, iterate.moments, iterate.space, iterate.steps + 1)
+    bases = None if iterate.basis_steps is None else iterate.basis_steps + 1
+    return rule.direction(gradient, iterate.moments, iterate.space, iterate.steps + 1, bases)
 
 
 def _moved(
-    rule: Rule,
+    rule: Rule | type[Rule],
     moments: Moments,
     transport: Transport,
     target: TangentSpace,

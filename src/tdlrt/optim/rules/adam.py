@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,7 +53,7 @@ class AdamRule(Rule):
         gradients: list[Tensor],
         weight: Tensor,
         moments: Mapping[str, list[Tensor]],
-        steps: Tensor,
+        steps: Sequence[Tensor],
     ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """See `Rule.advance`."""
         fresh = list(torch._foreach_neg(gradients)) if self.maximize else list(gradients)
@@ -81,10 +81,19 @@ class AdamRule(Rule):
         return direction, advanced
 
 
-def _biases(beta: float, steps: Tensor, blocks: list[Tensor], power: float = 1) -> list[Tensor]:
+def _biases(
+    beta: float, steps: Sequence[Tensor], blocks: list[Tensor], power: float = 1
+) -> list[Tensor]:
     """(1 - beta^t)^power, t the number of the step, to divide each block by."""
-    bias = (1 - beta ** steps.double()).pow(power).to(blocks[0].dtype)
-    return [bias.view(-1, *[1] * (block.ndim - 1)) for block in blocks]
+    known: dict[int, Tensor] = {}  # most blocks share one number
+    for number in steps:
+        if id(number) not in known:
+            bias = (1 - beta ** number.double()).pow(power)
+            known[id(number)] = bias.to(blocks[0].dtype)
+    return [
+        known[id(number)].view(-1, *[1] * (block.ndim - 1))
+        for number, block in zip(steps, blocks, strict=True)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -79,7 +79,7 @@ class Rule(ABC):
         gradients: list[Tensor],
         weight: Tensor,
         moments: Mapping[str, list[Tensor]],
-        steps: Tensor,
+        steps: Sequence[Tensor],
     ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """One step on blocks of coordinates, without changing its arguments.
 
@@ -87,14 +87,19 @@ class Rule(ABC):
             gradients: The gradients, B x ... each; the first is the core's.
             weight: The core, for weight decay; W has nothing in the other blocks.
             moments: The state, block by block; empty before the first step.
-            steps: Number of this step for each layer, from 1: B numbers.
+            steps: Number of this step for each layer, from 1, block by block: B numbers each.
 
         Returns:
             The direction D of the step W - lr D, and the new state, block by block.
         """
 
     def direction(
-        self, gradient: TangentVector, moments: Moments, space: TangentSpace, steps: Tensor
+        self,
+        gradient: TangentVector,
+        moments: Moments,
+        space: TangentSpace,
+        steps: Tensor,
+        basis_steps: Tensor | None = None,
     ) -> tuple[TangentVector, dict[str, TangentVector]]:
         """One step on all blocks of a Tucker weight.
 
@@ -103,6 +108,7 @@ class Rule(ABC):
             moments: The state, in coordinates of the same tangent space.
             space: The tangent space at W.
             steps: Number of this step for each layer, from 1: B numbers.
+            basis_steps: The same of the bases, where they did not move in every step.
 
         Returns:
             The direction D of the step W - lr D, a tangent vector, and the new state.
@@ -112,7 +118,7 @@ class Rule(ABC):
             [gradient.core, *gradient.parts.values()],
             space.core,
             {name: [m.core, *(m.parts[i] for i in modes)] for name, m in moments.items()},
-            steps,
+            [steps, *[steps if basis_steps is None else basis_steps] * len(modes)],
         )
         if self.second_moments:  # scaling single coordinates leaves the tangent space
             parts = [reject(space.factor(i), part) for i, part in zip(modes, parts, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -45,7 +45,7 @@ class SGDRule(Rule):
         gradients: list[Tensor],
         weight: Tensor,
         moments: Mapping[str, list[Tensor]],
-        steps: Tensor,
+        steps: Sequence[Tensor],
     ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """See `Rule.advance`."""
         fresh = list(torch._foreach_neg(gradients)) if self.maximize else list(gradients)

@@ -91,7 +91,6 @@ class Batch:
         self._moment_views: list[dict[str, list[Tensor]]] = []
         self._read_weights()
         self._read_state()
-        self._read_basis_cores()
         self._read_curvatures()
         if space is not None and self._exact and space.layout.ranks == self.layout.ranks:
             weights, factors = self._weights[0], self._factors()
@@ -157,6 +156,7 @@ class Batch:
         return list(torch._foreach_norm(torch._foreach_sub(parameters, views)))
 
     def _read_state(self) -> None:
+        cores = [slot.moments(self._state, [BASIS_CORE]).get(BASIS_CORE) for slot in self.slots]
         names = self._rule.first_moments + self._rule.second_moments
         found = [slot.moments(self._state, names) for slot in self.slots]
         core_alone = any(len(of) == 1 for of in found[0].values())
@@ -164,12 +164,9 @@ class Batch:
         for name in self._moments:
             views = [view for of in self._moment_views for view in of[name]]
             torch._foreach_copy_(views, [moment for of in found for moment in of[name]])
-
-    def _read_basis_cores(self) -> None:
-        found = [slot.moments(self._state, [BASIS_CORE]).get(BASIS_CORE) for slot in self.slots]
-        if any(found):
+        if any(cores):
             self._rest_bases()
-            for views, core in zip(self._moment_views, found, strict=True):
+            for views, core in zip(self._moment_views, cores, strict=True):
                 if core:
                     views[BASIS_CORE][0].copy_(core[0])
 

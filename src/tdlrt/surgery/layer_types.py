@@ -75,8 +75,9 @@ def register_layer(
             f"dense_type: got {dense_type.__name__}, which is in Tucker format already; expected "
             "the class of the dense layers"
         )
-    for name, function in (("build", build), ("weight", weight)):
-        if function is not None and not callable(function):
+    given = {"build": build} if weight is None else {"build": build, "weight": weight}
+    for name, function in given.items():
+        if not callable(function):
             raise UnsupportedLayerError(f"{name}: got {function!r}, expected a function of a layer")
     _LAYER_TYPES[dense_type] = _LayerType(build, weight)
 

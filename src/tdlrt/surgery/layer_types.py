@@ -75,8 +75,10 @@ def register_layer(
             f"dense_type: got {dense_type.__name__}, which is in Tucker format already; expected "
             "the class of the dense layers"
         )
-    given = {"build": build} if weight is None else {"build": build, "weight": weight}
-    for name, function in given.items():
+    given: list[tuple[str, object]] = [("build", build)]
+    if weight is not None:
+        given.append(("weight", weight))
+    for name, function in given:
         if not callable(function):
             raise UnsupportedLayerError(f"{name}: got {function!r}, expected a function of a layer")
     _LAYER_TYPES[dense_type] = _LayerType(build, weight)

@@ -28,7 +28,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     Returns:
         A new model with equal outputs.
     """
-    return _replaced(copy.deepcopy(model), lambda layer: layer.to_dense())
+    return _converted(copy.deepcopy(model), lambda layer: layer.to_dense())
 
 
 def to_plain(
@@ -39,15 +39,16 @@ def to_plain(
 ) -> nn.Module:
     """Copy of a model in which every Tucker layer is one torch layer or a sequence of small ones.
 
-    A convolution becomes 1x1, core, 1x1, a linear layer two linear layers; fewer, or one, where
-    the planner finds that cheaper in inference, folding not counted as it is done once and for
-    all. A `path` set on the layer is followed. Adapters are merged. Nothing of this library is
-    needed to run or load the result.
+    A convolution becomes three, 1x1, core and 1x1, and a linear layer two linear layers; fewer
+    where the planner finds that cheaper in inference, not counting the folding, which is done once
+    and for all. A `path` set on the layer is followed. Adapters are merged. Nothing of this library
+    is needed to run or load the result.
 
     Args:
         model: Any model; not changed.
-        input_size: Shape of the input with the batch, such as (1, 3, 32, 32), to plan for; found
-            by one forward pass on zeros. None plans for many positions (batch times image).
+        input_size: Shape of the model's input with the batch, such as (1, 3, 32, 32), to plan for;
+            one forward pass on zeros finds the shapes at each layer. None plans for many positions
+            (batch times image).
         fuse_batch_norm: Fold each BatchNorm in evaluation mode into the layer right before it and
             put an Identity in its place. Done where the next module is certain: as seen in a
             trace by torch.fx or, if the model cannot be traced, next to each other in a
@@ -63,7 +64,7 @@ def to_plain(
     """
     result = copy.deepcopy(model)
     paths = {} if input_size is None else _plain_paths(result, input_size)
-    result = _replaced(result, lambda layer: layer.to_plain(paths.get(layer, "auto")))
+    result = _converted(result, lambda layer: layer.to_plain(paths.get(layer, "auto")))
     if fuse_batch_norm:
         fuse_batch_norms_(result, input_size)
     return result
@@ -85,7 +86,8 @@ def _plain_paths(model: nn.Module, input_size: Sequence[int]) -> dict[TuckerLaye
     return paths
 
 
-def _replaced(model: nn.Module, convert: Callable[[TuckerLayer], nn.Module]) -> nn.Module:
+def _converted(model: nn.Module, convert: Callable[[TuckerLayer], nn.Module]) -> nn.Module:
+    """The model with adapters merged and every Tucker layer converted, in place where possible."""
     if isinstance(model, TuckerLayer):
         return convert(model)
     if isinstance(model, AdaptedModule):

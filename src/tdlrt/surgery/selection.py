@@ -52,13 +52,13 @@ def plan_surgery(
         NothingMatchedError: No layer can be factorised, or a pattern matches no layer.
         UnsupportedLayerError: The model is itself a layer.
     """
-    candidates = _candidates(model)
-    _check_patterns(candidates, ranks, include, exclude)
-    tied, head = tied_weights(model), _output_head(candidates)
+    considered = _considered(model)
+    _check_patterns(considered, ranks, include, exclude)
+    tied, head = tied_weights(model), _output_head(considered)
     adapted = {part for one in adapted_modules(model).values() for part in one.modules()}
     layers: dict[nn.Module, TuckerLayer] = {}
     rows = []
-    for name, module in candidates.items():
+    for name, module in considered.items():
         pattern = next((pattern for pattern in ranks if fnmatchcase(name, pattern)), None)
         reason = reasons.get(module) or _selection_reason(name, pattern, include, exclude)
         if reason is None and module is head and include is None:
@@ -77,8 +77,8 @@ def plan_surgery(
     return report, layers
 
 
-def _candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """Layers that a reader of the report would ask about, by first name."""
+def _considered(model: nn.Module) -> dict[str, nn.Module]:
+    """Layers that get a row in the report, taken or not, by their first name in the model."""
     if _is_considered(model):
         raise UnsupportedLayerError(
             f"model: got a single {type(model).__name__}, which cannot be replaced in place; use "
@@ -93,7 +93,7 @@ def _is_considered(module: nn.Module) -> bool:
 
 
 def _check_patterns(
-    candidates: Mapping[str, nn.Module],
+    considered: Mapping[str, nn.Module],
     ranks: Mapping[str, RankSpec],
     include: Patterns | None,
     exclude: Patterns | None,
@@ -105,10 +105,10 @@ def _check_patterns(
     }
     for argument, patterns in groups.items():
         for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in candidates):
+            if not any(fnmatchcase(name, pattern) for name in considered):
                 raise NothingMatchedError(
                     f"{argument}: the pattern {pattern!r} matches no layer, expected one that "
-                    f"matches some of {', '.join(candidates) or 'no layers at all'}"
+                    f"matches some of {', '.join(considered) or 'no layers at all'}"
                 )
 
 
@@ -156,13 +156,13 @@ def _smallest_size(shape: Sequence[int], modes: Modes) -> int:
     return math.prod(shape[len(factored) :]) + sum(factored)
 
 
-def _output_head(candidates: Mapping[str, nn.Module]) -> nn.Module | None:
-    last = list(candidates.values())[-1:]
+def _output_head(considered: Mapping[str, nn.Module]) -> nn.Module | None:
+    last = list(considered.values())[-1:]
     return last[0] if last and isinstance(last[0], nn.Linear) and is_registered(last[0]) else None
 
 
 def tied_weights(model: nn.Module) -> set[nn.Module]:
-    """Layers whose weight is that of another layer too."""
+    """Layers that share their weight with another layer."""
     owners = [
         (id(module._parameters["weight"]), module)
         for module in model.modules()

@@ -43,6 +43,7 @@ from tdlrt.experiments.results import machine, versions
 from tdlrt.experiments.timing import Case, median_seconds
 from tdlrt.files import write_atomically
 from tdlrt.nn.fusion import fuse_batch_norms_
+from tdlrt.surgery import replace_modules
 
 ROOT = Path(__file__).parent.parent
 RESULTS = {
@@ -304,11 +305,6 @@ def tucker_shapes(network: nn.Module, rank: float) -> Iterator[tuple[str, tuple[
             yield row.name, row.ranks
 
 
-def replace(network: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent), child, layer)
-
-
 def tltorch_network(network: nn.Module, rank: float, implementation: str) -> Subject:
     """TensorLy-Torch's convolutions at random weights of the same ranks."""
     with warnings.catch_warnings():
@@ -324,7 +320,7 @@ def tltorch_network(network: nn.Module, rank: float, implementation: str) -> Sub
                 factorization="tucker",
                 implementation=implementation,
             )
-            replace(model, name, layer)
+            replace_modules(model, {model.get_submodule(name): layer})
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.05)
     return Subject(model)
@@ -358,7 +354,7 @@ def posthoc(network: nn.Module, rank: float) -> nn.Module:
         expand.weight.data = out[..., None, None].contiguous()
         if conv.bias is not None and expand.bias is not None:
             expand.bias.data = conv.bias.detach().clone()
-        replace(model, name, nn.Sequential(reduce, middle, expand))
+        replace_modules(model, {conv: nn.Sequential(reduce, middle, expand)})
     return model
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tdlrt.errors import AdapterError, NothingMatchedError
-from tdlrt.nn import FACTORIZERS, TuckerLayer
+from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapters import (
     AdaptedModule,
     AdapterLayer,
@@ -29,6 +29,8 @@ from tdlrt.surgery import (
     FactorizationReport,
     Patterns,
     as_list,
+    build_layer,
+    has_own_layout,
     plan_surgery,
     replace_modules,
 )
@@ -122,7 +124,13 @@ def add_adapters_(
     if not math.isfinite(scale):
         raise AdapterError(f"scale: got {scale}, expected a finite number")
     trained = _modules_to_train(model, train)
+    # What is merged is added to the Parameter as it is stored.
     reasons = {
+        module: "stores its weight in another order"
+        for module in model.modules()
+        if has_own_layout(module)
+    }
+    reasons |= {
         inner: "trained in full" for module in trained.values() for inner in module.modules()
     }
     report, updates = plan_surgery(
@@ -268,6 +276,6 @@ def _update(layer: nn.Module, rank: RankSpec, modes: Modes) -> TuckerLayer:
     model._parameters = {"weight": nn.Parameter(torch.randn_like(weight)), "bias": None}
     if isinstance(rank, int) and not isinstance(rank, bool) and rank > 0:
         rank = tuple(min(rank, n) if mode < 2 else n for mode, n in enumerate(weight.shape))
-    update = FACTORIZERS[type(layer)](model, rank=rank, modes=modes)
+    update = build_layer(model, rank=rank, modes=modes)
     nn.init.zeros_(update.core)
     return update

@@ -27,7 +27,7 @@ from tdlrt.optim.resting import RestingBases
 from tdlrt.optim.rules import Rule, resolve_rule
 from tdlrt.optim.slot import LayerSlot
 from tdlrt.optim.team import Team
-from tdlrt.ranks import ByName, FixedRank, RankPolicy, RelativeTolerance
+from tdlrt.ranks import DEFAULT_TAU, ByName, FixedRank, RankPolicy, RelativeTolerance
 
 __all__ = ["TDLRT"]
 
@@ -596,7 +596,7 @@ def _resolve_policy(
     tau: float | None, rank_policy: RankPolicy | Mapping[str, RankPolicy] | None
 ) -> RankPolicy:
     if rank_policy is None:
-        return RelativeTolerance(0.1 if tau is None else tau)
+        return RelativeTolerance(DEFAULT_TAU if tau is None else tau)
     if tau is not None:
         raise RankError(f"tau: got {tau} and rank_policy={rank_policy}; give one of them")
     if isinstance(rank_policy, Mapping):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tdlrt.errors import CheckpointError
 from tdlrt.files import write_atomically
 from tdlrt.linalg import TuckerTensor
-from tdlrt.nn import FACTORIZERS, TuckerLayer
+from tdlrt.nn import TuckerLayer
 from tdlrt.serialization.header import KEY, Header, LayerFormat, checksum, maps_strings
 from tdlrt.serialization.slots import (
     check_names,
@@ -24,7 +24,7 @@ from tdlrt.serialization.slots import (
     key,
     plan_slots,
 )
-from tdlrt.surgery import replace_modules
+from tdlrt.surgery import build_layer, replace_modules
 
 __all__ = ["load", "save"]
 
@@ -119,7 +119,7 @@ def _tucker_layer(
 ) -> TuckerLayer:
     """The layer of a file in the place of a dense one, with its bias."""
     factors = tuple(state[key(name, f"factors.{mode}")] for mode in range(len(layer.ranks)))
-    return FACTORIZERS[type(module)](
+    return build_layer(
         module,
         rank=TuckerTensor(state[key(name, "core")], factors),
         modes="all" if len(layer.learned) == len(layer.ranks) else "channels",

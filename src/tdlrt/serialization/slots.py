@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from tdlrt.errors import CheckpointError
 from tdlrt.nn import TuckerLayer
-from tdlrt.nn.layer import weight_shape
 from tdlrt.serialization.header import LayerFormat
-from tdlrt.surgery import obstacle, tied_weights
+from tdlrt.surgery import dense_shape, obstacle, tied_weights
 
 __all__ = [
     "Slot",
@@ -179,7 +178,7 @@ def _check_replaceable(name: str, module: nn.Module, tied: set[nn.Module]) -> No
 
 
 def _check_format(name: str, module: nn.Module, layer: LayerFormat) -> None:
-    shape, (ranks, learned) = weight_shape(module), layer
+    shape, (ranks, learned) = dense_shape(module), layer
     every = tuple(range(len(shape)))
     fits = len(ranks) == len(shape) and all(
         1 <= rank <= size and (mode in learned or rank == size)
@@ -200,7 +199,7 @@ def _check_format(name: str, module: nn.Module, layer: LayerFormat) -> None:
 def _tucker_slots(name: str, module: nn.Module, layer: LayerFormat) -> dict[str, Slot]:
     own = module.core if isinstance(module, TuckerLayer) else module.get_parameter("weight")
     shapes: dict[str, tuple[int, ...]] = {"core": layer.ranks}
-    for mode, sizes in enumerate(zip(weight_shape(module), layer.ranks, strict=True)):
+    for mode, sizes in enumerate(zip(dense_shape(module), layer.ranks, strict=True)):
         shapes[f"factors.{mode}"] = sizes
     return {
         key(name, part): Slot(shape, own.dtype, (id(module), part))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tdlrt.experiments.methods.method import OPTIMIZERS, Method, optimizer_options
 from tdlrt.optim import TDLRT
 from tdlrt.ranks import (
+    DEFAULT_TAU,
     CubicSchedule,
     FixedRank,
     LinearSchedule,
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from tdlrt.experiments.training import Training
 
 __all__ = ["DEFAULT_TAU", "RAMPS", "TDLRTMethod"]
-
-DEFAULT_TAU = 0.1
 
 RAMPS: dict[str, type[LinearSchedule | CubicSchedule] | None] = {
     "constant": None,

@@ -1,0 +1,83 @@
+"""Initial ranks: what a user's `rank` means for a weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+from tdlrt.errors import RankError
+from tdlrt.linalg import Cutoff
+from tdlrt.ranks.tolerance import RelativeTolerance
+
+__all__ = ["RankSpec", "explicit_ranks", "initial_cutoff"]
+
+# Modes this small start full under a fractional rank: there is nothing to save in them.
+SMALL_MODE = 4
+
+RankSpec: TypeAlias = float | int | Sequence[int] | Literal["full"] | RelativeTolerance
+
+_EXPECTED = (
+    "a fraction in (0, 1], a positive int, a tuple with one rank per mode, 'full' "
+    "or a RelativeTolerance"
+)
+
+
+def initial_cutoff(spec: RankSpec, shape: Sequence[int]) -> Cutoff:
+    """The cut-off that a user's `rank` means for a weight.
+
+    A fraction is one of the sizes of the channel modes (the first two), rounded, at least 1; the
+    other modes and modes of size 4 or less start full. An int is clipped to each mode. A tuple is
+    taken as it is, 'full' keeps every rank, and a `RelativeTolerance` looks at the weight.
+
+    Args:
+        spec: The rank.
+        shape: (n_1, ..., n_d) of the weight.
+
+    Raises:
+        RankError: The rank is not one of the above, not positive, or larger than its mode.
+    """
+    if isinstance(spec, RelativeTolerance):
+        return spec.cutoff(shape)
+    return Cutoff(explicit_ranks(spec, shape))
+
+
+def explicit_ranks(spec: object, shape: Sequence[int]) -> tuple[int, ...]:
+    """Ranks that a fraction, an int, a tuple or 'full' means for a weight of the given shape.
+
+    Raises:
+        RankError: The rank is none of these, not positive, or larger than its mode.
+    """
+    if spec == "full":
+        return tuple(shape)
+    if isinstance(spec, float):
+        if not 0 < spec <= 1:
+            raise RankError(f"rank: got the fraction {spec}, expected {_EXPECTED}")
+        return tuple(
+            max(1, math.floor(spec * n + 0.5)) if mode < 2 and n > SMALL_MODE else n
+            for mode, n in enumerate(shape)
+        )
+    if isinstance(spec, int) and not isinstance(spec, bool):
+        if spec < 1:
+            raise RankError(f"rank: got {spec}, expected {_EXPECTED}")
+        return tuple(min(spec, n) for n in shape)
+    if isinstance(spec, Sequence) and not isinstance(spec, str):
+        return _tuple_ranks(spec, shape)
+    raise RankError(f"rank: got {spec!r}, expected {_EXPECTED}")
+
+
+def _tuple_ranks(spec: Sequence[object], shape: Sequence[int]) -> tuple[int, ...]:
+    if len(spec) != len(shape):
+        raise RankError(
+            f"rank: got {len(spec)} ranks {tuple(spec)} for a weight of {len(shape)} modes "
+            f"{tuple(shape)}; give one rank per mode"
+        )
+    ranks = []
+    for mode, (rank, size) in enumerate(zip(spec, shape, strict=True)):
+        if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= size:
+            raise RankError(
+                f"rank: got {rank!r} for mode {mode} of size {size}, expected an int from 1 "
+                f"to {size}"
+            )
+        ranks.append(rank)
+    return tuple(ranks)

@@ -1,0 +1,112 @@
+"""`factorize_`: the layers of a model into Tucker format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import Tensor, nn
+
+from tdlrt.errors import NothingMatchedError, RankError
+from tdlrt.nn import TuckerLayer
+from tdlrt.nn.layer import Modes, weighted_start
+from tdlrt.ranks import RankSpec, RelativeTolerance
+from tdlrt.surgery.factorization_report import FactorizationReport
+from tdlrt.surgery.layer_types import build_layer, dense_weight
+from tdlrt.surgery.selection import Patterns, plan_surgery
+from tdlrt.surgery.swap import replace_modules
+
+__all__ = ["DEFAULT_INIT_SCALE", "factorize_"]
+
+# Norm of the start relative to the layer's own, for training from scratch (docs/algorithm.md).
+DEFAULT_INIT_SCALE = 0.3
+
+
+def factorize_(
+    model: nn.Module,
+    *,
+    rank: RankSpec | Mapping[str, RankSpec] = 0.5,
+    modes: Modes = "all",
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    init_scale: float | Literal["auto"] | None = "auto",
+    covariances: Mapping[str, Tensor] | None = None,
+    dry_run: bool = False,
+) -> FactorizationReport:
+    """Put the convolutions and linear layers of a model in Tucker format, in place.
+
+    Layers of exactly the types Conv1d/2d/3d and Linear are taken, and of those that
+    `tdlrt.surgery.register_layer` was told of. Left alone, with the reason in the report: the
+    output head (a Linear registered last), grouped and transposed convolutions, layers that would
+    not be smaller even at rank 1, tied weights and layers with hooks. Shared modules stay shared,
+    biases keep their Parameter. Everything is validated and computed before anything is changed.
+
+    Args:
+        model: The model; changed in place unless dry_run.
+        rank: Initial rank, for all layers or by name pattern (the first that matches; layers that
+            none matches are left alone). A fraction in (0, 1] of the channel modes, an int, a tuple
+            with one rank per mode, 'full', or a `RelativeTolerance`.
+        modes: 'all', or 'channels' to leave kernel modes unfactorised (Tucker-2).
+        include: Only layers whose name matches one of these patterns (`*`, `?`, `[..]`), the output
+            head too if it does.
+        exclude: No layer whose name matches one of these patterns.
+        init_scale: Norm of the start relative to the layer's own; None keeps the truncated weight
+            as it is. 'auto' is None where the rank asks to keep the network ('full' or a
+            tolerance) and 0.3 otherwise: from a smaller start the learned directions stand out,
+            and the tolerance can tell them from the rest.
+        covariances: Second moments of the inputs by layer name, from `input_covariances`, for a
+            trained network. The truncation then keeps what the layer does to such inputs (a
+            tolerance bounds that error), and init_scale stays 'auto', which is None here. A layer
+            that is not in it is truncated as it is.
+        dry_run: Only report what would be done.
+
+    Returns:
+        A report with a row per layer; prints as a table.
+
+    Raises:
+        NothingMatchedError: No layer can be factorised, or a pattern matches no layer.
+        RankError: A rank is not positive, or larger than its mode; a covariance does not fit its
+            layer, or comes with an init_scale.
+        UnsupportedLayerError: The model is itself a layer; use e.g. TuckerConv2d.from_conv.
+        NonFiniteError: A weight is not finite.
+    """
+    ranks = rank if isinstance(rank, Mapping) else {"*": rank}
+    weighted = {} if covariances is None else _by_layer(model, covariances)
+    if weighted and init_scale != "auto":
+        raise RankError(
+            f"init_scale: got {init_scale} together with covariances, which keep the outputs as "
+            "they are; leave it out"
+        )
+
+    def build(module: nn.Module, spec: RankSpec) -> TuckerLayer:
+        if module in weighted:
+            weight = dense_weight(module).detach()
+            start = weighted_start(weight, spec, modes, weighted[module])
+            return build_layer(module, rank=start, modes=modes)
+        scale = _resolve_scale(init_scale, spec)
+        return build_layer(module, rank=spec, modes=modes, init_scale=scale)
+
+    report, replacements = plan_surgery(
+        model, build, ranks=ranks, modes=modes, include=include, exclude=exclude
+    )
+    if not dry_run:
+        replace_modules(model, replacements)
+    return report
+
+
+def _by_layer(model: nn.Module, covariances: Mapping[str, Tensor]) -> dict[nn.Module, Tensor]:
+    modules = dict(model.named_modules())
+    unknown = [name for name in covariances if name not in modules]
+    if unknown:
+        raise NothingMatchedError(
+            f"covariances: got {unknown[0]!r}, which is no layer of the model; expected what "
+            "tdlrt.input_covariances(model, batches) returns"
+        )
+    return {modules[name]: covariance for name, covariance in covariances.items()}
+
+
+def _resolve_scale(init_scale: float | str | None, spec: RankSpec) -> float | None:
+    if init_scale != "auto":
+        return init_scale  # type: ignore[return-value]
+    keeps = isinstance(spec, RelativeTolerance) or spec == "full"
+    return None if keeps else DEFAULT_INIT_SCALE

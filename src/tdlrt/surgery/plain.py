@@ -1,0 +1,98 @@
+"""`to_plain` and `to_dense`: Tucker layers back to layers of torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from tdlrt.nn import TuckerLayer
+from tdlrt.nn.adapters import AdaptedModule, adapted_modules
+from tdlrt.nn.calls import watch_calls, zeros_for
+from tdlrt.nn.fusion import fuse_batch_norms_
+from tdlrt.planning import PATHS, Path, path_cost
+from tdlrt.surgery.swap import replace_modules
+
+__all__ = ["to_dense", "to_plain"]
+
+
+def to_dense(model: nn.Module) -> nn.Module:
+    """Copy of a model with every Tucker layer replaced by the torch layer with its full weight.
+
+    Adapters are merged.
+
+    Args:
+        model: Any model; not changed.
+
+    Returns:
+        A new model with equal outputs.
+    """
+    return _converted(copy.deepcopy(model), lambda layer: layer.to_dense())
+
+
+def to_plain(
+    model: nn.Module,
+    *,
+    input_size: Sequence[int] | None = None,
+    fuse_batch_norm: bool = False,
+) -> nn.Module:
+    """Copy of a model in which every Tucker layer is one torch layer or a sequence of small ones.
+
+    A convolution becomes three, 1x1, core and 1x1, and a linear layer two linear layers; fewer
+    where the planner finds that cheaper in inference, not counting the folding, which is done once
+    and for all. A `path` set on the layer is followed. Adapters are merged. Nothing of this library
+    is needed to run or load the result.
+
+    Args:
+        model: Any model; not changed.
+        input_size: Shape of the model's input with the batch, such as (1, 3, 32, 32), to plan for;
+            one forward pass on zeros finds the shapes at each layer. None plans for many positions
+            (batch times image).
+        fuse_batch_norm: Fold each BatchNorm in evaluation mode into the layer right before it and
+            put an Identity in its place. Done where the next module is certain: as seen in a
+            trace by torch.fx or, if the model cannot be traced, next to each other in a
+            torch.nn.Sequential. After a linear layer it also takes `input_size`, which shows
+            that the features are normalised. Elsewhere batch norms stay.
+
+    Returns:
+        A new model with equal outputs.
+
+    Raises:
+        TypeError: input_size is no sequence of ints.
+        ValueError: A size in it is negative or far too large.
+    """
+    result = copy.deepcopy(model)
+    paths = {} if input_size is None else _plain_paths(result, input_size)
+    result = _converted(result, lambda layer: layer.to_plain(paths.get(layer, "auto")))
+    if fuse_batch_norm:
+        fuse_batch_norms_(result, input_size)
+    return result
+
+
+def _plain_paths(model: nn.Module, input_size: Sequence[int]) -> dict[TuckerLayer, Path]:
+    """The path of each Tucker layer that is cheapest over all calls of a forward pass."""
+    layers = [module for module in model.modules() if isinstance(module, TuckerLayer)]
+    paths = {}
+    for layer, calls in watch_calls(model, layers, zeros_for(model, input_size)).items():
+        if isinstance(layer, TuckerLayer) and calls and layer.path == "auto":
+            shapes = [
+                layer.plan_shape(call.input.shape, channels_last=call.channels_last)
+                for call in calls
+            ]
+            paths[layer] = min(
+                PATHS, key=lambda path: sum(path_cost(path, one, "plain") for one in shapes)
+            )
+    return paths
+
+
+def _converted(model: nn.Module, convert: Callable[[TuckerLayer], nn.Module]) -> nn.Module:
+    """The model with adapters merged and every Tucker layer converted, in place where possible."""
+    if isinstance(model, TuckerLayer):
+        return convert(model)
+    if isinstance(model, AdaptedModule):
+        return model.merged()
+    replace_modules(model, {one: one.merged() for one in adapted_modules(model).values()})
+    layers = [module for module in model.modules() if isinstance(module, TuckerLayer)]
+    replace_modules(model, {layer: convert(layer) for layer in layers})
+    return model

@@ -1,0 +1,52 @@
+"""Schedules of a tolerance or a budget."""
+
+import pytest
+
+import tdlrt
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        (
+            tdlrt.LinearSchedule(0.0, 0.4, steps=4),
+            {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 99: 0.4},
+        ),
+        (tdlrt.LinearSchedule(0.4, 0.0, steps=4), {0: 0.4, 1: 0.3, 4: 0.0, 5: 0.0}),
+        (tdlrt.CubicSchedule(0.0, 0.8, steps=2), {0: 0.0, 1: 0.7, 2: 0.8, 50: 0.8}),
+        (tdlrt.CubicSchedule(0.8, 0.0, steps=4), {0: 0.8, 1: 0.3375, 2: 0.1, 3: 0.0125, 4: 0.0}),
+        (tdlrt.LinearSchedule(3, 1, steps=1), {0: 3, 1: 1, 2: 1}),
+    ],
+)
+def test_values_of_a_schedule(schedule, values):
+    for step, value in values.items():
+        assert schedule.value(step) == pytest.approx(value, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: tdlrt.LinearSchedule(0, 1, steps=0), "steps: got 0, expected an int of at least"),
+        (
+            lambda: tdlrt.CubicSchedule(float("nan"), 1, steps=3),
+            "start: got nan, expected a finite",
+        ),
+        (lambda: tdlrt.CubicSchedule(0, float("inf"), steps=3), "end: got inf"),
+        (lambda: tdlrt.LinearSchedule(0, "1", steps=3), "end: got '1'"),
+        (
+            lambda: tdlrt.RelativeTolerance(tdlrt.LinearSchedule(0, 1, steps=3)),
+            r"tau: got LinearSchedule.*expected a number in \[0, 1\)",
+        ),
+        (
+            lambda: tdlrt.ParameterBudget(tdlrt.LinearSchedule(1, 0, steps=3)),
+            r"fraction: got LinearSchedule.*expected a number in \(0, 1\]",
+        ),
+        (
+            lambda: tdlrt.ParameterBudget(parameters=tdlrt.LinearSchedule(100, 0, steps=3)),
+            "parameters: got LinearSchedule.*expected a number from 1",
+        ),
+    ],
+)
+def test_bad_schedules(make, message):
+    with pytest.raises(tdlrt.RankError, match=message):
+        make()

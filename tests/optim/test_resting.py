@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import math
 import pickle
 
@@ -26,13 +27,14 @@ class Wide:
         if monkeypatch is not None:
             monkeypatch.setattr(resting, "_WIDE", 0.9 * middle_work())
         torch.manual_seed(0)
-        first, second, last = (nn.Linear(*pair) for pair in zip(MLP[:-1], MLP[1:], strict=True))
+        first, second, last = (nn.Linear(*pair) for pair in itertools.pairwise(MLP))
         self.model = nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), last)
         tdlrt.factorize_(self.model, rank={"0": 2, "2": 6})
         self.layers = tucker_layers(self.model)
         options = {"lr": 0.05, "momentum": 0.9, "rank_policy": tdlrt.FixedRank()} | options
         self.optimizer = tdlrt.TDLRT(self.model, torch.optim.SGD, **options)
-        self.inputs, self.labels = gaussian((rows, MLP[0]), 1, torch.float32), torch.arange(rows) % 4
+        self.inputs = gaussian((rows, MLP[0]), 1, torch.float32)
+        self.labels = torch.arange(rows) % 4
 
     def step(self):
         """The layers whose bases have moved."""

@@ -166,9 +166,9 @@ class Batch:
             torch._foreach_copy_(views, [moment for of in found for moment in of[name]])
         if any(cores):
             self._rest_bases()
-            for views, core in zip(self._moment_views, cores, strict=True):
+            for own, core in zip(self._moment_views, cores, strict=True):
                 if core:
-                    views[BASIS_CORE][0].copy_(core[0])
+                    own[BASIS_CORE][0].copy_(core[0])
 
     def _rest_bases(self) -> None:
         """Note the cores of today, which moments refer to for as long as the bases stay."""

@@ -10,7 +10,6 @@ import tdlrt
 from optim.problems import Small
 from reference.cases import gaussian
 from tdlrt.integrations import distributed
-from tdlrt.optim import resting
 from tdlrt.optim.batches import Batch
 
 POLICIES = {
@@ -256,17 +255,3 @@ def uneven(process):
     alone = problem()
     loss_on(alone.model, alone, slice(None)).backward()
     return gradients(data.model), gradients(alone.model)
-
-
-def rest(process, shard_integrator):
-    """A training in which bases rest, on processes that see different numbers of images."""
-    wide, resting._WIDE = resting._WIDE, 1.0
-    try:
-        data = problem(name="adam", rank_policy=POLICIES["tolerance"]())
-        model, _ = distributed.wrap(data.model, data.optimizer, shard_integrator=shard_integrator)
-        rows = (slice(0, 4), slice(4, 32))[process]
-        found = trajectory(model, data, rows, "parallel", 12)
-        distributed.check_replicas(data.model)
-    finally:
-        resting._WIDE = wide
-    return found

@@ -50,16 +50,6 @@ def test_a_shared_out_integrator_is_the_same(integrator, policy, name):
         assert_same(whole, shared)
 
 
-def test_processes_agree_on_how_long_bases_rest():
-    whole, other = on_two_processes(replicas.rest, False)
-    assert_same(whole, other)
-    rests = whole[2]["tdlrt"]["resting_bases"]
-    assert set(rests["rows"].values()) == {28, 28 * 6}
-    assert max(rests["since"].values()) > 0
-    for shared in on_two_processes(replicas.rest, True):
-        assert_same(whole, shared)
-
-
 def test_each_layer_has_one_process():
     assert sorted(on_two_processes(replicas.computed)) == [["0"], ["3"]]
 

@@ -16,7 +16,7 @@ from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
 from tdlrt.errors import IntegratorStateError
-from tdlrt.integrations.sharding import ReplicatedTeam, ShardedTeam
+from tdlrt.integrations.sharding import ShardedTeam
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.layer import tucker_layers
 from tdlrt.optim import TDLRT
@@ -69,11 +69,8 @@ def wrap(
             )
     average = _prepared(model, options.get("process_group"), check_every)
     average.optimizer = optimizer
-    group = options.get("process_group")
     if shard_integrator:
-        optimizer.team = ShardedTeam(tucker_layers(model), group)
-    else:
-        optimizer.team = ReplicatedTeam(group)
+        optimizer.team = ShardedTeam(tucker_layers(model), options.get("process_group"))
     engine = DistributedDataParallel(model, **options)
     average.engine = ref(engine)  # the model's hooks do not keep it alive
     return engine, optimizer

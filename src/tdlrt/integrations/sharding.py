@@ -1,4 +1,4 @@
-"""The integrator on several processes: they agree, or each computes the steps of its layers."""
+"""The integrator spread over processes: each computes the steps of its layers and sends them on."""
 
 from __future__ import annotations
 
@@ -16,29 +16,12 @@ from tdlrt.nn import TuckerLayer
 from tdlrt.optim.slot import LayerSlot, OptimizerState
 from tdlrt.optim.team import Team
 
-__all__ = ["ReplicatedTeam", "ShardedTeam"]
+__all__ = ["ShardedTeam"]
 
 _STEP = "step"
 
 
-class ReplicatedTeam(Team):
-    """Every process computes the steps of all layers.
-
-    Args:
-        process_group: The processes; all by default.
-    """
-
-    def __init__(self, process_group: dist.ProcessGroup | None = None) -> None:
-        self._group = process_group
-
-    def largest(self, numbers: Sequence[int]) -> list[int]:
-        """The largest of each of these numbers that a process has."""
-        found = [list(numbers)] * dist.get_world_size(self._group)
-        dist.all_gather_object(found, list(numbers), group=self._group)
-        return [max(of) for of in zip(*found, strict=True)]
-
-
-class ShardedTeam(ReplicatedTeam):
+class ShardedTeam(Team):
     """Every layer has one process that computes its steps.
 
     The layers are dealt out once, the largest first, each to the process with the least so far.
@@ -51,7 +34,7 @@ class ShardedTeam(ReplicatedTeam):
     def __init__(
         self, layers: Mapping[str, TuckerLayer], process_group: dist.ProcessGroup | None = None
     ) -> None:
-        super().__init__(process_group)
+        self._group = process_group
         self._process = dist.get_rank(process_group)
         self._owners: dict[str, int] = {}
         loads = [0] * dist.get_world_size(process_group)

@@ -63,9 +63,8 @@ class TDLRT(torch.optim.Optimizer):
             for each of the first 100 steps and every tenth after them.
         core_steps: Steps on the core for one on the bases (`bug` alone).
         basis_every: Bases move in one of so many steps, and cores in every one (`parallel` alone).
-            None for every step, but for wide layers that meet few rows, whose basis steps would
-            take most of the time: for those so many that they take a fifth of a step. Ranks are
-            examined in steps that move all bases.
+            Ranks are examined in steps that move all bases. For wide layers at small batches, whose
+            bases take most of the time, at a cost in accuracy that docs/integrator-cost.md shows.
         freeze_after: Steps after which `freeze_ranks` is called; None for never.
         skip_nonfinite: How many steps in a row may be skipped, and counted in `skipped_steps`,
             because something is not finite; 0 for none. The next one raises NonFiniteError.
@@ -97,7 +96,7 @@ class TDLRT(torch.optim.Optimizer):
         integrator: str = "parallel",
         adapt_every: int | None = None,
         core_steps: int = 1,
-        basis_every: int | None = None,
+        basis_every: int = 1,
         freeze_after: int | None = None,
         skip_nonfinite: int = 0,
         capturable: bool = False,
@@ -111,15 +110,10 @@ class TDLRT(torch.optim.Optimizer):
         if adapt_every is not None:
             _check_count("adapt_every", adapt_every)
         _check_count("core_steps", core_steps)
-        if basis_every is not None:
-            _check_count("basis_every", basis_every)
-            if basis_every > 1 and (integrator == "bug" or capturable):
-                other = (
-                    "integrator='bug', which has core_steps"
-                    if integrator == "bug"
-                    else ("capturable=True, which takes the same step every time")
-                )
-                raise ValueError(f"basis_every: got {basis_every} with {other}; leave one out")
+        _check_count("basis_every", basis_every)
+        if basis_every > 1 and (integrator == "bug" or capturable):
+            other = "integrator='bug'" if integrator == "bug" else "capturable=True"
+            raise ValueError(f"basis_every: got {basis_every} with {other}, expected 1 there")
         if freeze_after is not None:
             _check_count("freeze_after", freeze_after)
         _check_count("skip_nonfinite", skip_nonfinite, least=0)
@@ -139,9 +133,7 @@ class TDLRT(torch.optim.Optimizer):
         }
         _check_whole(self._names)
         self._adaptation = Adaptation(policy, self._slots, adapt_every)
-        self._resting = RestingBases(
-            self._slots, 1 if integrator == "bug" or capturable else basis_every
-        )
+        self._resting = RestingBases(self._slots, basis_every)
 
         self._tucker = {id(p) for slot in self._slots.values() for p in slot.parameters}
         if len(self._tucker) < sum(len(slot.parameters) for slot in self._slots.values()):
@@ -343,7 +335,7 @@ class TDLRT(torch.optim.Optimizer):
         if self._bug.core_steps_left:
             return self._bug.resting_ranks, ()
         active = active_layers(self._batches)
-        resting = self._resting.names(active, self._batches.generation, self.team)
+        resting = self._resting.names(active)
         return resting, [name for name in active if name not in resting]
 
     @torch.no_grad()

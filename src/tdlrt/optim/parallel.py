@@ -54,7 +54,7 @@ class Parallel:
         active = active_layers(batches)
         if context.capturable and not adaptation.examines:
             return self._without_a_wait(active)
-        resting = context.resting.names(active, batches.generation, team)
+        resting = context.resting.names(active)
         examines = adaptation.examines and not resting
         if examines and adaptation.is_joint:  # every process compares the spectra of all layers
             team = Team()

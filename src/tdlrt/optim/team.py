@@ -19,10 +19,6 @@ class Team:
         """Those of these layers whose steps this process computes."""
         return names
 
-    def largest(self, numbers: Sequence[int]) -> list[int]:
-        """The largest of each of these numbers that a process of the team has."""
-        return list(numbers)
-
     @contextmanager
     def agreement(self) -> Iterator[None]:
         """Raise NonFiniteError on all processes if it is raised inside on one of them."""

@@ -13,7 +13,6 @@ from tdlrt.errors import (
     IntegratorStateError,
     NonFiniteError,
     RankError,
-    UnsupportedLayerError,
 )
 from tdlrt.linalg import TangentVector
 from tdlrt.nn.layer import tucker_layers
@@ -21,17 +20,25 @@ from tdlrt.optim.adaptation import Adaptation
 from tdlrt.optim.batches import Batches
 from tdlrt.optim.bug import Bug
 from tdlrt.optim.finite import Finite
+from tdlrt.optim.groups import (
+    as_list,
+    check_whole,
+    group_of_each_layer,
+    groups_of,
+    tucker_parameters,
+)
 from tdlrt.optim.integrator import Context, active_layers, at_rest, settle
 from tdlrt.optim.parallel import Parallel
+from tdlrt.optim.plain import PlainParameters
 from tdlrt.optim.resting import RestingBases
 from tdlrt.optim.rules import Rule, resolve_rule
+from tdlrt.optim.skipping import SkippedSteps
 from tdlrt.optim.slot import LayerSlot
+from tdlrt.optim.stored import EXTRA, check_state, owned
 from tdlrt.optim.team import Team
 from tdlrt.ranks import DEFAULT_TAU, ByName, FixedRank, RankPolicy, RelativeTolerance
 
 __all__ = ["TDLRT"]
-
-_EXTRA = "tdlrt"
 
 # Multiply-adds of a step below which two threads are no faster than one, on a CPU.
 _LEAST_WORK = 2e8
@@ -122,59 +129,45 @@ class TDLRT(torch.optim.Optimizer):
         self.core_steps = core_steps
         self.basis_every = basis_every
         self.freeze_after = freeze_after
-        self.skip_nonfinite = skip_nonfinite
         self.capturable = capturable
         self.team = Team()
-        self.skipped_steps = 0
-        self._skipped_in_a_row = 0
         self._slots = {name: LayerSlot(name, layer) for name, layer in tucker_layers(model).items()}
         self._names: dict[Tensor, str] = {
             parameter: name for name, parameter in model.named_parameters()
         }
-        _check_whole(self._names)
+        check_whole(self._names)
         self._adaptation = Adaptation(policy, self._slots, adapt_every)
         self._resting = RestingBases(self._slots, basis_every)
 
-        self._tucker = {id(p) for slot in self._slots.values() for p in slot.parameters}
-        if len(self._tucker) < sum(len(slot.parameters) for slot in self._slots.values()):
-            raise ValueError(
-                "model: got Tucker layers that share a core or a basis, which would move twice a "
-                "step; use one layer in both places"
-            )
-        given = [{**group, "params": _as_list(group["params"])} for group in param_groups]
-        taken = {id(parameter) for group in given for parameter in group["params"]}
-        rest = [parameter for parameter in self._names if id(parameter) not in taken]
-        groups = [
-            {"params": [p for p in rest if id(p) in self._tucker]},
-            {"params": [p for p in rest if id(p) not in self._tucker]},
-            *given,
-        ]
-        # It checks the options and knows the defaults; its groups are set in every step.
-        device = next(iter(self._slots.values())).layer.core.device
+        tucker = tucker_parameters(self._slots.values())
+        groups = groups_of(self._names, tucker, param_groups)
+        self._device = device = next(iter(self._slots.values())).layer.core.device
         if capturable and device.type != "cpu" and optimizer_cls is not torch.optim.SGD:
             optimizer_kwargs["capturable"] = True
-        self._plain = optimizer_cls(list(self._names), **optimizer_kwargs)
+        self._plain = PlainParameters(
+            optimizer_cls(list(self._names), **optimizer_kwargs), tucker, capturable=capturable
+        )
         super().__init__(groups, self._plain.defaults)
+        self._skipped = SkippedSteps(skip_nonfinite, device)
         self._make_rates()
         for number in range(len(self.param_groups)):
             self._rule_of(number)
         self._bindings = 0
         self._read_on_host = False
-        self._group_of = self._find_groups()
+        self._group_of = group_of_each_layer(self._slots, self.param_groups)
         self._bind()
 
     def _bind(
         self, core_steps_left: int = 0, resting_ranks: Mapping[str, Sequence[int]] | None = None
     ) -> None:
         """Let the integrator work on today's state."""
-        self._plain.state = self.state
+        self._plain.share_state(self.state)
         curvatures = self._adaptation.curvatures
         self._batches = Batches(
             self._slots, self._rule_type, self.state, curvatures, self._group_of
         )
         self._bindings = self._bindings + 1
-        plain = [parameter for parameter in self._names if id(parameter) not in self._tucker]
-        finite = Finite(self._names, plain)
+        finite = Finite(self._names, self._plain.among(self._names))
         self._context = Context(
             *(self._batches, self._adaptation, finite, self.state, self._rule_of),
             *(self._resting, self.capturable),
@@ -185,12 +178,11 @@ class TDLRT(torch.optim.Optimizer):
         self._parallel = Parallel(self._context)
 
     def _make_rates(self) -> None:
-        """Make lr tensors where steps are to be captured, and forget what was skipped before."""
-        device = next(iter(self._slots.values())).layer.core.device
-        self._rejected = torch.zeros(2, device=device)  # in a row, and in all, not yet counted
+        """Make lr tensors where steps are to be captured."""
         if self.capturable:
             for group in self.param_groups:
-                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
+                rate = torch.as_tensor(group["lr"], dtype=torch.float32)
+                group["lr"] = rate.to(self._device)
 
     def _rule_of(self, group: int) -> Rule:
         return self._rule_type.from_group(self.param_groups[group], capturable=self.capturable)
@@ -204,7 +196,7 @@ class TDLRT(torch.optim.Optimizer):
         Raises:
             ValueError: A parameter is in a group already, or is none of the model's.
         """
-        parameters = _as_list(param_group["params"])
+        parameters = as_list(param_group["params"])
         for parameter in parameters:
             if not isinstance(parameter, Tensor) or parameter not in self._names:
                 raise ValueError(
@@ -212,24 +204,6 @@ class TDLRT(torch.optim.Optimizer):
                     "that holds it too, such as nn.ModuleList([model, criterion])"
                 )
         super().add_param_group({**param_group, "params": parameters})
-
-    def _find_groups(self) -> dict[str, int]:
-        """Index of the param_group of each layer."""
-        index = {
-            id(parameter): number
-            for number, group in enumerate(self.param_groups)
-            for parameter in group["params"]
-        }
-        found = {}
-        for name, slot in self._slots.items():
-            numbers = {index[id(parameter)] for parameter in slot.parameters}
-            if len(numbers) > 1:
-                raise ValueError(
-                    f"param_groups: {name} has parameters in groups {sorted(numbers)}; put its "
-                    "core and factors in the same group"
-                )
-            found[name] = numbers.pop()
-        return found
 
     @property
     def rank_policy(self) -> RankPolicy:
@@ -306,8 +280,8 @@ class TDLRT(torch.optim.Optimizer):
         device = self._batches.device
         parts = [
             torch.linalg.vector_norm(parameter.grad, dtype=torch.float64).to(device)[None]
-            for parameter in self._names
-            if parameter.grad is not None and id(parameter) not in self._tucker
+            for parameter in self._plain.among(self._names)
+            if parameter.grad is not None
         ]
         parts.append(torch.zeros(1, dtype=torch.float64, device=device))
         cores, bases = self._moving_parts()
@@ -357,7 +331,7 @@ class TDLRT(torch.optim.Optimizer):
                 middle of an alternation.
         """
         if closure is None:
-            with self._skipping():
+            with self._skipped.allowed():
                 self._advance()
             self._settle_skipped()
             return None
@@ -369,11 +343,11 @@ class TDLRT(torch.optim.Optimizer):
         with torch.enable_grad():
             loss = closure()
         if self.integrator == "parallel":
-            with self._skipping():
+            with self._skipped.allowed():
                 self._advance()
             self._settle_skipped()
         else:
-            with self._skipping(), self._plain_arithmetic(), self._bug.undone_on_error():
+            with self._skipped.allowed(), self._plain_arithmetic(), self._bug.undone_on_error():
                 self._advance()
                 self._core_passes(closure)
         return loss
@@ -389,19 +363,6 @@ class TDLRT(torch.optim.Optimizer):
             for core in cores:  # the bases have no gradient, and a layer has all of them or none
                 core.grad = None
 
-    @contextmanager
-    def _skipping(self) -> Iterator[None]:
-        """Turn errors of numbers that are not finite into counts, up to the limit."""
-        try:
-            yield
-        except NonFiniteError:
-            if self._skipped_in_a_row >= self.skip_nonfinite:
-                raise
-            self._skipped_in_a_row += 1
-            self.skipped_steps += 1
-        else:
-            self._skipped_in_a_row = 0
-
     def _advance(self) -> None:
         """Let the integrator, and then the plain optimiser, take up the gradients there are."""
         with self._plain_arithmetic(), _threads(self._batches.work):
@@ -410,9 +371,10 @@ class TDLRT(torch.optim.Optimizer):
             integrator = self._parallel if self.integrator == "parallel" else self._bug
             done = integrator.advance(self.team)
             if done.moves_rest and done.accepted is None:
-                self._move_rest()
+                self._plain.move(self.param_groups)
             elif done.accepted is not None:
-                self._move_rest_if(done.accepted)
+                self._plain.move_if(done.accepted, self.param_groups)
+                self._skipped.note(done.accepted)
             if done.ends_step:
                 self.end_step(done.examined, postponed=done.postponed)
             self._read_on_host = done.accepted is None
@@ -423,30 +385,10 @@ class TDLRT(torch.optim.Optimizer):
         if self._adaptation.steps == self.freeze_after:
             self.freeze_ranks()
 
-    def _move_rest_if(self, accepted: Tensor) -> None:
-        """Move the rest, but change nothing where the step was not accepted."""
-        moved = [p for p in self._names if p.grad is not None and id(p) not in self._tucker]
-
-        def state() -> list[Tensor]:
-            own = [value for p in moved for value in self.state.get(p, {}).values()]
-            return [value for value in own if isinstance(value, Tensor)]
-
-        # torch writes in place; state that the step makes is as good as none where it is zero.
-        before = {id(t): t.clone() for t in (*moved, *state())}
-        self._move_rest()
-        for tensor in (*moved, *state()):
-            old = before.get(id(tensor), torch.zeros_like(tensor))
-            tensor.copy_(torch.where(accepted.to(tensor.device), tensor, old))
-        wrong = (~accepted).float()
-        self._rejected.copy_(
-            torch.stack([wrong * (self._rejected[0] + 1), self._rejected[1] + wrong])
-        )
-
     def _settle_skipped(self) -> None:
         """After a step that read on the host: count what was skipped on the device before it."""
         if self.capturable and self._read_on_host:
-            self.count_skipped()
-            self._rejected[0] = 0
+            self._skipped.read_after_a_step()
 
     def count_skipped(self) -> None:
         """Read how many steps of a `capturable` optimiser changed nothing, into `skipped_steps`.
@@ -454,15 +396,26 @@ class TDLRT(torch.optim.Optimizer):
         Raises:
             NonFiniteError: Too many in a row, as skip_nonfinite says.
         """
-        in_a_row, count = map(int, self._rejected.tolist())
-        self.skipped_steps += count
-        self._rejected[1] = 0
-        if in_a_row > self.skip_nonfinite:
-            self._rejected.zero_()
-            raise NonFiniteError(
-                f"gradients: those of the last {in_a_row} steps were not finite, expected finite "
-                "ones; these steps changed nothing. Lower lr, or check the loss"
-            )
+        self._skipped.read()
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps so far that changed nothing, since something was not finite."""
+        return self._skipped.count
+
+    @skipped_steps.setter
+    def skipped_steps(self, count: int) -> None:
+        self._skipped.count = count
+
+    @property
+    def skip_nonfinite(self) -> int:
+        """How many steps in a row may be skipped."""
+        return self._skipped.most
+
+    @skip_nonfinite.setter
+    def skip_nonfinite(self, most: int) -> None:
+        _check_count("skip_nonfinite", most, least=0)
+        self._skipped.most = most
 
     @contextmanager
     def _plain_arithmetic(self) -> Iterator[None]:
@@ -470,20 +423,6 @@ class TDLRT(torch.optim.Optimizer):
         with torch.no_grad(), torch.autocast(self._batches.device.type, enabled=False):
             yield
         torch.clear_autocast_cache()
-
-    def _move_rest(self) -> None:
-        """Let the plain optimiser move what is not in Tucker format, on this one's groups."""
-        self._plain.param_groups = [
-            {**group, "params": [p for p in group["params"] if id(p) not in self._tucker]}
-            for group in self.param_groups
-        ]
-        for group in self._plain.param_groups:
-            if isinstance(group["lr"], Tensor):
-                if self.capturable and group["lr"].device.type != "cpu" and "fused" in group:
-                    group["fused"] = True  # else SGD reads a tensor on the host
-            elif group.get("foreach", True) is None and not group.get("fused"):
-                group["foreach"] = True  # the same arithmetic in fewer operations
-        self._plain.step()
 
     def __getstate__(self) -> dict[str, Any]:
         """Refuse copies and pickles: this object belongs to its model's layers.
@@ -501,23 +440,23 @@ class TDLRT(torch.optim.Optimizer):
         state: dict[str, Any] = super().state_dict()
         # Tensors of their own in place of views of the stacks.
         state["state"] = {
-            key: {name: _owned(value) for name, value in of.items()}
+            key: {name: owned(value) for name, value in of.items()}
             for key, of in state["state"].items()
         }
         adaptation, bug = self._adaptation, self._bug
-        state[_EXTRA] = {
+        state[EXTRA] = {
             "integrator": self.integrator,
-            "optimizer": type(self._plain).__name__,
+            "optimizer": self._plain.optimizer_name,
             "steps": adaptation.steps,
-            "skipped_steps": self.skipped_steps + int(self._rejected[1]),
-            "skipped_in_a_row": self._skipped_in_a_row,
+            "skipped_steps": self._skipped.count + self._skipped.uncounted,
+            "skipped_in_a_row": self._skipped.in_a_row,
             "frozen": adaptation.frozen,
             "settling": adaptation.settling,
             "postponed": adaptation.postponed,
             "resting_bases": self._resting.state_dict(),
             "core_steps_left": bug.core_steps_left,
             "resting_ranks": {name: list(ranks) for name, ranks in bug.resting_ranks.items()},
-            "curvatures": {n: _owned(value) for n, value in adaptation.curvatures.items()},
+            "curvatures": {n: owned(value) for n, value in adaptation.curvatures.items()},
         }
         return state
 
@@ -534,28 +473,12 @@ class TDLRT(torch.optim.Optimizer):
             IntegratorStateError: It is another optimiser's, another integrator's, or another
                 model's, or the model has other ranks. Nothing was changed.
         """
-        extra = state_dict.get(_EXTRA)
-        if extra is None:
-            raise IntegratorStateError(
-                "state_dict: got one without a 'tdlrt' entry, expected what "
-                "TDLRT.state_dict() gives"
-            )
-        if extra["integrator"] != self.integrator:
-            raise IntegratorStateError(
-                f"state_dict: got one of integrator={extra['integrator']!r}, expected "
-                f"{self.integrator!r}; construct TDLRT with the same integrator"
-            )
-        own = type(self._plain).__name__
-        if extra.get("optimizer", own) != own:
-            raise IntegratorStateError(
-                f"state_dict: got one of {extra['optimizer']}, expected one of {own}; construct "
-                "TDLRT with the same optimizer_cls"
-            )
-        self._check_shapes(state_dict)
+        own = self._plain.optimizer_name
+        check_state(state_dict, self.integrator, own, self.param_groups, self._names)
+        extra = state_dict[EXTRA]
         super().load_state_dict(state_dict)
         self._make_rates()
-        self.skipped_steps = extra.get("skipped_steps", 0)
-        self._skipped_in_a_row = extra.get("skipped_in_a_row", 0)
+        self._skipped.load(extra.get("skipped_steps", 0), extra.get("skipped_in_a_row", 0))
         curvatures = extra.get("curvatures", {})
         self._adaptation.load(
             *(extra["steps"], extra["frozen"], extra["settling"]),
@@ -563,25 +486,6 @@ class TDLRT(torch.optim.Optimizer):
         )
         self._resting.load_state_dict(extra.get("resting_bases", {}))
         self._bind(extra["core_steps_left"], dict(extra["resting_ranks"]))
-
-    def _check_shapes(self, state_dict: dict[str, Any]) -> None:
-        groups = state_dict["param_groups"]
-        got = [len(group["params"]) for group in groups]
-        expected = [len(group["params"]) for group in self.param_groups]
-        if got != expected:
-            raise IntegratorStateError(
-                f"state_dict: got groups of {got} parameters, expected {expected}; it is of "
-                "another model"
-            )
-        for saved, own in zip(groups, self.param_groups, strict=True):
-            for key, parameter in zip(saved["params"], own["params"], strict=True):
-                for value in state_dict["state"].get(key, {}).values():
-                    if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                        raise IntegratorStateError(
-                            f"{self._names[parameter]}: got a state of shape {tuple(value.shape)} "
-                            f"for a parameter of shape {tuple(parameter.shape)}; load the model's "
-                            "state_dict before the optimiser's"
-                        )
 
 
 def _resolve_policy(
@@ -601,21 +505,6 @@ def _resolve_policy(
     return rank_policy
 
 
-def _as_list(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    return [parameters] if isinstance(parameters, Tensor) else list(parameters)
-
-
-def _check_whole(names: Mapping[Tensor, str]) -> None:
-    """Refuse parameters of which each process holds a part."""
-    for parameter, name in names.items():
-        if type(parameter.detach()).__name__ == "DTensor":  # its import takes a while
-            raise UnsupportedLayerError(
-                f"{name}: is a DTensor, expected a plain parameter; TDLRT does not train sharded "
-                "models: leave out fully_shard and tensor parallelism, and train on several "
-                "processes by tdlrt.integrations.distributed.wrap(model, optimizer)"
-            )
-
-
 def _check_count(name: str, value: object, *, least: int = 1) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}: got {value!r}, expected an int of at least {least}")
@@ -633,8 +522,3 @@ def _threads(work: float) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _owned(value: Any) -> Any:
-    """A tensor of its own, where the value is a view of a stack."""
-    return value.clone() if isinstance(value, Tensor) and value._base is not None else value

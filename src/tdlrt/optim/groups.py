@@ -1,0 +1,87 @@
+"""param_groups of a Tucker model: which parameters stand where, and what may not stand there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from tdlrt.errors import UnsupportedLayerError
+from tdlrt.optim.slot import LayerSlot
+
+__all__ = ["as_list", "check_whole", "group_of_each_layer", "groups_of", "tucker_parameters"]
+
+
+def as_list(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    """Parameters as torch takes them: one, or several."""
+    return [parameters] if isinstance(parameters, Tensor) else list(parameters)
+
+
+def tucker_parameters(slots: Collection[LayerSlot]) -> set[int]:
+    """Ids of cores and bases.
+
+    Raises:
+        ValueError: Two layers share one.
+    """
+    found = {id(parameter) for slot in slots for parameter in slot.parameters}
+    if len(found) < sum(len(slot.parameters) for slot in slots):
+        raise ValueError(
+            "model: got Tucker layers that share a core or a basis, which would move twice a step; "
+            "use one layer in both places"
+        )
+    return found
+
+
+def groups_of(
+    parameters: Iterable[Tensor], tucker: Collection[int], given: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """A group for cores and bases, one for other parameters, and the user's own behind them."""
+    own = [{**group, "params": as_list(group["params"])} for group in given]
+    taken = {id(parameter) for group in own for parameter in group["params"]}
+    rest = [parameter for parameter in parameters if id(parameter) not in taken]
+    return [
+        {"params": [p for p in rest if id(p) in tucker]},
+        {"params": [p for p in rest if id(p) not in tucker]},
+        *own,
+    ]
+
+
+def group_of_each_layer(
+    slots: Mapping[str, LayerSlot], groups: Sequence[Mapping[str, Any]]
+) -> dict[str, int]:
+    """Index of the param_group of each layer.
+
+    Raises:
+        ValueError: The core and a basis of a layer are in different groups.
+    """
+    index = {
+        id(parameter): number
+        for number, group in enumerate(groups)
+        for parameter in group["params"]
+    }
+    found = {}
+    for name, slot in slots.items():
+        numbers = {index[id(parameter)] for parameter in slot.parameters}
+        if len(numbers) > 1:
+            raise ValueError(
+                f"param_groups: {name} has parameters in groups {sorted(numbers)}; put its "
+                "core and factors in the same group"
+            )
+        found[name] = numbers.pop()
+    return found
+
+
+def check_whole(names: Mapping[Tensor, str]) -> None:
+    """Refuse parameters of which each process holds a part.
+
+    Raises:
+        UnsupportedLayerError: There is one.
+    """
+    for parameter, name in names.items():
+        if type(parameter.detach()).__name__ == "DTensor":  # its import takes a while
+            raise UnsupportedLayerError(
+                f"{name}: is a DTensor, expected a plain parameter; TDLRT does not train sharded "
+                "models: leave out fully_shard and tensor parallelism, and train on several "
+                "processes by tdlrt.integrations.distributed.wrap(model, optimizer)"
+            )

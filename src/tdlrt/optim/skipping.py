@@ -1,0 +1,84 @@
+"""Steps that change nothing, since something is not finite: how many there may be in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from tdlrt.errors import NonFiniteError
+
+__all__ = ["SkippedSteps"]
+
+
+class SkippedSteps:
+    """Counts steps that were skipped, on the host or on the device.
+
+    Args:
+        most: How many steps in a row may be skipped.
+        device: Where steps are counted that read nothing on the host.
+
+    Attributes:
+        count: Steps skipped so far.
+        in_a_row: Those of them after which no other came.
+    """
+
+    def __init__(self, most: int, device: torch.device) -> None:
+        self.most, self.count, self.in_a_row = most, 0, 0
+        self._on_device = torch.zeros(2, device=device)  # in a row, and in all, not yet counted
+
+    @property
+    def uncounted(self) -> int:
+        """Steps skipped on the device that `count` does not hold yet; waits for the device."""
+        return int(self._on_device[1])
+
+    def load(self, count: int, in_a_row: int) -> None:
+        """Go on from a stored state."""
+        self.count, self.in_a_row = count, in_a_row
+        self._on_device.zero_()
+
+    @contextmanager
+    def allowed(self) -> Iterator[None]:
+        """Turn errors of numbers that are not finite into counts, up to the limit."""
+        try:
+            yield
+        except NonFiniteError:
+            if self.in_a_row >= self.most:
+                raise
+            self.in_a_row += 1
+            self.count += 1
+        else:
+            self.in_a_row = 0
+
+    def note(self, accepted: Tensor) -> None:
+        """Count a step on the device.
+
+        Args:
+            accepted: Whether it was taken, a boolean there.
+        """
+        wrong = (~accepted).float()
+        in_a_row, count = self._on_device
+        self._on_device.copy_(torch.stack([wrong * (in_a_row + 1), count + wrong]))
+
+    def read(self) -> None:
+        """Bring what was counted on the device to the host.
+
+        Raises:
+            NonFiniteError: Too many in a row.
+        """
+        in_a_row, count = map(int, self._on_device.tolist())
+        self.count += count
+        self._on_device[1] = 0
+        if in_a_row > self.most:
+            self._on_device.zero_()
+            raise NonFiniteError(
+                f"gradients: those of the last {in_a_row} steps were not finite, expected finite "
+                "ones; these steps changed nothing. Lower lr, or check the loss"
+            )
+
+    def read_after_a_step(self) -> None:
+        """The same after a step that was taken."""
+        self.read()
+        self._on_device[0] = 0

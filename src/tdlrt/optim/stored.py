@@ -1,0 +1,81 @@
+"""A stored state of `TDLRT`: what must fit before anything of it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from tdlrt.errors import IntegratorStateError
+
+__all__ = ["EXTRA", "check_state", "owned"]
+
+EXTRA = "tdlrt"
+"""Key of the integrator's position, beside torch's own keys."""
+
+
+def owned(value: Any) -> Any:
+    """A tensor of its own, where the value is a view of a stack."""
+    return value.clone() if isinstance(value, Tensor) and value._base is not None else value
+
+
+def check_state(
+    state_dict: Mapping[str, Any],
+    integrator: str,
+    optimizer: str,
+    groups: Sequence[Mapping[str, Any]],
+    names: Mapping[Tensor, str],
+) -> None:
+    """Refuse a state of another training.
+
+    Args:
+        state_dict: The state.
+        integrator: The integrator that is to go on from it.
+        optimizer: Name of the plain optimiser's class.
+        groups: The param_groups.
+        names: Names of the parameters in them.
+
+    Raises:
+        IntegratorStateError: It is of another optimiser, integrator or model, or of other ranks.
+    """
+    extra = state_dict.get(EXTRA)
+    if extra is None:
+        raise IntegratorStateError(
+            "state_dict: got one without a 'tdlrt' entry, expected what TDLRT.state_dict() gives"
+        )
+    if extra["integrator"] != integrator:
+        raise IntegratorStateError(
+            f"state_dict: got one of integrator={extra['integrator']!r}, expected "
+            f"{integrator!r}; construct TDLRT with the same integrator"
+        )
+    if extra.get("optimizer", optimizer) != optimizer:
+        raise IntegratorStateError(
+            f"state_dict: got one of {extra['optimizer']}, expected one of {optimizer}; construct "
+            "TDLRT with the same optimizer_cls"
+        )
+    _check_shapes(state_dict, groups, names)
+
+
+def _check_shapes(
+    state_dict: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    names: Mapping[Tensor, str],
+) -> None:
+    saved_groups = state_dict["param_groups"]
+    got = [len(group["params"]) for group in saved_groups]
+    expected = [len(group["params"]) for group in groups]
+    if got != expected:
+        raise IntegratorStateError(
+            f"state_dict: got groups of {got} parameters, expected {expected}; it is of "
+            "another model"
+        )
+    for saved, own in zip(saved_groups, groups, strict=True):
+        for key, parameter in zip(saved["params"], own["params"], strict=True):
+            for value in state_dict["state"].get(key, {}).values():
+                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                    raise IntegratorStateError(
+                        f"{names[parameter]}: got a state of shape {tuple(value.shape)} "
+                        f"for a parameter of shape {tuple(parameter.shape)}; load the model's "
+                        "state_dict before the optimiser's"
+                    )

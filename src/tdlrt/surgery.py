@@ -18,8 +18,9 @@ from tdlrt.nn import FACTORIZERS, TuckerLayer
 from tdlrt.nn.adapters import AdaptedModule, adapted_modules
 from tdlrt.nn.calls import watch_calls, zeros_for
 from tdlrt.nn.fusion import fuse_batch_norms_
-from tdlrt.nn.layer import Modes, weight_shape, weighted_start
-from tdlrt.planning import PATHS, Path, path_cost
+from tdlrt.nn.layer import weight_shape
+from tdlrt.nn.start import Modes, weighted_start
+from tdlrt.paths import LayerShape, Preference, check_preference
 from tdlrt.ranks import RankSpec, RelativeTolerance, explicit_ranks
 from tdlrt.tables import format_shape, format_table
 
@@ -254,19 +255,23 @@ def to_plain(
     model: nn.Module,
     *,
     input_size: Sequence[int] | None = None,
+    prefer: Preference = "size",
     fuse_batch_norm: bool = False,
 ) -> nn.Module:
     """Copy of a model in which every Tucker layer is one torch layer or a sequence of small ones.
 
-    A convolution becomes 1x1, core, 1x1, a linear layer two linear layers; fewer, or one, where
-    the planner finds that cheaper in inference, folding not counted as it is done once and for
-    all. A `path` set on the layer is followed. Adapters are merged. Nothing of this library is
-    needed to run or load the result.
+    A convolution becomes 1x1, core, 1x1, a linear layer two linear layers; or fewer, as `prefer`
+    says. A `path` set on the layer is followed; one that `autotune_` measured is followed for
+    speed only. Adapters are merged. Nothing of this library is needed to run or load the result.
 
     Args:
         model: Any model; not changed.
-        input_size: Shape of the input with the batch, such as (1, 3, 32, 32), to plan for; found
-            by one forward pass on zeros. None plans for many positions (batch times image).
+        input_size: Shape of the input with the batch, such as (1, 3, 32, 32), to choose for; found
+            by one forward pass on zeros. None stands for many positions (batch times image).
+        prefer: 'size' makes of each layer the torch layers with the fewest parameters. They have
+            no more than the Tucker layer, except that torch has no layer for a convolution whose
+            kernel modes are factorised too: their bases are multiplied into the core. 'speed'
+            makes the torch layers that are expected to be the fastest, one dense layer if that is.
         fuse_batch_norm: Fold each BatchNorm in evaluation mode into the layer right before it and
             put an Identity in its place. Done where the next module is certain: as seen in a
             trace by torch.fx or, if the model cannot be traced, next to each other in a
@@ -277,31 +282,34 @@ def to_plain(
         A new model with equal outputs.
 
     Raises:
+        PathError: prefer is neither 'size' nor 'speed'.
         TypeError: input_size is no sequence of ints.
         ValueError: A size in it is negative or far too large.
     """
+    check_preference(prefer)
     result = copy.deepcopy(model)
-    paths = {} if input_size is None else _plain_paths(result, input_size)
-    result = _replaced(result, lambda layer: layer.to_plain(paths.get(layer, "auto")))
+    calls = {} if input_size is None else _called_shapes(result, input_size)
+    result = _replaced(
+        result, lambda layer: layer.to_plain(layer.plain_path(calls.get(layer, ()), prefer))
+    )
     if fuse_batch_norm:
         fuse_batch_norms_(result, input_size)
     return result
 
 
-def _plain_paths(model: nn.Module, input_size: Sequence[int]) -> dict[TuckerLayer, Path]:
-    """The path of each Tucker layer that is cheapest over all calls of a forward pass."""
+def _called_shapes(
+    model: nn.Module, input_size: Sequence[int]
+) -> dict[nn.Module, list[LayerShape]]:
+    """What each Tucker layer is called with in a forward pass."""
     layers = [module for module in model.modules() if isinstance(module, TuckerLayer)]
-    paths = {}
-    for layer, calls in watch_calls(model, layers, zeros_for(model, input_size)).items():
-        if isinstance(layer, TuckerLayer) and calls and layer.path == "auto":
-            shapes = [
-                layer.plan_shape(call.input.shape, channels_last=call.channels_last)
-                for call in calls
-            ]
-            paths[layer] = min(
-                PATHS, key=lambda path: sum(path_cost(path, one, "plain") for one in shapes)
-            )
-    return paths
+    calls = watch_calls(model, layers, zeros_for(model, input_size))
+    return {
+        layer: [
+            layer.plan_shape(call.input.shape, channels_last=call.channels_last)
+            for call in calls[layer]
+        ]
+        for layer in layers
+    }
 
 
 def _replaced(model: nn.Module, convert: Callable[[TuckerLayer], nn.Module]) -> nn.Module:

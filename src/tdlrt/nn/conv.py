@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import UnsupportedLayerError
-from tdlrt.functional import conv_stages, tucker_conv
-from tdlrt.nn.layer import Modes, Start, TuckerLayer
-from tdlrt.planning import LayerShape, PathChoice, conv_shape
+from tdlrt.nn.layer import TuckerLayer
+from tdlrt.nn.start import Modes, Start
+from tdlrt.paths import LayerShape, PathChoice, conv_shape
+from tdlrt.paths.apply import conv_stages, tucker_conv
 from tdlrt.ranks import RankSpec
 
 __all__ = ["TuckerConv1d", "TuckerConv2d", "TuckerConv3d"]
@@ -144,7 +145,7 @@ class _TuckerConv(TuckerLayer):
 
     def to_plain(self, path: PathChoice = "auto") -> nn.Module:
         """Torch convolutions in sequence: 1x1, core, 1x1, or fewer where that is cheaper."""
-        factors, path = self._bases, self._plain_path(path)
+        factors, path = self._bases, self._chosen_plain_path(path)
         reduce, kernel, expand = conv_stages(self.core, factors, path)
         stages = [] if reduce is None else [self._convolution(reduce, None)]
         if expand is None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import UnsupportedLayerError
-from tdlrt.functional import linear_stages, tucker_linear
-from tdlrt.nn.layer import Modes, Start, TuckerLayer
-from tdlrt.planning import LayerShape, PathChoice, linear_shape
+from tdlrt.nn.layer import TuckerLayer
+from tdlrt.nn.start import Modes, Start
+from tdlrt.paths import LayerShape, PathChoice, linear_shape
+from tdlrt.paths.apply import linear_stages, tucker_linear
 from tdlrt.ranks import RankSpec
 
 __all__ = ["TuckerLinear"]
@@ -102,7 +103,7 @@ class TuckerLinear(TuckerLayer):
 
     def to_plain(self, path: PathChoice = "auto") -> nn.Module:
         """Two torch.nn.Linear, or one where that is cheaper."""
-        *first, last = linear_stages(self.core, self._bases, self._plain_path(path))
+        *first, last = linear_stages(self.core, self._bases, self._chosen_plain_path(path))
         stages = [*(_linear(matrix, None) for matrix in first), _linear(last, self.bias)]
         plain = stages[0] if len(stages) == 1 else nn.Sequential(*stages)
         return plain.train(self.training)

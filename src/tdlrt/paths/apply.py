@@ -1,4 +1,4 @@
-"""Forward passes of Tucker layers, along the path that the planner finds cheapest."""
+"""Forward passes of Tucker layers along a path: the kernels of its stages, applied to an input."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdlrt.planning import (
+from tdlrt.paths.choose import cached_path, choose_path
+from tdlrt.paths.stages import (
     FOLDS_IN,
     FOLDS_OUT,
-    UNKNOWN_SIZE,
     LayerShape,
-    Path,
     PathChoice,
-    cached_path,
-    choose_path,
+    PathName,
     conv_shape,
     linear_shape,
 )
 
 __all__ = ["conv_stages", "is_channels_last", "linear_stages", "tucker_conv", "tucker_linear"]
 
+UNKNOWN_SIZE = 32
+"""Stands for a size that is not known when a layer is traced: a dynamic batch, for instance."""
+
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def conv_stages(
-    core: Tensor, factors: Sequence[Tensor], path: Path, *, channels_last: bool = False
+    core: Tensor, factors: Sequence[Tensor], path: PathName, *, channels_last: bool = False
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Kernels of the convolutions that a Tucker kernel is applied as.
 
@@ -126,7 +127,7 @@ def tucker_conv(
     return output if expand is None else convolve(output, expand, bias)
 
 
-def linear_stages(core: Tensor, factors: Sequence[Tensor], path: Path) -> list[Tensor]:
+def linear_stages(core: Tensor, factors: Sequence[Tensor], path: PathName) -> list[Tensor]:
     """Matrices that are applied one after the other in place of W = U_0 C U_1^T.
 
     Args:
@@ -178,13 +179,13 @@ def tucker_linear(
     return F.linear(input, last, bias)
 
 
-def _plan(shape: LayerShape, input: Tensor, core: Tensor, factors: Sequence[Tensor]) -> Path:
+def _plan(shape: LayerShape, input: Tensor, core: Tensor, factors: Sequence[Tensor]) -> PathName:
     trains = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (input, core, *factors)
     )
     # A compiler sees through no cache; it runs this once per graph.
     choose = choose_path if torch.compiler.is_compiling() else cached_path
-    return choose(shape, "training" if trains else "inference")
+    return choose((shape,), "training" if trains else "inference")
 
 
 def _weight_shape(factors: Sequence[Tensor]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapters import adapted_modules
 from tdlrt.nn.calls import LayerCall, watch_calls, zeros_for
 from tdlrt.nn.layer import weight_shape
-from tdlrt.paths import LayerShape, PathName, path_macs, path_parameters
+from tdlrt.paths import PathName, path_macs
 from tdlrt.tables import format_shape, format_table
 
 __all__ = ["LayerSummary", "ModelSummary", "metrics", "named_metrics", "summary"]
@@ -242,18 +242,15 @@ class _Cost(NamedTuple):
 
 def _row(name: str, module: nn.Module, cost: _Cost | None) -> LayerSummary:
     shape = weight_shape(module)
-    dense = parameters = plain = math.prod(shape)
-    if isinstance(module, TuckerLayer):
-        parameters = module.weight_parameters
-        plain = path_parameters(module.plain_path(), LayerShape(shape, module.ranks, 1, 1))
+    dense, tucker = math.prod(shape), module if isinstance(module, TuckerLayer) else None
     return LayerSummary(
         name=name,
         kind=type(module).__name__,
         shape=shape,
-        ranks=module.ranks if isinstance(module, TuckerLayer) else None,
-        parameters=parameters,
+        ranks=tucker.ranks if tucker is not None else None,
+        parameters=tucker.weight_parameters if tucker is not None else dense,
         dense_parameters=dense,
-        plain_parameters=plain,
+        plain_parameters=tucker.plain_parameters if tucker is not None else dense,
         macs=cost and cost.macs,
         dense_macs=cost and cost.dense_macs,
         path=cost and cost.path,

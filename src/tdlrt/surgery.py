@@ -300,8 +300,12 @@ def to_plain(
 def _called_shapes(
     model: nn.Module, input_size: Sequence[int]
 ) -> dict[nn.Module, list[LayerShape]]:
-    """What each Tucker layer is called with in a forward pass."""
-    layers = [module for module in model.modules() if isinstance(module, TuckerLayer)]
+    """The calls of each Tucker layer without a path of its own, in a forward pass."""
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, TuckerLayer) and module.path == "auto"
+    ]
     calls = watch_calls(model, layers, zeros_for(model, input_size))
     return {
         layer: [

@@ -127,7 +127,7 @@ class _TuckerConv(TuckerLayer):
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
     ) -> LayerShape:
-        """What the planner needs to know for an input of this shape."""
+        """The shape of the layer and of an input, from which a path is chosen."""
         return conv_shape(
             self.shape,
             self.ranks,

@@ -9,12 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tdlrt.errors import (
-    IntegratorStateError,
-    NonFiniteError,
-    NothingMatchedError,
-    RankError,
-)
+from tdlrt.errors import IntegratorStateError, NonFiniteError, NothingMatchedError, RankError
 from tdlrt.linalg import (
     check_ranks,
     multi_mode_product,
@@ -33,6 +28,7 @@ from tdlrt.paths import (
     Purpose,
     check_path,
     choose_path,
+    path_parameters,
 )
 
 __all__ = ["TuckerLayer", "resize_layers_", "tucker_layers", "weight_shape"]
@@ -108,7 +104,7 @@ class TuckerLayer(nn.Module):
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
     ) -> LayerShape:
-        """What the planner needs to know for an input of this shape."""
+        """The shape of the layer and of an input, from which a path is chosen."""
         raise NotImplementedError
 
     def forward(self, input: Tensor) -> Tensor:
@@ -139,8 +135,16 @@ class TuckerLayer(nn.Module):
         """
         if self._path != "auto" and (prefer == "speed" or not self.path_is_measured):
             return self._path
-        many = LayerShape(self.shape, self.ranks, MANY_ROWS, MANY_ROWS)
-        return choose_path(calls or (many,), "plain", prefer)
+        return choose_path(calls or (self._many_positions,), "plain", prefer)
+
+    @property
+    def plain_parameters(self) -> int:
+        """Numbers in the weights of the torch layers that `to_plain` makes, biases not counted."""
+        return path_parameters(self.plain_path(), self._many_positions)
+
+    @property
+    def _many_positions(self) -> LayerShape:
+        return LayerShape(self.shape, self.ranks, MANY_ROWS, MANY_ROWS)
 
     def _chosen_plain_path(self, path: PathChoice) -> PathName:
         return self.plain_path() if check_path(path) == "auto" else cast("PathName", path)

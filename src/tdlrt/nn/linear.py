@@ -94,7 +94,7 @@ class TuckerLinear(TuckerLayer):
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
     ) -> LayerShape:
-        """What the planner needs to know for an input of this shape; layouts make no difference."""
+        """The shape of the layer and of an input; layouts in memory make no difference."""
         return linear_shape(self.shape, self.ranks, input, input_grad)
 
     def to_dense(self) -> nn.Linear:

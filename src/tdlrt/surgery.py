@@ -268,10 +268,11 @@ def to_plain(
         model: Any model; not changed.
         input_size: Shape of the input with the batch, such as (1, 3, 32, 32), to choose for; found
             by one forward pass on zeros. None stands for many positions (batch times image).
-        prefer: 'size' makes of each layer the torch layers with the fewest parameters. They have
-            no more than the Tucker layer, except that torch has no layer for a convolution whose
-            kernel modes are factorised too: their bases are multiplied into the core. 'speed'
-            makes the torch layers that are expected to be the fastest, one dense layer if that is.
+        prefer: 'size' takes the torch layers with the fewest parameters. They never have more than
+            the Tucker layer, unless the ranks of its kernel modes are below the kernel's size:
+            torch has no layer for that, so the bases of these modes are multiplied into the core.
+            'speed' takes the torch layers that are expected to be the fastest, which may be one
+            dense layer.
         fuse_batch_norm: Fold each BatchNorm in evaluation mode into the layer right before it and
             put an Identity in its place. Done where the next module is certain: as seen in a
             trace by torch.fx or, if the model cannot be traced, next to each other in a

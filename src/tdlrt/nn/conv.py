@@ -121,18 +121,21 @@ class _TuckerConv(TuckerLayer):
             self.bias,
             **self._options,
             border=self._border,
-            path=self._path,
+            path=self._call_path(input),
         )
 
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
     ) -> LayerShape:
         """The shape of the layer and of an input, from which a path is chosen."""
+        options = self._options
         return conv_shape(
             self.shape,
             self.ranks,
             input,
-            **{name: self._options[name] for name in ("stride", "padding", "dilation")},
+            stride=options["stride"],
+            padding=options["padding"],
+            dilation=options["dilation"],
             channels_last=channels_last,
             input_grad=input_grad,
         )

@@ -20,7 +20,6 @@ from tdlrt.nn.factors import FactorList, check_shapes
 from tdlrt.nn.loading import check_bias, stored_weight
 from tdlrt.nn.start import Modes, Start, initial_tensor, learned_modes
 from tdlrt.paths import (
-    MANY_ROWS,
     LayerShape,
     PathChoice,
     PathName,
@@ -30,6 +29,7 @@ from tdlrt.paths import (
     choose_path,
     path_parameters,
 )
+from tdlrt.paths.apply import fastest_path, is_channels_last, known_shape
 
 __all__ = ["TuckerLayer", "resize_layers_", "tucker_layers", "weight_shape"]
 
@@ -119,6 +119,14 @@ class TuckerLayer(nn.Module):
     def _apply_weight(self, input: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _call_path(self, input: Tensor) -> PathName:
+        if self._path != "auto":
+            return self._path
+        last = is_channels_last(input, self.core.ndim)
+        grad = input.requires_grad
+        shape = self.plan_shape(known_shape(input), channels_last=last, input_grad=grad)
+        return fastest_path(shape, input, [self.core, *self._bases])
+
     def planned_path(self, shape: LayerShape, purpose: Purpose) -> PathName:
         """The path of a call: the layer's own or, where that is 'auto', the fastest."""
         return choose_path((shape,), purpose) if self._path == "auto" else self._path
@@ -135,16 +143,13 @@ class TuckerLayer(nn.Module):
         """
         if self._path != "auto" and (prefer == "speed" or not self.path_is_measured):
             return self._path
-        return choose_path(calls or (self._many_positions,), "plain", prefer)
+        shapes = calls or (LayerShape(self.shape, self.ranks),)
+        return choose_path(shapes, "plain", prefer)
 
     @property
     def plain_parameters(self) -> int:
         """Numbers in the weights of the torch layers that `to_plain` makes, biases not counted."""
-        return path_parameters(self.plain_path(), self._many_positions)
-
-    @property
-    def _many_positions(self) -> LayerShape:
-        return LayerShape(self.shape, self.ranks, MANY_ROWS, MANY_ROWS)
+        return path_parameters(self.plain_path(), LayerShape(self.shape, self.ranks))
 
     def _chosen_plain_path(self, path: PathChoice) -> PathName:
         return self.plain_path() if check_path(path) == "auto" else cast("PathName", path)
@@ -157,7 +162,7 @@ class TuckerLayer(nn.Module):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape (n_1, ..., n_d) of the weight."""
-        return tuple(factor.shape[0] for factor in self.factors)
+        return tuple(factor.shape[0] for factor in self._bases)
 
     @property
     def learned_modes(self) -> tuple[int, ...]:

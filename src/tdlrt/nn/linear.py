@@ -89,7 +89,8 @@ class TuckerLinear(TuckerLayer):
         return self.shape[0]
 
     def _apply_weight(self, input: Tensor) -> Tensor:
-        return tucker_linear(input, self.core, self._bases, self.bias, path=self._path)
+        path = self._call_path(input)
+        return tucker_linear(input, self.core, self._bases, self.bias, path=path)
 
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True

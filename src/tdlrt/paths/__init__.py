@@ -1,6 +1,6 @@
 """Forward paths of Tucker layers: their stages, their cost, the choice among them, the passes."""
 
-from tdlrt.paths.choose import MANY_ROWS, Preference, check_preference, choose_path
+from tdlrt.paths.choose import Preference, check_preference, choose_path
 from tdlrt.paths.cost import Purpose, dense_cost, path_cost
 from tdlrt.paths.stages import (
     PATHS,
@@ -15,7 +15,6 @@ from tdlrt.paths.stages import (
 )
 
 __all__ = [
-    "MANY_ROWS",
     "PATHS",
     "LayerShape",
     "PathChoice",

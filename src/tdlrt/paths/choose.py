@@ -10,12 +10,9 @@ from tdlrt.errors import PathError
 from tdlrt.paths.cost import Purpose, path_cost
 from tdlrt.paths.stages import PATHS, LayerShape, PathName, path_parameters
 
-__all__ = ["MANY_ROWS", "Preference", "cached_path", "check_preference", "choose_path"]
+__all__ = ["Preference", "cached_path", "check_preference", "choose_path"]
 
 Preference: TypeAlias = Literal["size", "speed"]
-
-MANY_ROWS = 2**16
-"""Positions of an input of unknown size: so many that the cost of the calls does not count."""
 
 _DENSE_FAVOUR = 0.85
 
@@ -59,7 +56,7 @@ def check_preference(prefer: Preference) -> Preference:
     """
     if prefer not in ("size", "speed"):
         raise PathError(
-            f"prefer: got {prefer!r}, expected 'size' or 'speed'; 'size' never takes more "
-            "parameters than it must"
+            f"prefer: got {prefer!r}, expected 'size' or 'speed'; pass 'size' for the fewest "
+            "parameters, 'speed' for the least time"
         )
     return prefer

@@ -23,6 +23,7 @@ from tdlrt.errors import PathError
 __all__ = [
     "FOLDS_IN",
     "FOLDS_OUT",
+    "MANY_ROWS",
     "PATHS",
     "LayerShape",
     "PathChoice",
@@ -42,6 +43,9 @@ PathChoice: TypeAlias = PathName | Literal["auto"]
 PATHS: tuple[PathName, ...] = ("three_stage", "fold_in", "fold_out", "dense")
 FOLDS_IN: tuple[PathName, ...] = ("fold_in", "dense")
 FOLDS_OUT: tuple[PathName, ...] = ("fold_out", "dense")
+
+MANY_ROWS = 2**16
+"""Positions of an input of unknown size: so many that the cost of the calls does not count."""
 
 
 class Stage(NamedTuple):
@@ -82,8 +86,8 @@ class LayerShape(NamedTuple):
 
     weight: tuple[int, ...]
     ranks: tuple[int, ...]
-    rows_in: int
-    rows_out: int
+    rows_in: int = MANY_ROWS
+    rows_out: int = MANY_ROWS
     channels_last: bool = False
     input_grad: bool = True
 

@@ -93,7 +93,7 @@ class ModelSummary:
         """Numbers in the weights of the torch layers that `to_plain` makes of the Tucker layers.
 
         Torch has no layer for factorised kernel modes; where there are some, it may be more than
-        `parameters`.
+        `parameters`. Adapters count as layers of their own, though `to_plain` merges them.
         """
         return sum(row.plain_parameters for row in self._factorized)
 
@@ -146,7 +146,7 @@ class ModelSummary:
             f"network: {self.network_parameters:,} of {self.network_dense_parameters:,} "
             f"parameters, compression {100 * self.network_compression:.1f}%",
         ]
-        if self.plain_parameters != self.parameters:
+        if self.plain_parameters != self.parameters and not self.frozen_beside:
             kept = 1 - self.plain_parameters / self.dense_parameters
             lines.insert(
                 -1,

@@ -114,28 +114,29 @@ class _TuckerConv(TuckerLayer):
         return {name: getattr(self, name) for name in _OPTIONS}
 
     def _apply_weight(self, input: Tensor) -> Tensor:
+        bases = self._bases
         return tucker_conv(
             input,
             self.core,
-            self._bases,
+            bases,
             self.bias,
             **self._options,
             border=self._border,
-            path=self._call_path(input),
+            path=self._call_path(input, bases),
         )
 
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
     ) -> LayerShape:
         """The shape of the layer and of an input, from which a path is chosen."""
-        options = self._options
+        stride, padding, dilation, _ = self._options.values()
         return conv_shape(
             self.shape,
             self.ranks,
             input,
-            stride=options["stride"],
-            padding=options["padding"],
-            dilation=options["dilation"],
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
             channels_last=channels_last,
             input_grad=input_grad,
         )

@@ -119,13 +119,13 @@ class TuckerLayer(nn.Module):
     def _apply_weight(self, input: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _call_path(self, input: Tensor) -> PathName:
+    def _call_path(self, input: Tensor, bases: Sequence[Tensor]) -> PathName:
         if self._path != "auto":
             return self._path
         last = is_channels_last(input, self.core.ndim)
         grad = input.requires_grad
         shape = self.plan_shape(known_shape(input), channels_last=last, input_grad=grad)
-        return fastest_path(shape, input, [self.core, *self._bases])
+        return fastest_path(shape, (input, self.core, *bases))
 
     def planned_path(self, shape: LayerShape, purpose: Purpose) -> PathName:
         """The path of a call: the layer's own or, where that is 'auto', the fastest."""
@@ -178,8 +178,10 @@ class TuckerLayer(nn.Module):
 
     @property
     def _bases(self) -> list[Tensor]:
-        # By index: the compiler of torch 2.8 does not see through the iterator of a module.
-        return [self.factors[mode] for mode in range(len(self.factors))]
+        # By name: the compiler of torch 2.8 does not see through the iterator of a module, and the
+        # checks of an index take longer than all else that chooses a path.
+        factors = self.factors
+        return [getattr(factors, str(mode)) for mode in range(self.core.ndim)]
 
     @property
     def _own_repr(self) -> str:

@@ -89,8 +89,9 @@ class TuckerLinear(TuckerLayer):
         return self.shape[0]
 
     def _apply_weight(self, input: Tensor) -> Tensor:
-        path = self._call_path(input)
-        return tucker_linear(input, self.core, self._bases, self.bias, path=path)
+        bases = self._bases
+        path = self._call_path(input, bases)
+        return tucker_linear(input, self.core, bases, self.bias, path=path)
 
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True

@@ -163,9 +163,9 @@ def tucker_linear(
     return F.linear(input, last, bias)
 
 
-def fastest_path(shape: LayerShape, input: Tensor, weights: Sequence[Tensor]) -> PathName:
-    """The path of one call: that of training if anything of it needs a gradient."""
-    trains = torch.is_grad_enabled() and any(one.requires_grad for one in (input, *weights))
+def fastest_path(shape: LayerShape, tensors: Sequence[Tensor]) -> PathName:
+    """The path of one call, chosen for training if a tensor that takes part needs a gradient."""
+    trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     # A compiler sees through no cache; it runs this once per graph.
     choose = choose_path if torch.compiler.is_compiling() else cached_path
     return choose((shape,), "training" if trains else "inference")

@@ -1,4 +1,4 @@
-"""Fit the constants of the contraction planner (`tdlrt.planning.RATES`) to measurements.
+"""Fit the constants of the contraction planner (`tdlrt.paths.cost.RATES`) to measurements.
 
     python benchmarks/calibrate_planner.py
 
@@ -25,19 +25,10 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from tdlrt.experiments.results import machine, versions
-from tdlrt.functional import conv_stages
-from tdlrt.planning import (
-    FOLDS_IN,
-    FOLDS_OUT,
-    PATHS,
-    LayerShape,
-    Rates,
-    Stage,
-    path_stages,
-    stage_features,
-    stage_kind,
-)
-from tdlrt.planning import Path as TuckerPath
+from tdlrt.paths import PATHS, LayerShape, PathName
+from tdlrt.paths.apply import conv_stages
+from tdlrt.paths.cost import Rates, stage_features, stage_kind
+from tdlrt.paths.stages import FOLDS_IN, FOLDS_OUT, Stage, path_stages
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/planner_calibration.json"
@@ -217,7 +208,7 @@ def folds() -> Iterator[Case]:
 
 
 def build_folds(
-    shape: tuple[int, ...], ranks: tuple[int, ...], path: TuckerPath, layout: str
+    shape: tuple[int, ...], ranks: tuple[int, ...], path: PathName, layout: str
 ) -> tuple[Forward, list[Tensor]]:
     core = torch.randn(ranks).requires_grad_()
     factors = [torch.randn(n, r).requires_grad_() for n, r in zip(shape, ranks, strict=True)]

@@ -25,7 +25,6 @@ from saved import saved_bytes
 from tdlrt.experiments.results import machine, versions
 from tdlrt.nn import TuckerConv2d, TuckerLayer, TuckerLinear
 from tdlrt.nn.calls import LayerCall
-from tdlrt.planning import PATHS, path_cost
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/forward_paths.json"
@@ -85,7 +84,7 @@ def measure(
         call = LayerCall(input=x, output=())
         options = {"channels_last": call.channels_last}
         planned = tucker.plan_shape(x.shape, **options, input_grad=not first)
-        plain_path = min(PATHS, key=lambda path: path_cost(path, planned, "plain"))
+        plain_path = tucker.plain_path([planned], "speed")
         network = {"dense": dense, "tucker": tucker, "plain": tucker.to_plain(plain_path)}
         for kind, layer in network.items():
             if kind != "tucker" and size:
@@ -93,8 +92,8 @@ def measure(
             passes[f"inference, {kind}", where] = forward(layer, x)
             if kind != "plain":
                 passes[f"training, {kind}", where] = forward_and_backward(layer, x)
-        for mode in ("training", "inference"):
-            row[f"path, {mode}, {where}"] = tucker.planned_path(planned, mode)
+        for purpose in ("training", "inference"):
+            row[f"path, {purpose}, {where}"] = tucker.planned_path(planned, purpose)
         row[f"path, plain, {where}"] = plain_path
         if layout is LAYOUTS[0]:
             row["bytes, dense"], row["bytes, tucker"] = kept(dense, x), kept(tucker, x)
@@ -202,10 +201,10 @@ def document(result: dict[str, Any]) -> str:
 Written by `{result["command"]}`; do not edit.
 
 Single layers relative to the dense layer, both in the faster of the two memory layouts (least
-times, taken in turn, one thread). *Plain* is what `to_plain(..., input_size=...)` makes of it.
-*Memory* is what a training step keeps: saved tensors, parameters and gradients; *recompute* the
-same with `layer.recompute = True`. `rank` is the share of the channels. The allocator keeps freed
-memory ([why](training-loops.md#time-on-a-cpu)).
+times, taken in turn, one thread). *Plain* is what `to_plain` makes of it for this input with
+`prefer="speed"`. *Memory* is what a training step keeps: saved tensors, parameters and gradients;
+*recompute* the same with `layer.recompute = True`. `rank` is the share of the channels. The
+allocator keeps freed memory ([why](training-loops.md#time-on-a-cpu)).
 
 | layer | batch | rank | training | path | inference | path | plain | path | memory | recompute |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |

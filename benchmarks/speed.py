@@ -289,7 +289,8 @@ def tucker(
         rank_policy=tdlrt.RelativeTolerance(0.01),
         **{"adapt_every": 1, **options},
     )
-    plain = tdlrt.to_plain(model, input_size=(batch, *shape)).to(memory_format=torch.channels_last)
+    plain = tdlrt.to_plain(model, input_size=(batch, *shape), prefer="speed")
+    plain = plain.to(memory_format=torch.channels_last)
     if "core_steps" in options:
         period = 1 + options["core_steps"]
         return Subject(model, optimizer, plain, channels_last=True, period=period, alternates=True)
@@ -440,7 +441,7 @@ Written by `python benchmarks/speed.py`; do not edit. More: [single layers](forw
 
 Everything relative to the dense network in the same run, in the faster of NCHW and channels_last,
 with torch's SGD: below 1 is faster, or smaller. *Passes* is forward and backward, *step* the whole
-training step, *inference* that of the network one would use (`to_plain` for tdlrt), *folded* the
+training step, *inference* that of the network one would use for speed (`to_plain`), *folded* the
 same with batch norms folded into the layers before them, on both sides, as `tdlrt export` does it;
 *compression* is that of the layers tdlrt factorises, *rank* their share of the channels. Ranks stay
 at their start. A step of *bug* takes two gradients on a batch; *bug, 10 core steps* takes a batch

@@ -10,24 +10,24 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tdlrt
-from tdlrt.functional import conv_stages, linear_stages
-from tdlrt.planning import (
+from tdlrt.paths import (
     PATHS,
-    RATES,
     LayerShape,
-    cached_path,
     choose_path,
     conv_shape,
     dense_cost,
     linear_shape,
     path_cost,
     path_macs,
-    path_stages,
-    stage_features,
+    path_parameters,
 )
+from tdlrt.paths.apply import conv_stages, linear_stages
+from tdlrt.paths.choose import cached_path
+from tdlrt.paths.cost import RATES, stage_features
+from tdlrt.paths.stages import path_stages
 
 CALIBRATION = Path(__file__).parent.parent / "benchmarks/results/planner_calibration.json"
-MODES = ("training", "inference", "plain")
+PURPOSES = ("training", "inference", "plain")
 
 
 def vgg(channels, size, rank, batch=64, layout="channels_last"):
@@ -47,55 +47,59 @@ def test_the_constants_are_those_of_the_result_file():
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("purpose", PURPOSES)
 @pytest.mark.parametrize(("channels", "size"), [(64, 32), (128, 16), (256, 8), (512, 4)])
-def test_low_ranks_are_applied_in_three_stages(channels, size, mode, layout):
-    assert choose_path(vgg(channels, size, channels // 10, layout=layout), mode) == "three_stage"
+def test_low_ranks_are_applied_in_three_stages(channels, size, purpose, layout):
+    assert (
+        choose_path([vgg(channels, size, channels // 10, layout=layout)], purpose) == "three_stage"
+    )
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("purpose", PURPOSES)
 @pytest.mark.parametrize(("channels", "size"), [(64, 32), (128, 16)])
-def test_full_rank_is_applied_dense(channels, size, mode, layout):
-    assert choose_path(vgg(channels, size, channels, layout=layout), mode) == "dense"
+def test_full_rank_is_applied_dense(channels, size, purpose, layout):
+    assert choose_path([vgg(channels, size, channels, layout=layout)], purpose) == "dense"
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_single_input_channel_is_folded_in(mode):
+@pytest.mark.parametrize("purpose", PURPOSES)
+def test_a_single_input_channel_is_folded_in(purpose):
     shape = conv_shape((128, 1, 7, 7), (8, 1, 7, 7), (64, 1, 28, 28), input_grad=False)
-    assert choose_path(shape, mode) == "fold_in"
+    assert choose_path([shape], purpose) == "fold_in"
 
 
 def test_small_batches_are_not_worth_a_reconstruction():
-    assert choose_path(linear_shape((500, 500), (500, 500), (2, 500)), "inference") != "dense"
-    assert choose_path(linear_shape((500, 500), (500, 500), (10**5, 500)), "inference") == "dense"
+    assert choose_path([linear_shape((500, 500), (500, 500), (2, 500))], "inference") != "dense"
+    assert choose_path([linear_shape((500, 500), (500, 500), (10**5, 500))], "inference") == "dense"
 
 
 def test_the_choice_is_the_cheapest_and_dense_where_little_is_to_be_won():
-    for channels, size, rank, mode in [(64, 8, 20, "training"), (256, 2, 200, "inference")]:
+    for channels, size, rank, purpose in [(64, 8, 20, "training"), (256, 2, 200, "inference")]:
         shape = vgg(channels, size, rank)
-        costs = {path: path_cost(path, shape, mode) for path in PATHS}
-        assert costs[choose_path(shape, mode)] == min(costs.values()) < 0.85 * costs["dense"]
-        assert cached_path(shape, mode) == choose_path(shape, mode)
-        assert costs["dense"] > dense_cost(shape, mode) == path_cost_without_folds(shape, mode)
+        costs = {path: path_cost(path, shape, purpose) for path in PATHS}
+        assert costs[choose_path([shape], purpose)] == min(costs.values()) < 0.85 * costs["dense"]
+        assert cached_path((shape,), purpose) == choose_path([shape], purpose)
+        assert (
+            costs["dense"] > dense_cost(shape, purpose) == path_cost_without_folds(shape, purpose)
+        )
 
     for rank in range(1, 65):
         shape = vgg(64, 32, rank)
         costs = {path: path_cost(path, shape, "training") for path in PATHS}
         won = min(costs.values()) < 0.85 * costs["dense"]
-        assert (choose_path(shape, "training") != "dense") == won
+        assert (choose_path([shape], "training") != "dense") == won
 
 
-def path_cost_without_folds(shape, mode):
+def path_cost_without_folds(shape, purpose):
     """Of dense with identities of no cost: full ranks, and what folding takes subtracted."""
     rates = [RATES["spatial, forward"], RATES["fold, forward"]]
     backward = [RATES["spatial, backward"], RATES["fold, backward"]]
     folds, _ = path_stages("dense", shape)
-    total = path_cost("dense", shape, mode)
+    total = path_cost("dense", shape, purpose)
     for stage in folds:
         row = 0 if stage.kind == "spatial" else 1
         for passes, table in ((1, rates), (2, backward)):
-            if table is rates or mode == "training":
+            if table is rates or purpose == "training":
                 total -= passes * sum(
                     map(math.prod, zip(table[row], stage_features(stage), strict=True))
                 )
@@ -114,6 +118,7 @@ def test_the_multiply_adds_are_half_the_flops_that_torch_counts(path):
     with FlopCounterMode(display=False) as counter:
         plain(torch.zeros(input))
     assert path_macs(path, shape) == counter.get_total_flops() // 2
+    assert path_parameters(path, shape) == sum(one.numel() for one in plain.parameters())
     folds, _ = path_stages(path, shape)
     reduce, _, expand = conv_stages(layer.core, list(layer.factors), path)
     assert (reduce is None, expand is None) == (
@@ -167,6 +172,25 @@ def test_a_layer_plans_anew_for_another_shape_and_another_rank():
     small = tdlrt.nn.TuckerLinear(500, 500, rank=5)
     layer.load_state_dict(small.state_dict())
     assert planned(10**5) != "dense"
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+def test_by_size_the_fewest_parameters_are_chosen_and_then_the_least_time(purpose):
+    for weight, rank in [((64, 3), 2), ((30, 60), 12), ((30, 60), 29)]:
+        shape = linear_shape(weight, (rank, rank), (100, weight[1]))
+        sizes = {path: path_parameters(path, shape) for path in PATHS}
+        costs = {path: path_cost(path, shape, purpose) for path in PATHS}
+        chosen = choose_path([shape], purpose, "size")
+        smallest = [path for path in PATHS if sizes[path] == min(sizes.values())]
+        assert chosen in smallest
+        assert costs[chosen] == min(costs[path] for path in smallest)
+
+
+def test_all_calls_of_a_layer_count():
+    few, many = (linear_shape((500, 500), (200, 200), (rows, 500)) for rows in (1, 10**4))
+    assert choose_path([few], "plain") == "dense" != choose_path([many], "plain")
+    assert choose_path([few, many], "plain") == choose_path([many], "plain")
+    assert choose_path([few] * 3, "plain") == "dense"
 
 
 def test_shapes_are_hashable_and_an_empty_batch_has_a_plan():

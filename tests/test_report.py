@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tdlrt
-from tdlrt.planning import PATHS
+from tdlrt.paths import PATHS
 
 
 def network():
@@ -44,6 +44,16 @@ def test_identities_of_unfactorised_modes_do_not_count():
     report = tdlrt.summary(nn.Sequential(layer))
     assert report.parameters == 4 * 4 * 9 + 16 * 4 + 16 * 4
     assert report.network_parameters == report.parameters + 16
+
+
+@pytest.mark.parametrize("rank", [0.1, 0.4, 0.9, "full", {"2": (8, 5, 1, 1), "5": 4}])
+def test_the_size_as_plain_layers_is_that_of_to_plain(rank):
+    model = network()
+    tdlrt.factorize_(model, rank=rank)
+    report = tdlrt.summary(model)
+    plain = sum(parameter.numel() for parameter in tdlrt.to_plain(model).parameters())
+    assert report.network_parameters - report.parameters + report.plain_parameters == plain
+    assert f"as plain torch layers: {report.plain_parameters:,}" in str(report)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -8,7 +8,7 @@ from torch import nn
 
 import tdlrt
 from tdlrt.nn import TuckerLayer
-from tdlrt.planning import PATHS
+from tdlrt.paths import PATHS
 
 
 def network():

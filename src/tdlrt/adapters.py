@@ -22,7 +22,7 @@ from tdlrt.nn.adapters import (
     adapted_modules,
     adapter_parts,
 )
-from tdlrt.nn.layer import Modes
+from tdlrt.nn.start import Modes
 from tdlrt.ranks import RankSpec
 from tdlrt.serialization import load, save
 from tdlrt.surgery import (

@@ -13,7 +13,7 @@ from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapters import adapted_modules
 from tdlrt.nn.calls import LayerCall, watch_calls, zeros_for
 from tdlrt.nn.layer import weight_shape
-from tdlrt.planning import Path, path_macs
+from tdlrt.paths import PathName, path_macs
 from tdlrt.tables import format_shape, format_table
 
 __all__ = ["LayerSummary", "ModelSummary", "metrics", "named_metrics", "summary"]
@@ -30,6 +30,7 @@ class LayerSummary:
         ranks: (r_1, ..., r_d), or None for a dense layer.
         parameters: Numbers that stand for the weight (no bias).
         dense_parameters: Numbers in the dense weight.
+        plain_parameters: Numbers in the weights of the torch layers that `to_plain` makes of it.
         macs: Multiply-adds of one forward pass, or None without an input size.
         dense_macs: Those of the dense layer.
         path: Order of contractions in inference at this input size; None without one and for
@@ -42,9 +43,10 @@ class LayerSummary:
     ranks: tuple[int, ...] | None
     parameters: int
     dense_parameters: int
+    plain_parameters: int
     macs: int | None
     dense_macs: int | None
-    path: Path | None = None
+    path: PathName | None = None
 
     @property
     def compression(self) -> float:
@@ -85,6 +87,15 @@ class ModelSummary:
     def dense_parameters(self) -> int:
         """Numbers in the dense weights of the same layers."""
         return sum(row.dense_parameters for row in self._factorized)
+
+    @property
+    def plain_parameters(self) -> int:
+        """Numbers in the weights of the torch layers that `to_plain` makes of the Tucker layers.
+
+        Torch has no layer for factorised kernel modes; where there are some, it may be more than
+        `parameters`. Adapters count as layers of their own, though `to_plain` merges them.
+        """
+        return sum(row.plain_parameters for row in self._factorized)
 
     @property
     def compression(self) -> float:
@@ -135,6 +146,13 @@ class ModelSummary:
             f"network: {self.network_parameters:,} of {self.network_dense_parameters:,} "
             f"parameters, compression {100 * self.network_compression:.1f}%",
         ]
+        if self.plain_parameters != self.parameters and not self.frozen_beside:
+            kept = 1 - self.plain_parameters / self.dense_parameters
+            lines.insert(
+                -1,
+                f"the same as plain torch layers: {self.plain_parameters:,}, "
+                f"compression {100 * kept:.1f}%",
+            )
         if self.macs is not None and self.dense_macs:
             ratio = self.macs / self.dense_macs
             lines.append(f"MACs: {self.macs:,} of {self.dense_macs:,} ({100 * ratio:.1f}%)")
@@ -219,20 +237,20 @@ def named_metrics(
 class _Cost(NamedTuple):
     macs: int
     dense_macs: int
-    path: Path | None
+    path: PathName | None
 
 
 def _row(name: str, module: nn.Module, cost: _Cost | None) -> LayerSummary:
     shape = weight_shape(module)
+    dense, tucker = math.prod(shape), module if isinstance(module, TuckerLayer) else None
     return LayerSummary(
         name=name,
         kind=type(module).__name__,
         shape=shape,
-        ranks=module.ranks if isinstance(module, TuckerLayer) else None,
-        parameters=(
-            module.weight_parameters if isinstance(module, TuckerLayer) else math.prod(shape)
-        ),
-        dense_parameters=math.prod(shape),
+        ranks=tucker.ranks if tucker is not None else None,
+        parameters=tucker.weight_parameters if tucker is not None else dense,
+        dense_parameters=dense,
+        plain_parameters=tucker.plain_parameters if tucker is not None else dense,
         macs=cost and cost.macs,
         dense_macs=cost and cost.dense_macs,
         path=cost and cost.path,

@@ -13,7 +13,7 @@ from tdlrt.errors import PathError
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.calls import LayerCall, watch_calls
 from tdlrt.nn.layer import tucker_layers
-from tdlrt.planning import PATHS, Path
+from tdlrt.paths import PATHS, PathName
 from tdlrt.tables import format_shape, format_table
 
 __all__ = ["TuningReport", "TuningRow", "autotune_"]
@@ -38,10 +38,10 @@ class TuningRow:
     shape: tuple[int, ...]
     ranks: tuple[int, ...]
     inputs: tuple[tuple[int, ...], ...]
-    seconds: Mapping[Path, float]
+    seconds: Mapping[PathName, float]
 
     @property
-    def path(self) -> Path | None:
+    def path(self) -> PathName | None:
         """The fastest path; None if the layer was not called."""
         if not self.seconds:
             return None
@@ -82,7 +82,7 @@ def autotune_(model: nn.Module, example_input: Tensor) -> TuningReport:
     Forward and backward passes are timed if the model is in training mode, forward passes alone
     otherwise. The inputs of the layers are those of one forward pass in evaluation mode. Set
     `layer.path = "auto"` to go back to the planner. A measured path stays when ranks or shapes
-    change, so tune after `freeze_ranks()`.
+    change, so tune after `freeze_ranks()`. `to_plain` follows it with prefer='speed'.
 
     Args:
         model: A model with Tucker layers; only their `path` is changed.
@@ -112,14 +112,18 @@ def autotune_(model: nn.Module, example_input: Tensor) -> TuningReport:
         )
         rows.append(row)
     for row, layer in zip(rows, layers.values(), strict=True):
-        layer.path = row.path or layer.path
+        if row.path:
+            layer.path, layer.path_is_measured = row.path, True
     return TuningReport(rows=tuple(rows), training=model.training)
 
 
-def _measure(layer: TuckerLayer, calls: Sequence[LayerCall], training: bool) -> dict[Path, float]:
+def _measure(
+    layer: TuckerLayer, calls: Sequence[LayerCall], training: bool
+) -> dict[PathName, float]:
     """Least seconds of each path, the paths taken in turn so that a slow moment hits all."""
     inputs = [call.input.detach().requires_grad_(training) for call in calls]
-    before, seconds = layer.path, dict.fromkeys(PATHS, float("inf"))
+    before, was_measured = layer.path, layer.path_is_measured
+    seconds: dict[PathName, float] = dict.fromkeys(PATHS, float("inf"))
     try:
         run = _pass(layer, inputs, training)
         repetitions, end = 0, float("inf")
@@ -133,7 +137,7 @@ def _measure(layer: TuckerLayer, calls: Sequence[LayerCall], training: bool) -> 
                 end = time.perf_counter() + SECONDS_PER_LAYER
             repetitions += 1
     finally:
-        layer.path = before
+        layer.path, layer.path_is_measured = before, was_measured
     return seconds
 
 

@@ -90,6 +90,18 @@ def test_size_of_the_files(tmp_path):
         assert 1 < export(model, tmp_path / format, inputs, format=format).size_ratio < 1.05
 
 
+def test_what_is_preferred(tmp_path):
+    model = nn.Sequential(tdlrt.nn.TuckerConv2d(16, 16, 3, padding=1, rank=0.5)).eval()
+    inputs = torch.randn(1, 16, 2, 2)
+    sizes = [
+        export(model, tmp_path / one, inputs, format="plain", prefer=one).parameters
+        for one in ("size", "speed")
+    ]
+    assert sizes == [8 * 8 * 9 + 2 * 16 * 8 + 16, 16 * 16 * 9 + 16]
+    with pytest.raises(tdlrt.PathError, match=r"^prefer: got 'small'"):
+        export(model, tmp_path / "small", inputs, format="plain", prefer="small")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["pt2", "onnx"])
 def test_int8(format, tmp_path):

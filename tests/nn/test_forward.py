@@ -14,7 +14,7 @@ import tdlrt
 from nn.cases import BY_NAME, CONV, Case, each_case
 from reference.cases import gaussian, on_every_device, relative_error, rounding
 from tdlrt.nn import TuckerConv2d, TuckerLayer, TuckerLinear
-from tdlrt.planning import PATHS, Path
+from tdlrt.paths import PATHS, PathName
 from tdlrt.ranks import RelativeTolerance
 
 every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -56,7 +56,7 @@ def test_full_rank_is_the_original_layer(device: str, dtype: torch.dtype, case: 
 
 @each_path
 @each_case
-def test_every_derivative_is_that_of_finite_differences(path: Path, case: Case) -> None:
+def test_every_derivative_is_that_of_finite_differences(path: PathName, case: Case) -> None:
     layer = case.factorize(case.plain())
     layer.path = path
     names = [name for name, _ in layer.named_parameters()]
@@ -74,7 +74,7 @@ def test_every_derivative_is_that_of_finite_differences(path: Path, case: Case) 
 @each_path
 @each_case
 def test_every_path_is_the_dense_layer_gradients_included(
-    device: str, path: Path, case: Case
+    device: str, path: PathName, case: Case
 ) -> None:
     plain = case.plain(device=device)
     layer, x = case.factorize(plain), case.input(device=device).requires_grad_()

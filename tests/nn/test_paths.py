@@ -12,9 +12,10 @@ from torch.func import functional_call, grad, vmap
 
 import tdlrt
 from reference.cases import gaussian, relative_error
-from tdlrt.functional import conv_stages, is_channels_last
 from tdlrt.nn import TuckerConv1d, TuckerConv2d, TuckerConv3d, TuckerLayer, TuckerLinear
-from tdlrt.planning import PATHS, cached_path
+from tdlrt.paths import PATHS
+from tdlrt.paths.apply import conv_stages, is_channels_last
+from tdlrt.paths.choose import cached_path
 
 each_path = pytest.mark.parametrize("path", PATHS)
 

@@ -140,7 +140,9 @@ def test_batch_norms_in_training_stay():
 
 def test_plain_layers_are_planned_for_the_input_size():
     model = nn.Sequential(tdlrt.nn.TuckerLinear(500, 500, rank=200)).eval()
-    many, few = (tdlrt.to_plain(model, input_size=(rows, 500)) for rows in (10**4, 1))
+    many, few = (
+        tdlrt.to_plain(model, input_size=(rows, 500), prefer="speed") for rows in (10**4, 1)
+    )
     forced = copy.deepcopy(model)
     forced[0].path = "dense"
     x = torch.randn(3, 500)

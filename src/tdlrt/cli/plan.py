@@ -10,12 +10,12 @@ from torch import nn
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.calls import watch_calls, zeros_for
 from tdlrt.nn.layer import tucker_layers
-from tdlrt.planning import LayerShape, Mode, dense_cost, path_cost
+from tdlrt.paths import LayerShape, Purpose, dense_cost, path_cost
 from tdlrt.tables import format_shape
 
 __all__ = ["plan_layers", "plan_table"]
 
-MODES: tuple[Mode, ...] = ("training", "inference")
+PURPOSES: tuple[Purpose, ...] = ("training", "inference")
 
 
 def plan_layers(model: nn.Module, input_size: Sequence[int]) -> list[dict[str, Any]]:
@@ -46,13 +46,13 @@ def plan_layers(model: nn.Module, input_size: Sequence[int]) -> list[dict[str, A
             "ranks": list(layer.ranks),
             "input": list(call.input.shape),
         }
-        rows.append(row | {mode: _decision(layer, shape, mode) for mode in MODES})
+        rows.append(row | {purpose: _decision(layer, shape, purpose) for purpose in PURPOSES})
     return rows
 
 
-def _decision(layer: TuckerLayer, shape: LayerShape, mode: Mode) -> dict[str, Any]:
-    path = layer.planned_path(shape, mode)
-    ratio = path_cost(path, shape, mode) / dense_cost(shape, mode)
+def _decision(layer: TuckerLayer, shape: LayerShape, purpose: Purpose) -> dict[str, Any]:
+    path = layer.planned_path(shape, purpose)
+    ratio = path_cost(path, shape, purpose) / dense_cost(shape, purpose)
     return {"path": path, "of_dense": round(ratio, 3)}
 
 
@@ -60,11 +60,12 @@ def plan_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The same as a table."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("layer", overflow="fold")
-    for name in ("shape", "ranks", *MODES):
+    for name in ("shape", "ranks", *PURPOSES):
         table.add_column(name, no_wrap=True)
     for row in rows:
         decisions = [
-            f"{row[mode]['path']:11} {100 * row[mode]['of_dense']:3.0f} %" for mode in MODES
+            f"{row[purpose]['path']:11} {100 * row[purpose]['of_dense']:3.0f} %"
+            for purpose in PURPOSES
         ]
         table.add_row(
             row["layer"], format_shape(row["shape"]), format_shape(row["ranks"]), *decisions

@@ -13,7 +13,7 @@ from tdlrt.experiments.methods import DEFAULT_TAU, METHODS, OPTIMIZERS, RAMPS, M
 from tdlrt.experiments.models import MODELS
 from tdlrt.experiments.names import pick
 from tdlrt.experiments.rank_option import RankOption, check_rank
-from tdlrt.nn.layer import Modes
+from tdlrt.nn.start import Modes
 
 __all__ = [
     "AUGMENTATIONS",

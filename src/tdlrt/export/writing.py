@@ -16,6 +16,7 @@ from tdlrt.errors import ExportError, NonFiniteError, UnknownNameError
 from tdlrt.export import onnx, plain, pt2
 from tdlrt.export.source import Source
 from tdlrt.files import write_atomically
+from tdlrt.paths import Preference
 from tdlrt.surgery import to_plain
 
 __all__ = ["FORMATS", "ExportReport", "Format", "export", "load_network"]
@@ -76,13 +77,14 @@ def export(
     format: str = "onnx",
     calibration: Tensor | None = None,
     fuse_batch_norm: bool = True,
+    prefer: Preference = "size",
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Write a trained network to a file that runs without this library.
 
-    The network is made plain (`to_plain`, planned for the shape of `inputs`), written for any
-    batch size, read back and compared with the model before the file appears at `path`.
+    The network is made plain (`to_plain`, for the shape of `inputs`), written for any batch size,
+    read back and compared with the model before the file appears at `path`.
 
     Args:
         model: A model of one tensor that returns one tensor, both with the batch first; exported
@@ -94,6 +96,7 @@ def export(
         calibration: Some hundred typical inputs, (N, ...); given, weights and activations become
             int8 after training. For "pt2" and "onnx".
         fuse_batch_norm: Fold batch norms into the layers before them where `to_plain` can.
+        prefer: 'size' for the fewest parameters, 'speed' for the least time (see `to_plain`).
         metadata: Text to store in the file, such as how inputs are normalised.
         overwrite: Replace a file at `path`.
 
@@ -102,6 +105,7 @@ def export(
 
     Raises:
         UnknownNameError: The format is not known.
+        PathError: prefer is neither 'size' nor 'speed'.
         ExportError: The path is taken, the inputs do not fit, or the model cannot be traced.
         NonFiniteError: The model gives values that are not finite.
         MissingExtraError: A package that the format needs is not installed.
@@ -115,6 +119,7 @@ def export(
     plainly = to_plain(
         model,
         input_size=inputs.shape if inputs.is_floating_point() else None,
+        prefer=prefer,
         fuse_batch_norm=fuse_batch_norm,
     ).requires_grad_(False)
     source = Source(

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from tdlrt.errors import NonFiniteError
 from tdlrt.nn import TuckerLayer
-from tdlrt.optim.slot import LayerSlot, OptimizerState
+from tdlrt.nn.layer import resize_layers_
+from tdlrt.optim.slot import STEP, LayerSlot, OptimizerState
 from tdlrt.optim.team import Team
 
 __all__ = ["ShardedTeam"]
-
-_STEP = "step"
 
 
 class ShardedTeam(Team):
@@ -114,8 +113,8 @@ def _describe(
     curvature = curvatures.get(slot.name)
     return _Description(
         [tuple(parameter.shape) for parameter in slot.parameters],
-        [[key for key in state.get(p, {}) if key != _STEP] for p in slot.parameters],
-        float(core_state[_STEP]) if _STEP in core_state else None,
+        [[key for key in state.get(p, {}) if key != STEP] for p in slot.parameters],
+        float(core_state[STEP]) if STEP in core_state else None,
         None if curvature is None else float(curvature),
     )
 
@@ -123,7 +122,7 @@ def _describe(
 def _tensors(slot: LayerSlot, state: OptimizerState) -> Iterator[Tensor]:
     for parameter in slot.parameters:
         yield parameter
-        yield from (value for key, value in state.get(parameter, {}).items() if key != _STEP)
+        yield from (value for key, value in state.get(parameter, {}).items() if key != STEP)
 
 
 def _size(description: _Description) -> int:
@@ -141,25 +140,19 @@ def _write(
     curvatures: MutableMapping[str, Tensor],
 ) -> None:
     """Put a layer and its state in place."""
-    values = []
-    for parameter, shape, names in zip(
-        slot.parameters, description.shapes, description.moments, strict=True
-    ):
-        size = math.prod(shape)
-        parts, flat = flat[: size * (1 + len(names))], flat[size * (1 + len(names)) :]
-        value, *moments = parts.view(-1, *shape)
+    values: list[Tensor] = []
+    moments: dict[str, list[Tensor]] = {}
+    for shape, names in zip(description.shapes, description.moments, strict=True):
+        size = math.prod(shape) * (1 + len(names))
+        part, flat = flat[:size], flat[size:]
+        value, *own = part.view(-1, *shape)
         values.append(value)
-        state.pop(parameter, None)
-        if names:
-            state[parameter] = {k: m.clone() for k, m in zip(names, moments, strict=True)}
-    core, *bases = values
-    factors = list(slot.layer.factors)
-    for mode, basis in zip(slot.layer.learned_modes, bases, strict=True):
-        factors[mode] = basis
-    slot.layer.resize_(core, factors)
-    if description.step is not None:
-        state.setdefault(slot.layer.core, {})[_STEP] = torch.tensor(description.step)
+        for name, moment in zip(names, own, strict=True):
+            moments.setdefault(name, []).append(moment.clone())
+    resize_layers_([slot.layer], [values])
+    step = None if description.step is None else torch.tensor(description.step)
+    slot.set_moments(state, moments, step)
     if description.curvature is not None:
         curvatures[slot.name] = torch.tensor(
-            description.curvature, dtype=torch.float64, device=core.device
+            description.curvature, dtype=torch.float64, device=flat.device
         )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdlrt.functional import is_channels_last
+from tdlrt.paths.apply import is_channels_last
 
 __all__ = ["LayerCall", "evaluating", "watch_calls", "zeros_for"]
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import UnsupportedLayerError
-from tdlrt.functional import conv_stages, tucker_conv
-from tdlrt.nn.layer import Modes, Start, TuckerLayer
-from tdlrt.planning import LayerShape, PathChoice, conv_shape
+from tdlrt.nn.layer import TuckerLayer
+from tdlrt.nn.start import Modes, Start
+from tdlrt.paths import LayerShape, PathChoice, conv_shape
+from tdlrt.paths.apply import conv_stages, tucker_conv
 from tdlrt.ranks import RankSpec
 
 __all__ = ["TuckerConv1d", "TuckerConv2d", "TuckerConv3d"]
@@ -113,25 +114,29 @@ class _TuckerConv(TuckerLayer):
         return {name: getattr(self, name) for name in _OPTIONS}
 
     def _apply_weight(self, input: Tensor) -> Tensor:
+        bases = self._bases
         return tucker_conv(
             input,
             self.core,
-            self._bases,
+            bases,
             self.bias,
             **self._options,
             border=self._border,
-            path=self._path,
+            path=self._call_path(input, bases),
         )
 
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
     ) -> LayerShape:
-        """What the planner needs to know for an input of this shape."""
+        """The shape of the layer and of an input, from which a path is chosen."""
+        stride, padding, dilation, _ = self._options.values()
         return conv_shape(
             self.shape,
             self.ranks,
             input,
-            **{name: self._options[name] for name in ("stride", "padding", "dilation")},
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
             channels_last=channels_last,
             input_grad=input_grad,
         )
@@ -144,7 +149,7 @@ class _TuckerConv(TuckerLayer):
 
     def to_plain(self, path: PathChoice = "auto") -> nn.Module:
         """Torch convolutions in sequence: 1x1, core, 1x1, or fewer where that is cheaper."""
-        factors, path = self._bases, self._plain_path(path)
+        factors, path = self._bases, self._chosen_plain_path(path)
         reduce, kernel, expand = conv_stages(self.core, factors, path)
         stages = [] if reduce is None else [self._convolution(reduce, None)]
         if expand is None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import UnsupportedLayerError
-from tdlrt.functional import linear_stages, tucker_linear
-from tdlrt.nn.layer import Modes, Start, TuckerLayer
-from tdlrt.planning import LayerShape, PathChoice, linear_shape
+from tdlrt.nn.layer import TuckerLayer
+from tdlrt.nn.start import Modes, Start
+from tdlrt.paths import LayerShape, PathChoice, linear_shape
+from tdlrt.paths.apply import linear_stages, tucker_linear
 from tdlrt.ranks import RankSpec
 
 __all__ = ["TuckerLinear"]
@@ -88,12 +89,14 @@ class TuckerLinear(TuckerLayer):
         return self.shape[0]
 
     def _apply_weight(self, input: Tensor) -> Tensor:
-        return tucker_linear(input, self.core, self._bases, self.bias, path=self._path)
+        bases = self._bases
+        path = self._call_path(input, bases)
+        return tucker_linear(input, self.core, bases, self.bias, path=path)
 
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
     ) -> LayerShape:
-        """What the planner needs to know for an input of this shape; layouts make no difference."""
+        """The shape of the layer and of an input; layouts in memory make no difference."""
         return linear_shape(self.shape, self.ranks, input, input_grad)
 
     def to_dense(self) -> nn.Linear:
@@ -102,7 +105,7 @@ class TuckerLinear(TuckerLayer):
 
     def to_plain(self, path: PathChoice = "auto") -> nn.Module:
         """Two torch.nn.Linear, or one where that is cheaper."""
-        *first, last = linear_stages(self.core, self._bases, self._plain_path(path))
+        *first, last = linear_stages(self.core, self._bases, self._chosen_plain_path(path))
         stages = [*(_linear(matrix, None) for matrix in first), _linear(last, self.bias)]
         plain = stages[0] if len(stages) == 1 else nn.Sequential(*stages)
         return plain.train(self.training)

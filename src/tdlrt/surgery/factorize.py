@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tdlrt.errors import NothingMatchedError, RankError
 from tdlrt.nn import TuckerLayer
-from tdlrt.nn.layer import Modes, weighted_start
+from tdlrt.nn.start import Modes, weighted_start
 from tdlrt.ranks import RankSpec, RelativeTolerance
 from tdlrt.surgery.factorization_report import FactorizationReport
 from tdlrt.surgery.layer_types import build_layer, dense_weight

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from tdlrt.errors import UnsupportedLayerError
 from tdlrt.nn import FACTORIZERS, TuckerLayer
-from tdlrt.nn.layer import Modes, Start, weight_shape
+from tdlrt.nn.layer import weight_shape
+from tdlrt.nn.start import Modes, Start
 
 __all__ = [
     "Build",

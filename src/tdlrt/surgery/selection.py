@@ -14,7 +14,7 @@ from torch import nn
 from tdlrt.errors import NothingMatchedError, UnsupportedLayerError
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapters import adapted_modules
-from tdlrt.nn.layer import Modes
+from tdlrt.nn.start import Modes
 from tdlrt.ranks import RankSpec, RelativeTolerance, explicit_ranks
 from tdlrt.surgery.factorization_report import FactorizationReport, FactorizationRow
 from tdlrt.surgery.layer_types import dense_shape, is_registered

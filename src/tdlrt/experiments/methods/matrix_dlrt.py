@@ -13,9 +13,9 @@ from tdlrt.errors import ConfigError
 from tdlrt.experiments.methods.factored import stage
 from tdlrt.experiments.methods.sizes import dense_sizes, factorizable
 from tdlrt.experiments.methods.tdlrt import TDLRTMethod
-from tdlrt.functional import linear_stages
 from tdlrt.nn import TuckerLayer, TuckerLinear
-from tdlrt.planning import LayerShape, PathChoice, conv_shape
+from tdlrt.paths import LayerShape, PathChoice, conv_shape
+from tdlrt.paths.apply import linear_stages
 from tdlrt.ranks import RankSpec
 from tdlrt.surgery import DEFAULT_INIT_SCALE
 

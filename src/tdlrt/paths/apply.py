@@ -1,4 +1,4 @@
-"""Forward passes of Tucker layers, along the path that the planner finds cheapest."""
+"""Forward passes of Tucker layers along a path: the kernels of its stages, applied to an input."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdlrt.planning import (
-    FOLDS_IN,
-    FOLDS_OUT,
-    UNKNOWN_SIZE,
-    LayerShape,
-    Path,
-    PathChoice,
-    cached_path,
-    choose_path,
-    conv_shape,
-    linear_shape,
-)
+from tdlrt.paths.choose import cached_path, choose_path
+from tdlrt.paths.stages import FOLDS_IN, FOLDS_OUT, LayerShape, PathName
 
-__all__ = ["conv_stages", "is_channels_last", "linear_stages", "tucker_conv", "tucker_linear"]
+__all__ = [
+    "conv_stages",
+    "fastest_path",
+    "is_channels_last",
+    "known_shape",
+    "linear_stages",
+    "tucker_conv",
+    "tucker_linear",
+]
+
+UNKNOWN_SIZE = 32
+"""Stands for a size that is not known when a layer is traced: a dynamic batch, for instance."""
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def conv_stages(
-    core: Tensor, factors: Sequence[Tensor], path: Path, *, channels_last: bool = False
+    core: Tensor, factors: Sequence[Tensor], path: PathName, *, channels_last: bool = False
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Kernels of the convolutions that a Tucker kernel is applied as.
 
@@ -83,7 +84,7 @@ def tucker_conv(
     dilation: Sequence[int] | int = 1,
     padding_mode: str = "zeros",
     border: Sequence[int] = (),
-    path: PathChoice = "auto",
+    path: PathName,
 ) -> Tensor:
     """Convolution with the kernel W = C x_j U_j, along one of the paths of `conv_stages`.
 
@@ -97,25 +98,13 @@ def tucker_conv(
         dilation: As in torch's convolutions.
         padding_mode: 'zeros', 'reflect', 'replicate' or 'circular'.
         border: Widths for `torch.nn.functional.pad`; used where padding_mode is not 'zeros'.
-        path: One of `PATHS`, or 'auto' for the cheapest.
+        path: One of `PATHS`.
 
     Returns:
         The output, of shape (batch, n_0, spatial...) or (n_0, spatial...).
     """
     convolve = _CONV[core.ndim - 2]
     channels_last = is_channels_last(input, core.ndim)
-    if path == "auto":
-        shape = conv_shape(
-            _weight_shape(factors),
-            core.shape,
-            _known_shape(input),
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            channels_last=channels_last,
-            input_grad=input.requires_grad,
-        )
-        path = _plan(shape, input, core, factors)
     reduce, kernel, expand = conv_stages(core, factors, path, channels_last=channels_last)
     if reduce is not None:
         input = convolve(input, reduce)
@@ -126,7 +115,7 @@ def tucker_conv(
     return output if expand is None else convolve(output, expand, bias)
 
 
-def linear_stages(core: Tensor, factors: Sequence[Tensor], path: Path) -> list[Tensor]:
+def linear_stages(core: Tensor, factors: Sequence[Tensor], path: PathName) -> list[Tensor]:
     """Matrices that are applied one after the other in place of W = U_0 C U_1^T.
 
     Args:
@@ -154,7 +143,7 @@ def tucker_linear(
     factors: Sequence[Tensor],
     bias: Tensor | None = None,
     *,
-    path: PathChoice = "auto",
+    path: PathName,
 ) -> Tensor:
     """Linear map y = x W^T + b with W = U_0 C U_1^T, along one of the paths of `linear_stages`.
 
@@ -163,35 +152,26 @@ def tucker_linear(
         core: C, of shape r_0 x r_1.
         factors: U_0 (n_0 x r_0) and U_1 (n_1 x r_1).
         bias: b, of shape (n_0,).
-        path: One of `PATHS`, or 'auto' for the cheapest.
+        path: One of `PATHS`.
 
     Returns:
         The output, of shape (..., n_0).
     """
-    if path == "auto":
-        weight, known = _weight_shape(factors), _known_shape(input)
-        shape = linear_shape(weight, core.shape, known, input.requires_grad)
-        path = _plan(shape, input, core, factors)
     *first, last = linear_stages(core, factors, path)
     for matrix in first:
         input = F.linear(input, matrix)
     return F.linear(input, last, bias)
 
 
-def _plan(shape: LayerShape, input: Tensor, core: Tensor, factors: Sequence[Tensor]) -> Path:
-    trains = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (input, core, *factors)
-    )
+def fastest_path(shape: LayerShape, tensors: Sequence[Tensor]) -> PathName:
+    """The path of one call, chosen for training if a tensor that takes part needs a gradient."""
+    trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     # A compiler sees through no cache; it runs this once per graph.
     choose = choose_path if torch.compiler.is_compiling() else cached_path
-    return choose(shape, "training" if trains else "inference")
+    return choose((shape,), "training" if trains else "inference")
 
 
-def _weight_shape(factors: Sequence[Tensor]) -> tuple[int, ...]:
-    return tuple(factor.shape[0] for factor in factors)
-
-
-def _known_shape(input: Tensor) -> tuple[int, ...]:
+def known_shape(input: Tensor) -> tuple[int, ...]:
     """The shape, with `UNKNOWN_SIZE` for what a tracer has not fixed, so that no guard is made."""
     if torch.compiler.is_compiling():
         # Imported here because it brings sympy along, which takes longer to load than tdlrt.

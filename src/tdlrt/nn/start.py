@@ -1,0 +1,121 @@
+"""The start of a Tucker layer: core and bases from a dense weight."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tdlrt.errors import NonFiniteError, RankError
+from tdlrt.linalg import TuckerTensor, polish_basis, truncate, truncate_weighted
+from tdlrt.ranks import RankSpec, initial_cutoff
+
+__all__ = ["Modes", "Start", "initial_tensor", "learned_modes", "weighted_start"]
+
+Modes: TypeAlias = Literal["all", "channels"]
+Start: TypeAlias = RankSpec | TuckerTensor
+
+
+def learned_modes(modes: Modes, order: int) -> tuple[int, ...]:
+    """The modes that get a basis: all, or the first two (output and input channels).
+
+    Raises:
+        RankError: modes is neither 'all' nor 'channels'.
+    """
+    if modes not in ("all", "channels"):
+        raise RankError(f"modes: got {modes!r}, expected 'all' or 'channels'")
+    return tuple(range(order if modes == "all" else 2))
+
+
+@torch.no_grad()
+def initial_tensor(
+    weight: Tensor, rank: Start, learned: Collection[int], init_scale: float | None
+) -> TuckerTensor:
+    """Core and bases for a weight W: its truncated HOSVD, or the tensor that is given.
+
+    The core is scaled so that ||C|| = init_scale ||W||. A mode that is not learned has the
+    identity for its basis.
+
+    Args:
+        weight: W, of shape n_1 x ... x n_d.
+        rank: The ranks, or a `TuckerTensor`, of which copies are returned as they are.
+        learned: Modes that are factorised.
+        init_scale: Norm of the start relative to that of W; None keeps the truncated weight.
+
+    Returns:
+        C and U_i with the type and on the device of W.
+
+    Raises:
+        RankError: The rank is not positive, or larger than its mode; init_scale is no positive
+            number, or takes the weight beyond the range of its type.
+        NonFiniteError: The weight is not finite.
+    """
+    if isinstance(rank, TuckerTensor):
+        return _stored(weight, *rank)
+    if init_scale is not None and not (
+        isinstance(init_scale, int | float) and 0 < init_scale < sys.float_info.max
+    ):
+        raise RankError(f"init_scale: got {init_scale!r}, expected a positive number or None")
+    if not torch.isfinite(weight).all():
+        raise NonFiniteError(
+            "weight: got NaN or infinite values, expected finite ones; the layer cannot be "
+            "factorised"
+        )
+    # Half-precision types have no QR and no eigenvalues on CPU.
+    tensor = weight if weight.dtype == torch.float64 else weight.float()
+    norm = torch.linalg.vector_norm(tensor)
+    core, projections = truncate(tensor, initial_cutoff(rank, weight.shape), learned)
+    if init_scale is not None:
+        kept = torch.linalg.vector_norm(core)
+        core = core * torch.where(kept > 0, float(init_scale) * norm / kept, 1.0)
+        if not torch.isfinite(core.to(weight.dtype)).all():
+            raise RankError(
+                f"init_scale: got {init_scale!r}, with which the weight is beyond {weight.dtype}; "
+                "lower it"
+            )
+    factors = tuple(
+        torch.eye(size, dtype=tensor.dtype, device=tensor.device)
+        if projection is None
+        else polish_basis(projection)
+        for size, projection in zip(weight.shape, projections, strict=True)
+    )
+    return _stored(weight, core, factors)
+
+
+@torch.no_grad()
+def weighted_start(
+    weight: Tensor, rank: RankSpec, modes: Modes, covariance: Tensor
+) -> TuckerTensor:
+    """Core and bases for a weight W that keep its outputs for inputs with this covariance.
+
+    Args:
+        weight: W; the inputs belong to its second mode.
+        rank: The rank, see `factorize_`; a tolerance is one of the outputs.
+        modes: See `factorize_`.
+        covariance: Second moments of the inputs, of shape n_2 x n_2.
+
+    Raises:
+        RankError: The rank is not positive, or larger than its mode; the covariance does not fit.
+        NonFiniteError: The weight or the covariance is not finite.
+    """
+    expected = (weight.shape[1],) * 2
+    if tuple(covariance.shape) != expected:
+        raise RankError(
+            f"covariances: got one of shape {tuple(covariance.shape)} for a layer with "
+            f"{expected[0]} inputs, expected shape {expected}"
+        )
+    for name, tensor in (("weight", weight), ("covariances", covariance)):
+        if not torch.isfinite(tensor).all():
+            raise NonFiniteError(f"{name}: got NaN or infinite values, expected finite ones")
+    cutoff = initial_cutoff(rank, weight.shape)
+    learned = learned_modes(modes, weight.ndim)
+    return truncate_weighted(weight, covariance.to(weight.device), 1, cutoff, learned)
+
+
+def _stored(weight: Tensor, core: Tensor, factors: Sequence[Tensor]) -> TuckerTensor:
+    """Copies with the type and on the device of a weight."""
+    parts = [part.to(weight, copy=True).contiguous() for part in (core, *factors)]
+    return TuckerTensor(parts[0], tuple(parts[1:]))

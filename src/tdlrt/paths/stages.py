@@ -1,0 +1,217 @@
+"""The forward paths of a Tucker layer and the stages that each path consists of.
+
+A *path* is an order in which W = C x_1 U_1 ... x_d U_d is applied to an input x. Its *stages* are
+small convolutions or matrix products. To *fold* a factor is to multiply it into the core C before
+the input is looked at, so that there is one stage less.
+
+    three_stage   U_in^T, then C, then U_out
+    fold_in       C U_in^T, then U_out
+    fold_out      U_in^T, then U_out C
+    dense         U_out C U_in^T in one stage
+
+The spatial factors of a convolution are folded in every path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+from tdlrt.errors import PathError
+
+__all__ = [
+    "FOLDS_IN",
+    "FOLDS_OUT",
+    "MANY_ROWS",
+    "PATHS",
+    "LayerShape",
+    "PathChoice",
+    "PathName",
+    "Stage",
+    "check_path",
+    "conv_shape",
+    "linear_shape",
+    "path_macs",
+    "path_parameters",
+    "path_stages",
+]
+
+PathName: TypeAlias = Literal["three_stage", "fold_in", "fold_out", "dense"]
+PathChoice: TypeAlias = PathName | Literal["auto"]
+
+PATHS: tuple[PathName, ...] = ("three_stage", "fold_in", "fold_out", "dense")
+FOLDS_IN: tuple[PathName, ...] = ("fold_in", "dense")
+FOLDS_OUT: tuple[PathName, ...] = ("fold_out", "dense")
+
+MANY_ROWS = 2**16
+"""Positions of an input of unknown size: so many that the cost of the calls does not count."""
+
+
+class Stage(NamedTuple):
+    """One convolution or matrix product.
+
+    Attributes:
+        kind: 'convolution', 'pointwise' (1x1), 'linear', or what folds factors into the core:
+            'spatial' and 'fold'.
+        rows_in: Positions, over the whole batch, that are read.
+        rows_out: Positions that are written.
+        inputs: Channels of a position read.
+        outputs: Channels of a position written.
+        taps: Size of the kernel.
+        input_grad: Whether the backward pass goes on to the stage's input.
+    """
+
+    kind: Literal["convolution", "pointwise", "linear", "spatial", "fold"]
+    rows_in: int
+    rows_out: int
+    inputs: int
+    outputs: int
+    taps: int = 1
+    input_grad: bool = True
+
+
+class LayerShape(NamedTuple):
+    """All that the cost of a layer depends on.
+
+    Attributes:
+        weight: Shape (n_1, ..., n_d) of the weight.
+        ranks: (r_1, ..., r_d).
+        rows_in: Positions of the input over the whole batch.
+        rows_out: Positions of the output.
+        channels_last: Whether the input lies in memory with the channels last.
+        input_grad: Whether training needs the gradient of the input; that of a network's first
+            layer is not needed.
+    """
+
+    weight: tuple[int, ...]
+    ranks: tuple[int, ...]
+    rows_in: int = MANY_ROWS
+    rows_out: int = MANY_ROWS
+    channels_last: bool = False
+    input_grad: bool = True
+
+
+def linear_shape(
+    weight: Sequence[int], ranks: Sequence[int], input: Sequence[int], input_grad: bool = True
+) -> LayerShape:
+    """What a linear layer costs depends on, for an input of shape (..., n_1)."""
+    rows = math.prod(input[:-1])
+    return LayerShape(tuple(weight), tuple(ranks), rows, rows, input_grad=input_grad)
+
+
+def conv_shape(
+    weight: Sequence[int],
+    ranks: Sequence[int],
+    input: Sequence[int],
+    *,
+    stride: Sequence[int] | int = 1,
+    padding: Sequence[int] | int | str = 0,
+    dilation: Sequence[int] | int = 1,
+    channels_last: bool = False,
+    input_grad: bool = True,
+) -> LayerShape:
+    """What a convolution costs depends on, for an input of shape (batch, n_1, spatial...) or less.
+
+    Args:
+        weight: Shape of the weight, n_0 x n_1 x kernel.
+        ranks: Ranks of the weight.
+        input: Shape of the input, with the batch or without.
+        stride: As in torch's convolutions.
+        padding: As in torch's convolutions.
+        dilation: As in torch's convolutions.
+        channels_last: Whether the input lies in memory with the channels last.
+        input_grad: Whether training needs the gradient of the input.
+    """
+    kernel = weight[2:]
+    order = len(kernel)
+    batch = math.prod(input[: -order - 1])
+    strides, dilations = _per_dimension(stride, order), _per_dimension(dilation, order)
+    spatial = input[-order:]
+    if padding == "same":
+        outputs = tuple(spatial)
+    else:
+        widths = _per_dimension(0 if isinstance(padding, str) else padding, order)
+        outputs = tuple(
+            max((size + 2 * pad - gap * (taps - 1) - 1) // step + 1, 0)
+            for size, pad, gap, taps, step in zip(
+                # An input of too few dimensions is refused where it is convolved.
+                spatial,
+                widths,
+                dilations,
+                kernel,
+                strides,
+                strict=False,
+            )
+        )
+    return LayerShape(
+        weight=tuple(weight),
+        ranks=tuple(ranks),
+        rows_in=batch * math.prod(spatial),
+        rows_out=batch * math.prod(outputs),
+        channels_last=channels_last,
+        input_grad=input_grad,
+    )
+
+
+def path_stages(path: PathName, shape: LayerShape) -> tuple[list[Stage], list[Stage]]:
+    """The stages of a path: first those that fold factors into the core, then those on the input.
+
+    The stages that fold depend on the weight alone and do not grow with the input.
+    """
+    outputs, inputs, *kernel = shape.weight
+    r_out, r_in, *spatial_ranks = shape.ranks
+    taps = math.prod(kernel)
+    fold_in, fold_out = path in FOLDS_IN, path in FOLDS_OUT
+    folds = []
+    if kernel:
+        folds.append(Stage("spatial", r_out * r_in, r_out * r_in, math.prod(spatial_ranks), taps))
+    if fold_in:
+        folds.append(Stage("fold", r_out * taps, r_out * taps, r_in, inputs))
+    core_inputs = inputs if fold_in else r_in
+    if fold_out:
+        folds.append(Stage("fold", core_inputs * taps, core_inputs * taps, r_out, outputs))
+    core_outputs = outputs if fold_out else r_out
+
+    rows_in, rows_out, grad = shape.rows_in, shape.rows_out, shape.input_grad
+    outer: Literal["pointwise", "linear"] = "pointwise" if kernel else "linear"
+    middle: Literal["convolution", "pointwise", "linear"] = "convolution" if taps > 1 else outer
+    passes = []
+    if not fold_in:
+        passes.append(Stage(outer, rows_in, rows_in, inputs, r_in, input_grad=grad))
+        grad = True
+    passes.append(Stage(middle, rows_in, rows_out, core_inputs, core_outputs, taps, grad))
+    if not fold_out:
+        passes.append(Stage(outer, rows_out, rows_out, r_out, outputs))
+    return folds, passes
+
+
+def path_macs(path: PathName, shape: LayerShape) -> int:
+    """Multiply-adds of one forward pass; those that fold factors into the core are not counted."""
+    return sum(
+        stage.rows_out * stage.inputs * stage.outputs * stage.taps
+        for stage in path_stages(path, shape)[1]
+    )
+
+
+def path_parameters(path: PathName, shape: LayerShape) -> int:
+    """Numbers in the kernels that are applied to the input, which plain torch layers store."""
+    return sum(stage.inputs * stage.outputs * stage.taps for stage in path_stages(path, shape)[1])
+
+
+def check_path(path: PathChoice) -> PathChoice:
+    """Return the choice of a path as it came, if it is one.
+
+    Raises:
+        PathError: It is neither 'auto' nor one of `PATHS`.
+    """
+    if path != "auto" and path not in PATHS:
+        raise PathError(
+            f"path: got {path!r}, expected 'auto' or one of {', '.join(map(repr, PATHS))}; "
+            "'auto' takes the cheapest"
+        )
+    return path
+
+
+def _per_dimension(value: Sequence[int] | int, order: int) -> tuple[int, ...]:
+    return (value,) * order if isinstance(value, int) else tuple(value)

@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from scipy.optimize import nnls
 from torch import Tensor
 
-from tdlrt.experiments.results import machine, versions
 from tdlrt.functional import conv_stages
 from tdlrt.planning import (
     FOLDS_IN,
@@ -38,6 +37,7 @@ from tdlrt.planning import (
     stage_kind,
 )
 from tdlrt.planning import Path as TuckerPath
+from tdlrt_lab.run.results import machine, versions
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/planner_calibration.json"

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tdlrt
-from documents import fill_section
 from results_table import spread
-from tdlrt.experiments.data import ImageData, load_data
-from tdlrt.experiments.models import build_model
-from tdlrt.experiments.results import machine, versions
+from tdlrt_lab.data import ImageData, load_data
+from tdlrt_lab.documents import fill_section
+from tdlrt_lab.models import build_model
+from tdlrt_lab.run.results import machine, versions
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/pretrained.json"

@@ -4,6 +4,6 @@ import sys
 
 if __name__ == "__main__":
     sys.exit(
-        "error: the command line is in the package tdlrt_lab; run: pip install 'tdlrt[cli]', then "
+        "error: the command line is in the package tdlrt-lab; run: pip install 'tdlrt[cli]', then "
         "tdlrt, or python -m tdlrt_lab"
     )

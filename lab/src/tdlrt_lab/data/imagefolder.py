@@ -10,7 +10,7 @@ from PIL import Image
 
 from tdlrt.errors import DataError
 from tdlrt_lab.data.images import ImageFileError, decode_image, to_pixels
-from tdlrt_lab.data.parquet import ROWS_PER_REPORT, Split, empty_pixels
+from tdlrt_lab.data.pixels import ROWS_PER_REPORT, Split, empty_pixels
 
 __all__ = ["class_names", "read_folder"]
 

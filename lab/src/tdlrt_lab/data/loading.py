@@ -5,17 +5,15 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from tdlrt.errors import DataError
 from tdlrt_lab.data.catalogue import DATA_SETS, DatasetInfo
+from tdlrt_lab.data.pixels import Split
 from tdlrt_lab.names import pick
-
-if TYPE_CHECKING:
-    from tdlrt_lab.data.parquet import Split
 
 __all__ = ["DataProgress", "ImageData", "hold_out", "load_data"]
 
@@ -145,7 +143,7 @@ def _read(
     data_dir: str | Path | None,
     progress: DataProgress | None,
     limit: int | None,
-) -> tuple[str, "Split"]:
+) -> tuple[str, Split]:
     """One part of a data set, and where it came from."""
     parquet = _require("tdlrt_lab.data.parquet", extra="data")
     columns = parquet.Columns(

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from tdlrt.errors import DataError
 from tdlrt_lab.data.images import ImageFileError, decode_image, to_pixels
+from tdlrt_lab.data.pixels import ROWS_PER_REPORT, Split, empty_pixels
 
-__all__ = ["Columns", "Split", "decode_table", "empty_pixels", "read_table"]
+__all__ = ["Columns", "decode_table", "read_table"]
 
 LAYOUT = "a column of images, struct<bytes, path>, and a column of integer labels"
-ROWS_PER_REPORT = 1000
 
 # A small file can stand for any number of bytes. Encoded images hardly compress any further: a
 # table that is larger than this and than so many times its file is none of images.
@@ -33,14 +32,6 @@ class Columns(NamedTuple):
 
     image: Sequence[str]
     label: Sequence[str]
-
-
-class Split(NamedTuple):
-    """Images (N, channels, height, width) in uint8, labels (N,) in int64, class names if known."""
-
-    images: Tensor
-    labels: Tensor
-    names: tuple[str, ...]
 
 
 def read_table(path: Path, columns: Columns) -> pa.Table:
@@ -105,28 +96,6 @@ def decode_table(
     labels = _labels(table.column(label), source)
     images = _images(table.column(image), source, mode, progress)
     return Split(images, labels, _class_names(table, source, columns.label))
-
-
-def empty_pixels(source: str, shape: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Room for decoded images.
-
-    Raises:
-        DataError: They are more than the machine's memory holds.
-    """
-    needed = int(np.prod(shape, dtype=object))
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError):  # not on every system
-        memory = needed
-    try:
-        if needed > memory:
-            raise MemoryError
-        return np.empty(shape, dtype=np.uint8)
-    except (MemoryError, ValueError) as error:
-        raise DataError(
-            f"{source}: {shape[0]:,} images of {shape[2]}x{shape[1]} pixels take {needed:,} bytes, "
-            "more than there is memory; expected images that fit; take fewer or smaller ones"
-        ) from error
 
 
 def _locate(schema: pa.Schema, source: str, columns: Columns) -> tuple[str, str]:

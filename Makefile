@@ -36,7 +36,7 @@ package: $(VENV)/installed
 	build/clean/bin/python -m pip install --quiet --constraint constraints.txt torch
 	build/clean/bin/python -m pip install --quiet --constraint constraints.txt dist/tdlrt-*.whl
 	build/clean/bin/python -I tests/packaging/smoke.py
-	build/clean/bin/python -m pip install --quiet --constraint constraints.txt --find-links dist 'tdlrt[cli]'
+	build/clean/bin/python -m pip install --quiet --constraint constraints.txt dist/tdlrt_lab-*.whl 'tdlrt[cli]'
 	build/clean/bin/python -I lab/tests/packaging/smoke.py
 
 # torch first and pinned: a looser request would pull another build of it with the other packages. Then both

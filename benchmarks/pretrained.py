@@ -132,7 +132,9 @@ def write_table(rows: list[dict[str, Any]]) -> None:
             group = [row for row in rows if (row["rank"], row["truncation"]) == (rank, name)]
             compression = 100 * statistics.fmean(row["compression"] for row in group)
             cells = [f"{rank:g}", f"{compression:.1f}", name]
-            cells += [format_spread([row[key] for row in group], 2) for key in ("truncated", "tuned")]
+            cells += [
+                format_spread([row[key] for row in group], 2) for key in ("truncated", "tuned")
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     dense = format_spread([row["dense"] for row in rows if row["rank"] == RANKS[0]][::2], 2)
     lines.append(f"| dense | 0.0 | | {dense} | |")

@@ -25,21 +25,26 @@ docs: $(VENV)/installed
 unit: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist loadfile
 
-# The wheel in an environment that holds torch and safetensors alone.
+# The wheel of the library in an environment that holds torch and safetensors alone; then, as its extra
+# `cli`, the wheel of the lab beside it.
 package: $(VENV)/installed
 	rm -rf dist
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build --outdir dist .
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build --outdir dist lab
 	$(BIN)/twine check --strict dist/*
 	$(PYTHON) -m venv --clear build/clean
 	build/clean/bin/python -m pip install --quiet --constraint constraints.txt torch
-	build/clean/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	build/clean/bin/python -m pip install --quiet --constraint constraints.txt dist/tdlrt-*.whl
 	build/clean/bin/python -I tests/packaging/smoke.py
+	build/clean/bin/python -m pip install --quiet --constraint constraints.txt dist/tdlrt_lab-*.whl 'tdlrt[cli]'
+	build/clean/bin/python -I lab/tests/packaging/smoke.py
 
-# torch first and pinned: a looser request would pull another build of it with the other packages.
-$(VENV)/installed: pyproject.toml constraints.txt
+# torch first and pinned: a looser request would pull another build of it with the other packages. Then both
+# packages in one command: each requires the other, and neither is to come from an index.
+$(VENV)/installed: pyproject.toml lab/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable ./lab
 	touch $@
 
 clean:

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from comparisons import EXPERIMENTS, RESULTS, stored_options
 from tdlrt.errors import NonFiniteError, RunError, TdlrtError
-from tdlrt.experiments.config import RunConfig
-from tdlrt.experiments.results import EpochMetrics, RunDirectory
-from tdlrt.experiments.runner import Interrupted, Observer, run
-from tdlrt.experiments.sweep.execute import command, exclusive
-from tdlrt.experiments.training import Training
 from tdlrt.files import write_atomically
+from tdlrt_lab.config import RunConfig
+from tdlrt_lab.run.results import EpochMetrics, RunDirectory
+from tdlrt_lab.run.runner import Interrupted, Observer, run
+from tdlrt_lab.run.training import Training
+from tdlrt_lab.sweep.execute import command, exclusive
 
 
 @dataclass(frozen=True, kw_only=True)

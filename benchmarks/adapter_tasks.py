@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdlrt.experiments.data import ImageData
-from tdlrt.experiments.models import build_model
+from tdlrt_lab.data import ImageData
+from tdlrt_lab.models import build_model
 
 ImageShape = tuple[int, int, int]
 

@@ -35,12 +35,12 @@ from adapter_methods import (
     train,
 )
 from adapter_tasks import TASKS, splits
-from documents import fill_section
 from memory import in_process, kept_bytes, peak
-from tdlrt.experiments.data import ImageData, load_data
-from tdlrt.experiments.results import machine, versions
 from tdlrt.files import write_atomically
-from tdlrt.tables import format_spread
+from tdlrt_lab.data import ImageData, load_data
+from tdlrt_lab.documents import fill_section
+from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.spread import format_spread
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/adapters.json"

@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from scipy.optimize import nnls
 from torch import Tensor
 
-from tdlrt.experiments.results import machine, versions
 from tdlrt.paths import PATHS, LayerShape, PathName
 from tdlrt.paths.apply import conv_stages
 from tdlrt.paths.cost import Rates, stage_features, stage_kind
 from tdlrt.paths.stages import FOLDS_IN, FOLDS_OUT, Stage, path_stages
+from tdlrt_lab.run.results import machine, versions
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/planner_calibration.json"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tdlrt.experiments.config import RunConfig
+from tdlrt_lab.config import RunConfig
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -22,13 +22,13 @@ import torch
 from torch import nn
 
 import tdlrt
-from tdlrt.experiments.config import RunConfig
-from tdlrt.experiments.exporting import accuracy, calibration_images, inference_times, load_run
-from tdlrt.experiments.models import build_model
-from tdlrt.experiments.results import machine, versions
-from tdlrt.experiments.runner import run
 from tdlrt.export import FORMATS, export, load_network
 from tdlrt.files import write_atomically
+from tdlrt_lab.config import RunConfig
+from tdlrt_lab.models import build_model
+from tdlrt_lab.run.exporting import accuracy, calibration_images, inference_times, load_run
+from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.runner import run
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/export.json"

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from scipy.stats import ttest_ind_from_stats
 
 from comparisons import Result, repetitions
-from tdlrt.experiments.methods import METHODS
-from tdlrt.tables import format_spread
+from tdlrt_lab.methods import METHODS
+from tdlrt_lab.spread import format_spread
 
 LEVEL = 0.05
 NEAR = 0.2

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 import operations
 import tdlrt
 from allocator import keep_freed_memory
-from tdlrt.experiments.models import build_model
-from tdlrt.experiments.results import machine, versions
+from tdlrt_lab.models import build_model
+from tdlrt_lab.run.results import machine, versions
 
 ROOT = Path(__file__).parent.parent
 Row = dict[str, Any]

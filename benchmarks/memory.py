@@ -31,10 +31,10 @@ from torch.nn import functional as F
 
 import tdlrt
 from saved import saved_bytes
-from tdlrt.experiments.models import build_model
-from tdlrt.experiments.results import machine, versions
 from tdlrt.files import write_atomically
 from tdlrt.nn.layer import tucker_layers
+from tdlrt_lab.models import build_model
+from tdlrt_lab.run.results import machine, versions
 
 ROOT = Path(__file__).parent.parent
 RESULTS = {

@@ -40,12 +40,12 @@ from torch.utils._pytree import tree_leaves
 
 import tdlrt
 from allocator import keep_freed_memory
-from documents import fill_section
 from results_table import provenance
-from tdlrt.experiments.models import build_model
-from tdlrt.experiments.results import machine, versions
-from tdlrt.experiments.timing import Case
 from tdlrt.files import write_atomically
+from tdlrt_lab.documents import fill_section
+from tdlrt_lab.models import build_model
+from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.timing import Case
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/operations.json"

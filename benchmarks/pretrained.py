@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tdlrt
-from documents import fill_section
-from results_table import spread
-from tdlrt.experiments.data import ImageData, load_data
-from tdlrt.experiments.models import build_model
-from tdlrt.experiments.results import machine, versions
+from tdlrt_lab.data import ImageData, load_data
+from tdlrt_lab.documents import fill_section
+from tdlrt_lab.models import build_model
+from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.spread import format_spread
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/pretrained.json"
@@ -132,9 +132,11 @@ def write_table(rows: list[dict[str, Any]]) -> None:
             group = [row for row in rows if (row["rank"], row["truncation"]) == (rank, name)]
             compression = 100 * statistics.fmean(row["compression"] for row in group)
             cells = [f"{rank:g}", f"{compression:.1f}", name]
-            cells += [spread([row[key] for row in group], 2) for key in ("truncated", "tuned")]
+            cells += [
+                format_spread([row[key] for row in group], 2) for key in ("truncated", "tuned")
+            ]
             lines.append(f"| {' | '.join(cells)} |")
-    dense = spread([row["dense"] for row in rows if row["rank"] == RANKS[0]][::2], 2)
+    dense = format_spread([row["dense"] for row in rows if row["rank"] == RANKS[0]][::2], 2)
     lines.append(f"| dense | 0.0 | | {dense} | |")
     fill_section(DOCUMENT, "pretrained", lines)
 

@@ -29,13 +29,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from comparisons import EXPERIMENTS, RESULTS
-from documents import fill_section
-from tdlrt.experiments.config import RunConfig
-from tdlrt.experiments.data import ImageData, load_data
-from tdlrt.experiments.results import machine, versions
-from tdlrt.experiments.training import Training
 from tdlrt.linalg import unfold
 from tdlrt.ranks import Candidate, ParameterBudget
+from tdlrt_lab.config import RunConfig
+from tdlrt_lab.data import ImageData, load_data
+from tdlrt_lab.documents import fill_section
+from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.training import Training
 
 RESULT = RESULTS / "rank_criteria.json"
 DOCUMENT = Path(__file__).parent.parent / "docs/algorithm.md"

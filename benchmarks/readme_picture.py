@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from comparisons import EXPERIMENTS, RESULTS, Experiment
 from results_table import grouped, title
-from tdlrt.experiments.methods import METHODS
-from tdlrt.experiments.results import read_results
+from tdlrt_lab.methods import METHODS
+from tdlrt_lab.run.results import read_results
 
 PICTURE = Path(__file__).parent.parent / "docs" / "figures" / "accuracy.svg"
 

@@ -22,11 +22,11 @@ from comparisons import (
 )
 from findings import findings
 from tdlrt.errors import TdlrtError
-from tdlrt.experiments.config import RunConfig
-from tdlrt.experiments.methods import METHODS
-from tdlrt.experiments.rank_option import format_rank
-from tdlrt.experiments.results import read_results
-from tdlrt.tables import format_spread
+from tdlrt_lab.config import RunConfig
+from tdlrt_lab.methods import METHODS
+from tdlrt_lab.rank_option import format_rank
+from tdlrt_lab.run.results import read_results
+from tdlrt_lab.spread import format_spread
 
 ROOT = Path(__file__).parent.parent
 

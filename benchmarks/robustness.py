@@ -22,11 +22,11 @@ from torch.nn import functional as F
 
 import tdlrt
 from comparisons import EXPERIMENTS
-from tdlrt.experiments.checkpoint import load_checkpoint
-from tdlrt.experiments.data import ImageData, load_data
-from tdlrt.experiments.results import RunDirectory, machine, versions
-from tdlrt.experiments.training import Training
-from tdlrt.tables import format_spread
+from tdlrt_lab.data import ImageData, load_data
+from tdlrt_lab.run.checkpoint import load_checkpoint
+from tdlrt_lab.run.results import RunDirectory, machine, versions
+from tdlrt_lab.run.training import Training
+from tdlrt_lab.spread import format_spread
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/robustness.json"

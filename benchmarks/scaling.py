@@ -27,11 +27,11 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import tdlrt
-from tdlrt.experiments.models import build_model
-from tdlrt.experiments.results import machine, versions
 from tdlrt.files import write_atomically
 from tdlrt.integrations.distributed import wrap
 from tdlrt.nn.layer import tucker_layers
+from tdlrt_lab.models import build_model
+from tdlrt_lab.run.results import machine, versions
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/scaling.json"

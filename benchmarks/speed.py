@@ -38,12 +38,12 @@ from torch.nn import functional as F
 
 import tdlrt
 from allocator import keep_freed_memory
-from tdlrt.experiments.models import build_model
-from tdlrt.experiments.results import machine, versions
-from tdlrt.experiments.timing import Case, median_seconds
 from tdlrt.files import write_atomically
 from tdlrt.nn.fusion import fuse_batch_norms_
 from tdlrt.surgery import replace_modules
+from tdlrt_lab.models import build_model
+from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.timing import Case, median_seconds
 
 ROOT = Path(__file__).parent.parent
 RESULTS = {

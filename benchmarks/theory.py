@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import tdlrt
-from tdlrt.experiments.results import machine, versions
 from tdlrt.linalg import Layout, TangentSpace, mode_product, multi_mode_product, unfold
 from tdlrt.nn import TuckerConv2d, TuckerLayer, TuckerLinear
+from tdlrt_lab.run.results import machine, versions
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/theory.json"

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import tdlrt
-from tdlrt.experiments.models import build_model
-from tdlrt.experiments.results import machine, versions
 from tdlrt.files import write_atomically
 from tdlrt.ranks import RankPolicy
+from tdlrt_lab.models import build_model
+from tdlrt_lab.run.results import machine, versions
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/timeline.json"

@@ -47,7 +47,7 @@ def list_of_examples():
 
 def command_help():
     """What `--help` prints for every command, 80 columns wide."""
-    from tdlrt.cli.app import app, run_app
+    from tdlrt_lab.cli.app import app, run_app
 
     os.environ["COLUMNS"] = "80"
     parts = []

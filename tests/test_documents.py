@@ -11,7 +11,7 @@ import pytest
 import torch
 import typer
 
-from tdlrt.cli.app import app
+from tdlrt_lab.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {

@@ -72,11 +72,21 @@ assert new == {"tdlrt"}, new
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_the_module_says_where_the_command_line_is():
+    done = subprocess.run([sys.executable, "-m", "tdlrt"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "pip install 'tdlrt[cli]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_version_is_the_same_everywhere():
     project = (ROOT / "pyproject.toml").read_text()
+    lab = (ROOT / "lab/pyproject.toml").read_text()
     citation = (ROOT / "CITATION.cff").read_text()
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert f'\nversion = "{tdlrt.__version__}"\n' in project
+    assert f'\nversion = "{tdlrt.__version__}"\n' in lab
+    assert f'"tdlrt=={tdlrt.__version__}"' in lab
     assert f"\nversion: {tdlrt.__version__}\n" in citation
     assert re.search(r"^## (\S+)", changelog, re.MULTILINE)[1] == tdlrt.__version__
 

@@ -1,6 +1,9 @@
-"""`python -m tdlrt` is the command line; `torchrun ... -m tdlrt` starts it on several processes."""
+"""`python -m tdlrt` tells where the command line is: in a distribution of its own."""
 
-from tdlrt.cli import main
+import sys
 
 if __name__ == "__main__":
-    main()
+    sys.exit(
+        "error: the command line is in the package tdlrt-lab; run: pip install 'tdlrt[cli]', then "
+        "tdlrt, or python -m tdlrt_lab"
+    )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
-__all__ = ["format_shape", "format_spread", "format_table"]
+__all__ = ["format_shape", "format_table"]
 
 
 def format_shape(sizes: Sequence[int]) -> str:
@@ -15,20 +14,6 @@ def format_shape(sizes: Sequence[int]) -> str:
     '20x1x5x5'
     """
     return "x".join(map(str, sizes))
-
-
-def format_spread(values: Sequence[float], digits: int) -> str:
-    """Mean and, of several values that differ, standard deviation; nothing of no values.
-
-    >>> format_spread([99.0, 98.0], 2), format_spread([5.0, 5.0], 0)
-    ('98.50 ± 0.71', '5')
-    """
-    if not values:
-        return ""
-    mean = f"{statistics.mean(values):,.{digits}f}"
-    if len(set(values)) == 1:
-        return mean
-    return f"{mean} ± {statistics.stdev(values):,.{digits}f}"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import tdlrt
-from tdlrt.experiments.models import build_model
+from tdlrt_lab.models import build_model
 
 
 def lenet5():

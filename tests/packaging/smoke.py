@@ -57,7 +57,7 @@ def train_and_reload(path):
 
 
 def says_what_is_missing():
-    command = [Path(sys.executable).parent / "tdlrt", "doctor"]
+    command = [sys.executable, "-m", "tdlrt", "doctor"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done
     assert "pip install 'tdlrt[cli]'" in done.stderr, done.stderr

@@ -1,0 +1,1 @@
+"""The laboratory of tdlrt: runs, methods to compare with, sweeps, reports, the command line."""

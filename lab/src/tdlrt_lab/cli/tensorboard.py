@@ -1,0 +1,61 @@
+"""TensorBoard event files of a run."""
+
+from typing import Any
+
+from tdlrt.extras import needs_extra
+from tdlrt.report import named_metrics
+from tdlrt_lab.cli.display import SilentDisplay
+from tdlrt_lab.data import ImageData
+from tdlrt_lab.run.results import EpochMetrics, RunDirectory
+from tdlrt_lab.run.training import Training
+
+__all__ = ["TensorBoardLog"]
+
+
+class TensorBoardLog(SilentDisplay):
+    """Scalars of every epoch in OUT/tensorboard/METHOD, the baseline's beside those of its run.
+
+    What is there when a training starts is replaced by the history that it starts with: a run that
+    was interrupted at any moment leaves no gap and no point twice.
+
+    Raises:
+        MissingExtraError: TensorBoard is not installed.
+    """
+
+    def __init__(self, out: str) -> None:
+        with needs_extra("log", "--tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+        self._directory = RunDirectory(out)
+        self._open = SummaryWriter
+        self._writer: SummaryWriter | None = None
+
+    def __exit__(self, *error: object) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def started(self, training: Training, data: ImageData) -> None:
+        """Write the epochs so far anew."""
+        self.__exit__()
+        method = training.config.method
+        self._directory.clear_events(method)
+        # purge_step tells a TensorBoard that is watching to forget what it has read.
+        folder = str(self._directory.tensorboard / method)
+        self._writer = self._open(folder, purge_step=0)
+        for metrics in training.history:
+            self.epoch_ended(training, metrics)
+
+    def epoch_ended(self, training: Training, metrics: EpochMetrics) -> None:
+        """Write the epoch."""
+        writer: Any = self._writer
+        scalars = {
+            "loss/train": metrics.loss,
+            "accuracy/train": metrics.train_accuracy,
+            f"accuracy/{metrics.split}": metrics.accuracy,
+            "lr": metrics.lr,
+        }
+        if metrics.ranks:
+            scalars |= named_metrics(metrics.ranks, metrics.parameters, metrics.compression)
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, metrics.epoch)
+        writer.flush()

@@ -1,0 +1,220 @@
+"""What the options of a training run must be: the range of each, and which go together."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args
+
+import torch
+
+from tdlrt.errors import ConfigError, RankError
+from tdlrt.nn.start import Modes
+from tdlrt_lab.data import DATA_SETS
+from tdlrt_lab.methods import DEFAULT_TAU, METHODS, OPTIMIZERS, RAMPS, Method
+from tdlrt_lab.models import MODELS
+from tdlrt_lab.names import pick
+from tdlrt_lab.options import RunOptions
+from tdlrt_lab.rank_option import check_rank
+
+__all__ = [
+    "AUGMENTATIONS",
+    "LEARNING_RATES",
+    "WITH_BUDGET",
+    "WITH_TAU",
+    "RunConfig",
+    "torch_device",
+]
+
+LEARNING_RATES = {name: method.learning_rates for name, method in METHODS.items()}
+"""Methods, and the learning rate that each uses with an optimiser unless told otherwise."""
+
+WITH_TAU = {
+    "optimizer": "sgd",
+    "ramp": "constant",
+    "spare": 0.0,
+    "adapt_every": 1,
+    "freeze_at": 0.5,
+}
+WITH_BUDGET = {
+    "optimizer": "adam",
+    "ramp": "cubic",
+    "spare": 0.25,
+    "adapt_every": 10,
+    "freeze_at": 0.2,
+}
+"""The recipe of a run that is given a budget, and of one that is not (docs/algorithm.md)."""
+
+AUGMENTATIONS = ("none", "standard")
+
+METHOD_OPTIONS = frozenset[str]().union(*(method.options for method in METHODS.values()))
+"""Options that some methods take and others do not."""
+
+RANK_OPTIONS = ("tau", "budget", "spare")
+
+NAMED: dict[str, Mapping[str, object]] = {
+    "modes": dict.fromkeys(get_args(Modes)),
+    "integrator": dict.fromkeys(("parallel", "bug")),
+    "ramp": RAMPS,
+    "optimizer": OPTIMIZERS,
+    "augment": dict.fromkeys(AUGMENTATIONS),
+}
+"""Options that take a name, and the names that each takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(RunOptions):
+    """Options of a training run, checked and completed on construction.
+
+    >>> RunConfig(model="lenet5", data="mnist").lr
+    0.05
+    """
+
+    def __post_init__(self) -> None:
+        """Fill in the defaults that depend on other options, then check every range."""
+        pick("model", self.model, MODELS)
+        info = pick("data set", self.data, DATA_SETS)
+        if self.image_size is not None and not info.folder:
+            raise ConfigError(
+                f"image_size {self.image_size!r}: expected None for data set {self.data!r}, whose "
+                "images have one size; leave it out"
+            )
+        method = pick("method", self.method, METHODS)
+        if self.tau is not None and self.budget is not None:
+            raise ConfigError(
+                f"tau {self.tau!r} and budget {self.budget!r}: expected one of them; both say how "
+                "the ranks are chosen"
+            )
+        if self.spectral_penalty and "spectral_penalty" not in method.options:
+            raise ConfigError(
+                f"spectral_penalty {self.spectral_penalty!r}: expected 0 for method "
+                f"{self.method!r}; it needs the orthonormal bases of 'tdlrt'"
+            )
+        self._default(WITH_TAU if self.budget is None else WITH_BUDGET)
+        for name, table in NAMED.items():
+            pick(name, getattr(self, name), table)
+        self._default({"epochs": info.epochs, "batch_size": info.batch_size})
+        self._default({"lr": method.learning_rates[self.optimizer]})
+        self._default({"tau": DEFAULT_TAU if self.budget is None else None})
+        object.__setattr__(self, "rank", check_rank(self.rank))
+        for name, (holds, expected) in RULES.items():
+            value = getattr(self, name)
+            if not holds(value):
+                error = RankError if name in RANK_OPTIONS else ConfigError
+                raise error(f"{name} {value!r}: expected {expected}")
+        self._check_method(method)
+        self.torch_device()
+
+    def _check_method(self, method: Method) -> None:
+        """Refuse options that the method has no use for, unless they are at their defaults."""
+        defaults = {field.name: field.default for field in fields(self)}
+        defaults |= WITH_TAU if self.budget is None else WITH_BUDGET
+        defaults["tau"] = DEFAULT_TAU if self.budget is None else None
+        for name in METHOD_OPTIONS - method.options if method.options else ():
+            value = getattr(self, name)
+            if value != defaults[name]:
+                raise ConfigError(
+                    f"{name} {value!r}: expected its default {defaults[name]!r} for method "
+                    f"{self.method!r}, which takes {', '.join(sorted(method.options))}"
+                )
+        method.check(self)
+
+    def _default(self, values: Mapping[str, Any]) -> None:
+        """Set options that were left open."""
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def torch_device(self) -> torch.device:
+        """The device the run computes on.
+
+        Raises:
+            ConfigError: The device is unknown or not present.
+        """
+        return torch_device(self.device)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as plain types."""
+        return asdict(self)
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """Names of the options that differ from `other`, save for where the data lie."""
+        mine = self.to_dict()
+        # An option that is newer than `other` had its default then.
+        theirs = {field.name: field.default for field in fields(self)} | other
+        return [name for name in mine if name != "data_dir" and mine[name] != theirs[name]]
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of a name; "auto" is a GPU where there is one.
+
+    Raises:
+        ConfigError: The device is unknown or not present.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {name!r}: not available on this machine; expected auto, cpu, cuda or cuda:N"
+        ) from error
+    return device
+
+
+def _is_share(value: float) -> bool:
+    return 0 <= value <= 1
+
+
+def _is_share_below_one(value: float) -> bool:
+    return 0 <= value < 1
+
+
+def _is_count(value: int) -> bool:
+    return value >= 1
+
+
+def _or_none(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or holds(value)
+
+
+def _is_scale(value: float | str) -> bool:
+    return value == "auto" if isinstance(value, str) else _is_positive(value)
+
+
+def _is_part(value: object) -> bool:
+    if not isinstance(value, int | float):
+        return False
+    return value >= 1 if isinstance(value, int) else 0 < value < 1
+
+
+def _is_positive(value: float) -> bool:
+    return value > 0 and math.isfinite(value)
+
+
+def _is_not_negative(value: float) -> bool:
+    return value >= 0 and math.isfinite(value)
+
+
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "train_images": (_or_none(_is_count), "at least 1 image, or None for all"),
+    "image_size": (_or_none(lambda value: value >= 4), "at least 4 pixels"),
+    "tau": (_or_none(_is_share_below_one), "a tolerance in [0, 1)"),
+    "budget": (_or_none(lambda value: 0 < value <= 1), "a share in (0, 1]"),
+    "spare": (_is_not_negative, "a share from 0"),
+    "init_scale": (_is_scale, "a positive number or 'auto'"),
+    "adapt_every": (_is_count, "at least 1 step"),
+    "core_steps": (_is_count, "at least 1 step"),
+    "freeze_at": (_is_share, "a share of the training in [0, 1]"),
+    "epochs": (_is_count, "at least 1 epoch"),
+    "batch_size": (_is_count, "at least 1 image"),
+    "lr": (_is_positive, "a positive number"),
+    "validation": (_or_none(_is_part), "a share in (0, 1), or a count from 1"),
+    "dense_until": (lambda value: 0 < value < 1, "a share of the training in (0, 1)"),
+    "warmup": (_is_share_below_one, "a share of the training in [0, 1)"),
+    "momentum": (_is_share_below_one, "a number in [0, 1)"),
+    "spectral_penalty": (_is_not_negative, "a number from 0"),
+    "weight_decay": (_is_not_negative, "a number from 0"),
+    "skip_nonfinite": (lambda value: value >= 0, "a number of steps from 0"),
+    "seed": (lambda value: 0 <= value < 2**32, "an integer from 0 to 2**32 - 1"),
+}

@@ -1,0 +1,35 @@
+"""The ways to train a network that a run can choose from, each a small file behind one interface.
+
+A new method is a class in a file of its own and a line in `METHODS`.
+"""
+
+from tdlrt_lab.methods.cp import CP
+from tdlrt_lab.methods.dense import Dense
+from tdlrt_lab.methods.grasp import GraSP
+from tdlrt_lab.methods.magnitude import Magnitude
+from tdlrt_lab.methods.matrix import Matrix
+from tdlrt_lab.methods.matrix_dlrt import MatrixDLRT
+from tdlrt_lab.methods.method import OPTIMIZERS, Method
+from tdlrt_lab.methods.posthoc import Posthoc
+from tdlrt_lab.methods.snip import SNIP
+from tdlrt_lab.methods.structured import Structured
+from tdlrt_lab.methods.tdlrt import DEFAULT_TAU, RAMPS, TDLRTMethod
+from tdlrt_lab.methods.tensor_train import TensorTrain
+from tdlrt_lab.methods.tucker import Tucker
+
+__all__ = ["DEFAULT_TAU", "METHODS", "OPTIMIZERS", "RAMPS", "Method"]
+
+METHODS: dict[str, Method] = {
+    "tdlrt": TDLRTMethod(),
+    "dense": Dense(),
+    "tucker": Tucker(),
+    "cp": CP(),
+    "tensor_train": TensorTrain(),
+    "matrix": Matrix(),
+    "matrix_dlrt": MatrixDLRT(),
+    "posthoc": Posthoc(),
+    "magnitude": Magnitude(),
+    "snip": SNIP(),
+    "grasp": GraSP(),
+    "structured": Structured(),
+}

@@ -1,0 +1,34 @@
+"""GraSP: gradient signal preservation."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tdlrt_lab.methods.masks import MaskedAtStart
+from tdlrt_lab.methods.training_view import TrainingView
+
+__all__ = ["GraSP"]
+
+TEMPERATURE = 200.0
+
+
+class GraSP(MaskedAtStart):
+    """Remove the weights with the largest -w * H g before training: those that least hold g up.
+
+    g is the gradient of the loss and H its Hessian; the logits are divided by 200.
+
+    Source: Wang, Zhang and Grosse, arXiv:2002.07376, equation 8 and algorithm 1.
+    """
+
+    def scores(
+        self, training: TrainingView, weights: dict[str, Tensor], images: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Those are w * H g: what stays scores high."""
+        tensors = list(weights.values())
+        loss = F.cross_entropy(training.model(images) / TEMPERATURE, labels)
+        gradients = torch.autograd.grad(loss, tensors, create_graph=True)
+        # The gradient of g^T g with one g held constant is H g.
+        product = torch.stack([(g.detach() * g).sum() for g in gradients]).sum()
+        products = torch.autograd.grad(product, tensors)
+        pairs = zip(weights.items(), products, strict=True)
+        return {name: weight.detach() * one for (name, weight), one in pairs}

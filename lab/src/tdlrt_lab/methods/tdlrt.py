@@ -1,0 +1,91 @@
+"""TDLRT: in Tucker format from the first step to the last, with ranks that are found."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdlrt.optim import TDLRT
+from tdlrt.ranks import (
+    DEFAULT_TAU,
+    CubicSchedule,
+    FixedRank,
+    LinearSchedule,
+    ParameterBudget,
+    RankPolicy,
+    RelativeTolerance,
+)
+from tdlrt.regularization import spectral_penalty
+from tdlrt.surgery import factorize_
+from tdlrt_lab.methods.method import OPTIMIZERS, Method, optimizer_options
+from tdlrt_lab.methods.training_view import TrainingView
+from tdlrt_lab.options import RunOptions
+
+__all__ = ["DEFAULT_TAU", "RAMPS", "TDLRTMethod"]
+
+RAMPS: dict[str, type[LinearSchedule | CubicSchedule] | None] = {
+    "constant": None,
+    "linear": LinearSchedule,
+    "cubic": CubicSchedule,
+}
+
+RATES = {"sgd": 0.05, "adam": 0.006, "adamw": 0.006}
+
+# A ramp ends at this share of the steps before the ranks stay; a budget starts at RAMP_BUDGET.
+RAMP_SHARE = 0.75
+RAMP_BUDGET = 0.5
+
+
+class TDLRTMethod(Method):
+    """Train cores and bases by `tdlrt.TDLRT`, with either integrator.
+
+    Size: what `tau` leaves, or at most `budget`; cores and bases count.
+
+    Source: arXiv:2305.19059.
+    """
+
+    learning_rates = RATES
+    options = frozenset(
+        {"tau", "budget", "ramp", "spare", "rank", "modes", "init_scale", "integrator"}
+        | {"adapt_every", "core_steps", "freeze_at", "spectral_penalty"}
+    )
+    needs_budget = False
+
+    def prepare(self, model: nn.Module, config: RunOptions) -> dict[str, int]:
+        """Put the network in Tucker format."""
+        rank: Any = config.rank  # checked by RunConfig, down to the spelling of "full"
+        report = factorize_(model, rank=rank, modes=config.modes, init_scale=config.init_scale)
+        return {row.name: row.dense_parameters for row in report.factorized}
+
+    def optimizer(self, model: nn.Module, config: RunOptions, steps: int) -> torch.optim.Optimizer:
+        """The integrator around the plain optimiser."""
+        freeze_after = round(config.freeze_at * steps)
+        return TDLRT(
+            model,
+            OPTIMIZERS[config.optimizer],
+            rank_policy=_rank_policy(config, freeze_after),
+            integrator=config.integrator,
+            adapt_every=config.adapt_every,
+            core_steps=config.core_steps,
+            freeze_after=freeze_after or None,
+            **optimizer_options(config),
+        )
+
+    def penalty(self, training: TrainingView) -> Tensor | None:
+        """The spread of the cores' spectra: it does not count before their ranks are found."""
+        weight, optimizer = training.config.spectral_penalty, training.optimizer
+        if weight == 0 or not (isinstance(optimizer, TDLRT) and optimizer.ranks_frozen):
+            return None
+        return weight * spectral_penalty(training.model)
+
+
+def _rank_policy(config: RunOptions, freeze_after: int) -> RankPolicy:
+    if freeze_after == 0:
+        return FixedRank()
+    ramp, steps = RAMPS[config.ramp], max(1, round(RAMP_SHARE * freeze_after))
+    if config.budget is not None:
+        start = max(config.budget, RAMP_BUDGET)
+        fraction = ramp(start, config.budget, steps) if ramp else config.budget
+        return ParameterBudget(fraction, spare=config.spare)
+    end = DEFAULT_TAU if config.tau is None else config.tau
+    return RelativeTolerance(ramp(0.0, end, steps) if ramp else end, spare=config.spare)

@@ -1,0 +1,98 @@
+"""What the stored network of a run says: its time next to dense, the spectra of its cores."""
+
+from collections.abc import Mapping
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tdlrt.errors import RunError
+from tdlrt.linalg import squared_singular_values
+from tdlrt.surgery import to_plain
+from tdlrt_lab.config import RunConfig
+from tdlrt_lab.data import DATA_SETS, ImageData
+from tdlrt_lab.models import build_model
+from tdlrt_lab.names import pick
+from tdlrt_lab.reports.collect import Run
+from tdlrt_lab.run.checkpoint import load_model
+from tdlrt_lab.run.plots import MODE_NAMES
+from tdlrt_lab.run.timing import inference_seconds
+
+__all__ = ["core_spectra", "latency"]
+
+ROUNDS = 5
+CORE = ".core"
+
+
+def latency(run: Run, batch_size: int) -> dict[str, float]:
+    """Milliseconds of a forward pass of the run's plain network, and of the dense one beside it.
+
+    Raises:
+        RunError: The stored network cannot be read or rebuilt.
+    """
+    try:
+        config = RunConfig(**{**run.config, "device": "cpu"})
+        data = _noise(run, config, max(2, batch_size))
+        model = load_model(config, run.directory.model, data)
+        images = torch.randn(batch_size, *data.image_shape)
+        plain = to_plain(model, input_size=images.shape)
+    except Exception as error:  # a summary and weights of any version: nearly anything happens
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RunError(f"no latency: its network cannot be rebuilt ({reason})") from error
+    dense = build_model(config.model, data.image_shape, len(data.classes))
+    seconds = inference_seconds({"plain": plain, "dense": dense}, images, ROUNDS)
+    return {
+        "latency_ms": 1e3 * seconds["plain"],
+        "dense_latency_ms": 1e3 * seconds["dense"],
+    }
+
+
+def _noise(run: Run, config: RunConfig, images: int) -> ImageData:
+    """Random images in place of the data set: a network has its shapes before its weights."""
+    info = pick("data set", config.data, DATA_SETS)
+    channels, height, width = info.image_shape
+    size = (height, width) if config.image_size is None else (config.image_size,) * 2
+    # How many classes a folder of images has, the width of the head tells.
+    classes = run.summary["layers"][-1]["shape"][0] if info.folder else info.classes
+    pixels = torch.randint(256, (images, channels, *size), dtype=torch.uint8)
+    labels = torch.arange(images) % classes
+    return ImageData(
+        name=config.data,
+        train_images=pixels,
+        train_labels=labels,
+        test_images=pixels,
+        test_labels=labels,
+        classes=tuple(map(str, range(classes))),
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+    )
+
+
+def core_spectra(run: Run) -> dict[str, list[list[float]]]:
+    """Singular values of each unfolded core, relative to the largest, by layer and mode.
+
+    Raises:
+        RunError: The stored network cannot be read.
+    """
+    cores = {
+        name.removesuffix(CORE): tensor
+        for name, tensor in _weights(run).items()
+        if name.endswith(CORE) and tensor.ndim in MODE_NAMES
+    }
+    return {
+        name: [_spectrum(core, mode) for mode in range(core.ndim)] for name, core in cores.items()
+    }
+
+
+def _spectrum(core: Tensor, mode: int) -> list[float]:
+    values = squared_singular_values(core, mode).sqrt()
+    relative: list[float] = (values / values[0].clamp(min=1e-300)).tolist()
+    return relative
+
+
+def _weights(run: Run) -> Mapping[str, Tensor]:
+    try:
+        return load_file(run.directory.model)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{run.directory.model.name} cannot be read ({error})") from error

@@ -1,0 +1,104 @@
+"""The table of a section: its cells once, written as Markdown and as LaTeX."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tdlrt_lab.reports.collect import Group, Section
+from tdlrt_lab.spread import format_spread
+
+__all__ = ["Cell", "latex_table", "markdown_table", "table_rows", "table_titles"]
+
+Mark = Literal["", "best", "second"]
+
+COLUMNS: dict[str, tuple[str, float, int]] = {
+    "accuracy (%)": ("accuracy", 1, 2),
+    "compression (%)": ("compression", 100, 1),
+    "network (%)": ("network_compression", 100, 1),
+    "parameters": ("network_parameters", 1, 0),
+    "MACs": ("macs", 1, 0),
+    "time (s)": ("seconds", 1, 1),
+    "latency (ms)": ("latency_ms", 1, 3),
+}
+"""Title: name in the summary, factor, digits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A text of the table, and whether it is the best or second best among compressed rows."""
+
+    text: str
+    mark: Mark = ""
+
+
+def table_titles(section: Section) -> list[str]:
+    """Titles of the columns; a number that no run has gets none."""
+    known = [title for title, (name, *_) in COLUMNS.items() if _known(section, name)]
+    return ["method", "seeds", *known]
+
+
+def _known(section: Section, name: str) -> bool:
+    return any(group.values(name) for group in section.groups)
+
+
+def table_rows(section: Section) -> list[list[Cell]]:
+    """One row per group: mean and standard deviation over the seeds; accuracy is marked."""
+    rows = []
+    for group, mark in zip(section.groups, _marks(section.groups), strict=True):
+        cells = [Cell(text=group.label), Cell(text=str(len(group.runs)))]
+        for title in table_titles(section)[2:]:
+            name, factor, digits = COLUMNS[title]
+            text = format_spread(group.values(name, factor), digits)
+            cells.append(Cell(text=text, mark=mark if name == "accuracy" else ""))
+        rows.append(cells)
+    return rows
+
+
+def _marks(groups: Sequence[Group]) -> list[Mark]:
+    """Equal figures as printed have equal marks."""
+    shown = [None if group.dense else round(group.mean("accuracy"), 2) for group in groups]
+    best = sorted({value for value in shown if value is not None}, reverse=True)
+    marks: dict[float | None, Mark] = dict(zip(best, ("best", "second"), strict=False))
+    return [marks.get(value, "") for value in shown]
+
+
+def markdown_table(section: Section) -> str:
+    """The table as GitHub shows it: best in bold, second best underlined."""
+    wrap = {"": "{}", "best": "**{}**", "second": "<ins>{}</ins>"}
+    titles = table_titles(section)
+    lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]
+    lines += [
+        [wrap[cell.mark].format(cell.text.replace("|", "\\|")) for cell in row]
+        for row in table_rows(section)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def latex_table(section: Section) -> str:
+    """The table for LaTeX with the package booktabs."""
+    wrap = {"": "{}", "best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}
+    titles = table_titles(section)
+    rows = [[wrap[cell.mark].format(_latex(cell.text)) for cell in r] for r in table_rows(section)]
+    body = [" & ".join(row) + r" \\" for row in rows]
+    dense = sum(group.dense for group in section.groups)
+    if 0 < dense < len(body):
+        body.insert(dense, r"\midrule")
+    return "\n".join(
+        [
+            r"\begin{tabular}{l" + "r" * (len(titles) - 1) + "}",
+            r"\toprule",
+            " & ".join(map(_latex, titles)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def _latex(text: str) -> str:
+    special: dict[str, str] = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+    special |= {"^": r"\textasciicircum{}", "±": r"$\pm$"}
+    replace: Callable[[re.Match[str]], str] = lambda m: special.get(m[0], "\\" + m[0])  # noqa: E731
+    return re.sub(r"[\\~^±&%$#_{}]", replace, text)

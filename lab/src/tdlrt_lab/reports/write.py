@@ -1,0 +1,189 @@
+"""From run directories to `report/`: tables, pictures and one page."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment
+
+from tdlrt.errors import RunError
+from tdlrt.files import write_atomically
+from tdlrt_lab.reports.collect import Problem, Run, Section, collect, sections
+from tdlrt_lab.reports.figures import Picture, overview, per_layer
+from tdlrt_lab.reports.stored import core_spectra, latency
+from tdlrt_lab.reports.style import drawing, inline_svg, palette, store
+from tdlrt_lab.reports.tables import (
+    latex_table,
+    markdown_table,
+    table_rows,
+    table_titles,
+)
+from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.sweep.plan import DESCRIPTION
+
+__all__ = ["Report", "write_report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        folder: Where.
+        sections: What the tables show.
+        problems: Runs that were left out, or that are odd.
+    """
+
+    folder: Path
+    sections: list[Section]
+    problems: list[Problem]
+
+
+def write_report(
+    root: str | Path,
+    *,
+    latency_batch: int | None = None,
+    progress: Callable[[str], object] = lambda text: None,
+) -> Report:
+    """Read all run directories below `root` and write `root/report`.
+
+    Args:
+        root: The folder of a sweep, or any folder with runs below it.
+        latency_batch: Measure a forward pass of each run's plain network on so many images, next
+            to the dense network, on this machine's CPU.
+        progress: Told what is being done.
+
+    Raises:
+        RunError: There are no runs.
+    """
+    root = Path(root)
+    runs, problems = collect(root)
+    folder = root / "report"
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    if latency_batch is not None:
+        _measure(runs, latency_batch, problems, progress, folder)
+    spectra = _spectra(runs, problems)
+    found = sections(runs)
+    pages = []
+    for section in found:
+        progress(f"drawing {section.title}")
+        with drawing():
+            pictures = overview(section), per_layer(section, spectra)
+            pages.append(_page(section, *pictures, folder / "figures", latency_batch))
+    texts = _texts(root)
+    _write(folder / "tables.md", _markdown(texts["title"], found, problems))
+    _write(folder / "tables.tex", "\n\n".join(f"% {s.title}\n{latex_table(s)}" for s in found))
+    _write(folder / "index.html", _html(texts, len(runs), pages, problems))
+    return Report(folder=folder, sections=found, problems=problems)
+
+
+def _measure(
+    runs: Sequence[Run],
+    batch_size: int,
+    problems: list[Problem],
+    progress: Callable[[str], object],
+    folder: Path,
+) -> None:
+    """Add the latency to each run's summary, and store all of them."""
+    measured = {}
+    for run in runs:
+        progress(f"timing {run.path}")
+        try:
+            measured[run.path] = latency(run, batch_size)
+        except RunError as error:
+            problems.append(Problem(path=run.path, text=str(error)))
+        else:
+            run.summary.update(measured[run.path])
+    record = {"batch_size": batch_size, "versions": versions()}
+    record |= {"machine": machine(torch.device("cpu")), "runs": measured}
+    _write(folder / "latency.json", json.dumps(record, indent=2))
+
+
+def _spectra(runs: Sequence[Run], problems: list[Problem]) -> dict[str, Any]:
+    found = {}
+    for run in runs:
+        try:
+            found[run.path] = core_spectra(run)
+        except RunError as error:
+            problems.append(Problem(path=run.path, text=f"no singular values: {error}"))
+    return found
+
+
+def _page(
+    section: Section,
+    compared: Sequence[Picture],
+    layers: Sequence[Picture],
+    folder: Path,
+    latency_batch: int | None,
+) -> dict[str, Any]:
+    """What the page shows of a section; its pictures are written on the way."""
+    return {
+        "title": section.title,
+        "setting": section.setting,
+        "latency": f"latency of {latency_batch} images" if latency_batch else "",
+        "titles": table_titles(section),
+        "rows": table_rows(section),
+        "overview": [_drawn(section, picture, folder) for picture in compared],
+        "layers": [_drawn(section, picture, folder) for picture in layers],
+        "commands": [group.first.summary.get("command") or group.label for group in section.groups],
+        "facts": _facts(section),
+    }
+
+
+def _drawn(section: Section, picture: Picture, folder: Path) -> dict[str, str]:
+    name = f"{section.name}-{picture.name}"
+    label = f"{picture.caption} ({section.title})"
+    svg = inline_svg(store(picture.figure, folder / name), name, label)
+    return {"svg": svg, "caption": picture.caption}
+
+
+def _facts(section: Section) -> list[str]:
+    """Versions and machines, each distinct combination once."""
+    facts = []
+    for name in ("versions", "machine"):
+        found = [run.summary.get(name) for group in section.groups for run in group.runs]
+        for values in {json.dumps(value): value for value in found if value}.values():
+            facts.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
+    return facts
+
+
+def _texts(root: Path) -> dict[str, str]:
+    """Title and note of the sweep, if the folder is one."""
+    try:
+        found = json.loads((root / DESCRIPTION).read_text(encoding="utf-8"))
+        return {"title": str(found["title"]), "note": str(found["note"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"title": f"Runs in {root.resolve().name}", "note": ""}
+
+
+def _markdown(title: str, found: Sequence[Section], problems: Sequence[Problem]) -> str:
+    parts = [f"# {title}"]
+    for section in found:
+        parts += [f"## {section.title}", section.setting, markdown_table(section)]
+    if problems:
+        lines = [f"- `{problem.path}`: {problem.text}" for problem in problems]
+        parts += ["## Left out, or to be read with care", "\n".join(lines)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _html(
+    texts: dict[str, str], count: int, pages: Sequence[dict[str, Any]], problems: Sequence[Problem]
+) -> str:
+    template = files("tdlrt_lab.reports").joinpath("page.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(
+        **texts,
+        count=count,
+        sections=pages,
+        problems=[asdict(problem) for problem in problems],
+        light=palette(dark=False),
+        dark=palette(dark=True),
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(f"{text.rstrip()}\n".encode()))

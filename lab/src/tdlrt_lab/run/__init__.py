@@ -1,0 +1,1 @@
+"""A run: training, checkpoints, the run directory, and what is made of a finished run."""

@@ -1,0 +1,219 @@
+"""The network of a finished run as a file, and what is measured of it."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdlrt.errors import ExportError, RunError
+from tdlrt.export import FORMATS, export, load_network
+from tdlrt.nn import TuckerLayer
+from tdlrt_lab.config import RunConfig
+from tdlrt_lab.data import ImageData, load_data
+from tdlrt_lab.models import build_model
+from tdlrt_lab.names import pick
+from tdlrt_lab.run.checkpoint import load_model
+from tdlrt_lab.run.results import RunDirectory
+from tdlrt_lab.run.timing import (
+    Case,
+    channels_last,
+    inference,
+    median_seconds,
+    weight_bytes,
+)
+
+__all__ = ["accuracy", "calibration_images", "export_run", "inference_times", "load_run"]
+
+CALIBRATION_IMAGES = 512
+TEST_BATCH = 500
+
+
+def export_run(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    format: str = "onnx",
+    int8: bool = False,
+    data_dir: str | Path | None = None,
+    batch_size: int | None = None,
+    rounds: int = 5,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Export the network of a finished run and measure the file.
+
+    Args:
+        run: The run directory.
+        out: The file; None is one named after the network in `run/export`.
+        format: One of `tdlrt.export.FORMATS`.
+        int8: Quantise after training, calibrated with training images.
+        data_dir: Folder of the parquet files; None is where the run found them.
+        batch_size: Test images to compare and time with; None is the batch size of the run.
+        rounds: Timed rounds.
+        overwrite: Replace a file at `out`.
+
+    Returns:
+        The figures of `tdlrt.export.ExportReport`; 'accuracy', in percent over all test images,
+        of the trained network and with int8 'int8_accuracy' (else None); and 'networks', a row
+        each for dense, the trained network ('tucker', or the method where that makes no Tucker
+        layers; none of a dense run) and exported.
+
+    Raises:
+        UnknownNameError: The format is not known.
+        ExportError: The path is taken, or the format and int8 exclude each other.
+        RunError: There is no finished run.
+        CheckpointError: Its model cannot be read.
+        DataError: The data cannot be read.
+        MissingExtraError: A package that the format needs is not installed.
+    """
+    writer, directory = pick("format", format, FORMATS), RunDirectory(run)
+    config = _finished(directory)
+    name = f"{config.model}{'-int8' if int8 else ''}{writer.suffix}"
+    path = directory.path / "export" / name if out is None else Path(out)
+    if path.exists() and not overwrite:
+        raise ExportError(
+            f"{path}: exists already; replace it with --overwrite, or choose another path with "
+            "--out"
+        )
+    model, data = load_run(run, data_dir)
+    images = data.normalise(data.test_images[: batch_size or config.batch_size])
+    report = export(
+        model,
+        path,
+        images,
+        format=format,
+        calibration=calibration_images(data) if int8 else None,
+        metadata=_metadata(data),
+        overwrite=overwrite,
+    )
+    exported = load_network(path, format, model)
+    dense = build_model(config.model, data.image_shape, len(data.classes)).eval()
+    times = inference_times(dense, model, exported, images, rounds)
+    is_tucker = any(isinstance(module, TuckerLayer) for module in model.modules())
+    rows = {
+        "dense": ("dense", sum(p.numel() for p in dense.parameters()), weight_bytes(dense)),
+        "trained": (
+            "tucker" if is_tucker else config.method,
+            sum(p.numel() for p in model.parameters()),
+            weight_bytes(model),
+        ),
+        "exported": ("exported", report.parameters, report.bytes),
+    }
+    if config.method == "dense":
+        del rows["trained"]
+    return {
+        "run": str(directory.path),
+        "file": str(path),
+        "format": format,
+        "int8": int8,
+        "parity": report.parity,
+        "parameters": report.parameters,
+        "bytes": report.bytes,
+        "size_ratio": report.size_ratio,
+        "seconds": report.seconds,
+        "accuracy": directory.read_summary()["accuracy"],
+        "int8_accuracy": accuracy(exported, data) if int8 else None,
+        "batch_size": len(images),
+        "networks": [
+            {
+                "network": name,
+                "parameters": parameters,
+                "bytes": size,
+                "inference_ms": 1e3 * times[case],
+            }
+            for case, (name, parameters, size) in rows.items()
+        ],
+    }
+
+
+def load_run(run: str | Path, data_dir: str | Path | None = None) -> tuple[nn.Module, ImageData]:
+    """The network of a finished run, in evaluation mode on the CPU, and its data.
+
+    Args:
+        run: The run directory.
+        data_dir: Folder of the parquet files; None is where the run found them.
+
+    Raises:
+        RunError: There is no finished run.
+        CheckpointError: Its model cannot be read.
+        DataError: The data cannot be read.
+    """
+    directory = RunDirectory(run)
+    config = _finished(directory)
+    data = load_data(config.data, data_dir or config.data_dir, train_images=config.train_images)
+    return load_model(config, directory.model, data), data
+
+
+def accuracy(network: Callable[[Tensor], Tensor], data: ImageData) -> float:
+    """Share of the test images, in percent, that a network classifies rightly."""
+    batches = zip(
+        torch.split(data.test_images, TEST_BATCH),
+        torch.split(data.test_labels, TEST_BATCH),
+        strict=True,
+    )
+    with torch.inference_mode():
+        right = sum(int((network(data.normalise(x)).argmax(1) == y).sum()) for x, y in batches)
+    return 100 * right / len(data.test_labels)
+
+
+def _finished(directory: RunDirectory) -> RunConfig:
+    """The options of a finished run, for the CPU."""
+    if not directory.config.exists():
+        raise RunError(
+            f"{directory.path}: holds no run; expected a directory that tdlrt train has written"
+        )
+    stored = directory.read_config()
+    if not directory.summary.exists():
+        raise RunError(
+            f"{directory.path}: the run is not finished; continue it with --resume, then export it"
+        )
+    try:
+        return RunConfig(**{**stored, "device": "cpu"})
+    except TypeError as error:
+        raise RunError(
+            f"{directory.config}: has options this version does not know ({error})"
+        ) from error
+
+
+def calibration_images(data: ImageData) -> Tensor:
+    """Some training images, drawn with a fixed seed."""
+    order = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(0))
+    return data.normalise(data.train_images[order[:CALIBRATION_IMAGES]])
+
+
+def _metadata(data: ImageData) -> dict[str, str]:
+    """What one must know to use the file: what its input and its outputs mean."""
+    channels, height, width = data.image_shape
+    return {
+        "input": f"images (N, {channels}, {height}, {width}): levels from 0 to 1, less the mean, "
+        "over the standard deviation of the channel",
+        "mean": json.dumps(data.mean),
+        "std": json.dumps(data.std),
+        "classes": json.dumps(data.classes),
+    }
+
+
+def inference_times(
+    dense: nn.Module,
+    model: nn.Module,
+    exported: Callable[[Tensor], Tensor],
+    images: Tensor,
+    rounds: int,
+) -> dict[str, float]:
+    """Median seconds of a batch; dense in the faster of its two layouts."""
+    laid_out = images.contiguous(memory_format=torch.channels_last)
+    if isinstance(exported, nn.Module) and not isinstance(exported, torch.fx.GraphModule):
+        exported, images_of_export = channels_last(exported), laid_out
+    else:
+        images_of_export = images
+    cases: dict[str, Case] = {
+        "dense": inference(dense, images),
+        "dense, channels last": inference(channels_last(copy.deepcopy(dense)), laid_out),
+        "trained": inference(channels_last(copy.deepcopy(model)), laid_out),
+        "exported": inference(exported, images_of_export),
+    }
+    times = median_seconds(cases, rounds)
+    return times | {"dense": min(times["dense"], times["dense, channels last"])}

@@ -1,0 +1,173 @@
+"""Pictures of a run over its epochs: accuracy, loss, compression and ranks."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from tdlrt_lab.run.results import EpochMetrics, RunDirectory
+
+__all__ = ["draw_plots", "layer_figure", "rank_figure"]
+
+NAMES = {"tdlrt": "TDLRT", "tucker": "Tucker", "cp": "CP", "matrix_dlrt": "matrix DLRT"}
+COLOUR, DENSE_COLOUR = "#1f5fa8", "#7a7a7a"
+MODE_COLOURS = ("#1f5fa8", "#d1651a", "#2c8a57", "#8a4fa3", "#7a7a7a")
+MODE_WIDTHS = (4.4, 3.2, 2.2, 1.4, 0.8)  # equal ranks stay visible: thin lines on thick ones
+MODE_NAMES = {
+    2: ("output", "input"),
+    3: ("output", "input", "length"),
+    4: ("output", "input", "height", "width"),
+    5: ("output", "input", "depth", "height", "width"),
+}
+
+History = list[EpochMetrics]
+
+
+def draw_plots(directory: RunDirectory, method: str) -> None:
+    """Draw the metrics of a run, and of its dense baseline if there is one, as PNG files.
+
+    Args:
+        directory: The run.
+        method: The method of the run, for the legend.
+    """
+    history = directory.read_metrics()
+    dense = directory.baseline.read_metrics() if directory.baseline.metrics.exists() else []
+    directory.plots.mkdir(parents=True, exist_ok=True)
+    curves = {"dense": dense, method: history} if dense else {method: history}
+    _draw_accuracy(curves, directory.plots / "accuracy.png")
+    _draw_loss(curves, directory.plots / "loss.png")
+    if method != "dense":
+        _draw_compression(history, directory.plots / "compression.png")
+    if history[-1].ranks:
+        rank_figure(history).savefig(directory.plots / "ranks.png")
+
+
+def _draw_accuracy(curves: Mapping[str, History], path: Path) -> None:
+    """The baseline beneath the run, each under its method's name."""
+    figure, axes = _chart("accuracy (%)")
+    for method, epochs in curves.items():
+        name, colour = _style(method)
+        held_out = [metrics.accuracy for metrics in epochs]
+        train = [metrics.train_accuracy for metrics in epochs]
+        label = f"{name}, {epochs[-1].split}: {held_out[-1]:.2f}"
+        _line(axes, epochs, held_out, label, colour)
+        _line(axes, epochs, train, f"{name}, training", colour, dashed=True)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path)
+
+
+def _style(method: str) -> tuple[str, str]:
+    """Name and colour of a method."""
+    return NAMES.get(method, method), DENSE_COLOUR if method == "dense" else COLOUR
+
+
+def _draw_loss(curves: Mapping[str, History], path: Path) -> None:
+    figure, axes = _chart("training loss")
+    for method, epochs in curves.items():
+        loss = [metrics.loss for metrics in epochs]
+        name, colour = _style(method)
+        _line(axes, epochs, loss, f"{name}: {loss[-1]:.2g}", colour)
+    axes.set_yscale("log")
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def _draw_compression(history: History, path: Path) -> None:
+    figure, axes = _chart("parameters saved (%)")
+    weights = [100 * metrics.compression for metrics in history]
+    network = [100 * metrics.network_compression for metrics in history]
+    label = f"weights made small: {weights[-1]:.1f}"
+    _line(axes, history, weights, label, COLOUR)
+    label = f"whole network: {network[-1]:.1f}"
+    _line(axes, history, network, label, COLOUR, dashed=True)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path)
+
+
+def rank_figure(history: History) -> Figure:
+    """Ranks over the epochs: one small chart per layer, one line per mode."""
+    lines = {}
+    for layer in history[-1].ranks:
+        known = [metrics for metrics in history if layer in metrics.ranks]
+        epochs = [metrics.epoch for metrics in known]
+        modes = zip(*(metrics.ranks[layer] for metrics in known), strict=True)
+        lines[layer] = [(epochs, mode) for mode in modes]
+    figure = layer_figure(lines, "epoch", "rank")
+    for axes in figure.axes:
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        axes.set_ylim(bottom=0)
+    return figure
+
+
+def layer_figure(
+    layers: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], x: str, y: str
+) -> Figure:
+    """One small chart per layer, one line (x values, y values) per mode.
+
+    Args:
+        layers: The lines of each layer, in the order of its modes.
+        x: Label of all horizontal axes.
+        y: Label of all vertical axes.
+    """
+    columns = min(4, len(layers))
+    rows = math.ceil(len(layers) / columns)
+    figure = Figure(
+        figsize=(max(6.0, 2.6 * columns), 2.2 * rows + 0.7), dpi=120, layout="constrained"
+    )
+    shown = {}
+    for number, (layer, lines) in enumerate(layers.items(), start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        axes.set_title(layer, fontsize=9)
+        for mode, (xs, ys) in enumerate(lines):
+            (shown[MODE_NAMES[len(lines)][mode]],) = axes.plot(
+                xs,
+                ys,
+                color=MODE_COLOURS[mode],
+                linewidth=MODE_WIDTHS[mode],
+                marker="o" if len(xs) == 1 else None,
+            )
+        _tidy(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    figure.legend(
+        shown.values(),
+        [f"{name} mode" for name in shown],
+        loc="outside upper center",
+        ncols=len(shown),
+        frameon=False,
+    )
+    figure.supxlabel(x, fontsize=10)
+    figure.supylabel(y, fontsize=10)
+    return figure
+
+
+def _chart(label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    _tidy(axes)
+    return figure, axes
+
+
+def _tidy(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _line(
+    axes: Axes, epochs: History, values: list[float], label: str, colour: str, dashed: bool = False
+) -> None:
+    axes.plot(
+        [metrics.epoch for metrics in epochs],
+        values,
+        label=label,
+        color=colour,
+        linestyle="--" if dashed else "-",
+        linewidth=1.0 if dashed else 1.8,
+        marker=None if dashed and len(epochs) > 1 else "o",
+        markersize=3.5,
+    )

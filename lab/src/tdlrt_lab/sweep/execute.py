@@ -1,0 +1,296 @@
+"""Doing the runs of a sweep: one after the other here, or in several processes."""
+
+import json
+import os
+import queue
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from tdlrt.errors import TdlrtError
+from tdlrt.files import write_atomically
+from tdlrt_lab.config import RunConfig, torch_device
+from tdlrt_lab.data import ImageData
+from tdlrt_lab.methods import METHODS
+from tdlrt_lab.rank_option import format_rank
+from tdlrt_lab.run.results import EpochMetrics, versions
+from tdlrt_lab.run.runner import Interrupted, Observer, run
+from tdlrt_lab.run.signals import stop_requests
+from tdlrt_lab.run.training import Training
+from tdlrt_lab.sweep.plan import SweepError, SweepRun
+
+__all__ = ["Emit", "Event", "command", "exclusive", "execute", "work"]
+
+Event = dict[str, Any]
+Emit = Callable[[Event], None]
+"""Told what happens: {"event": ..., "run": NAME, ...}. A run starts ("started"), goes on
+("epoch"), and ends ("finished" or "failed"); or it is skipped ("busy", held by
+another process)."""
+
+WORKER = "tdlrt_lab.sweep.worker"
+SHOWN = ("accuracy", "compression", "network_compression", "parameters", "seconds")
+
+
+def execute(
+    runs: Sequence[SweepRun], emit: Emit, *, jobs: int = 1, devices: Sequence[str] = ()
+) -> None:
+    """Do all runs that are not done and that no other process holds; failures are isolated.
+
+    Args:
+        runs: The runs, in their order.
+        emit: Told what happens, by one thread at a time.
+        jobs: Runs at a time. One is done in this process, several in processes of their own that
+            share the processors.
+        devices: Devices that the processes take in turn; none leaves the choice to each run.
+
+    Raises:
+        SweepError: A run names a device of its own beside `devices`.
+        ConfigError: A device is not present.
+        Interrupted: A signal stopped the sweep; the same call continues it.
+    """
+    for device in devices:
+        torch_device(device)
+    for one in runs:
+        if devices and one.config.device != "auto":
+            raise SweepError(f"{one.name}: device {one.config.device!r} beside --devices; drop one")
+    for one in (one for one in runs if one.done):
+        emit(_finished(one, one.directory.read_summary()))
+    pending = [one for one in runs if not one.done]
+    if jobs == 1 and not devices:
+        work(pending, emit)
+    elif pending:
+        _Pool(pending, emit, jobs, devices).serve()
+
+
+def work(runs: Sequence[SweepRun], emit: Emit) -> None:
+    """Do runs one after the other in this process.
+
+    Raises:
+        Interrupted: A signal stopped the sweep.
+    """
+    with stop_requests() as stop:
+        for one in runs:
+            if stop.is_set():
+                raise Interrupted(f"interrupted before {one.name}")
+            _attempt(one, emit, stop)
+
+
+def _attempt(one: SweepRun, emit: Emit, stop: threading.Event) -> None:
+    with exclusive(one.lock) as mine:
+        if not mine:
+            emit({"event": "busy", "run": one.name})
+            return
+        try:
+            summary = run(
+                one.config,
+                one.directory.path,
+                resume=one.directory.config.exists(),
+                observer=_Reporter(one, emit, stop),
+                command=command(one.config),
+            )
+        except Interrupted as error:
+            raise Interrupted(f"{one.name}: {error}") from error
+        except Exception as error:  # whatever a run dies of, the others go on
+            _fail(one, emit, error)
+        else:
+            one.failure.unlink(missing_ok=True)
+            emit(_finished(one, summary))
+
+
+def _finished(one: SweepRun, summary: dict[str, Any]) -> Event:
+    return {"event": "finished", "run": one.name, **{name: summary[name] for name in SHOWN}}
+
+
+def _fail(one: SweepRun, emit: Emit, error: Exception | str) -> None:
+    """Store why a run failed, beside its directory, and tell."""
+    text, trace = str(error), ""
+    if isinstance(error, Exception):
+        trace = "".join(traceback.format_exception(error))
+        if not isinstance(error, TdlrtError):
+            text = f"{type(error).__name__}: {error}"
+    record = {"error": text, "traceback": trace, "versions": versions()}
+    record["config"] = one.config.to_dict()
+    content = json.dumps(record, indent=2) + "\n"
+    write_atomically(one.failure, lambda file: file.write(content.encode()))
+    emit({"event": "failed", "run": one.name, "error": text})
+
+
+class _Reporter(Observer):
+    """Turns what happens in a run into events, and stops it where nothing is stored yet."""
+
+    def __init__(self, one: SweepRun, emit: Emit, stop: threading.Event) -> None:
+        self._name, self._emit, self._stop = one.name, emit, stop
+
+    def loading(self, part: str, done: int, total: int) -> None:
+        """Stop between two images if that was asked for."""
+        self._check()
+
+    def started(self, training: Training, data: ImageData) -> None:
+        """Say so, and where the run continues."""
+        self._check()
+        epochs = training.config.epochs
+        self._emit(
+            {"event": "started", "run": self._name, "epoch": training.epoch, "epochs": epochs}
+        )
+
+    def epoch_ended(self, training: Training, metrics: EpochMetrics) -> None:
+        """Pass the metrics on."""
+        self._emit(
+            {
+                "event": "epoch",
+                "run": self._name,
+                "epoch": metrics.epoch,
+                "epochs": training.config.epochs,
+                "accuracy": metrics.accuracy,
+                "compression": metrics.compression,
+            }
+        )
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise Interrupted("interrupted before its first step")
+
+
+class _Pool:
+    """Processes that do one run each; a thread per process waits for it."""
+
+    def __init__(
+        self, runs: Sequence[SweepRun], emit: Emit, jobs: int, devices: Sequence[str]
+    ) -> None:
+        self._emit = emit
+        self._turn = threading.Lock()
+        self._runs: queue.SimpleQueue[SweepRun] = queue.SimpleQueue()
+        for one in runs:
+            self._runs.put(one)
+        self._processes: set[subprocess.Popen[str]] = set()
+        self._stopping = threading.Event()
+        environments = [
+            _environment(jobs, devices[n % len(devices)] if devices else None) for n in range(jobs)
+        ]
+        self._threads = [threading.Thread(target=self._serve, args=(e,)) for e in environments]
+
+    def serve(self) -> None:
+        """Start, and wait for the end or for a signal, which goes on to the processes once."""
+        with stop_requests() as stop:
+            for thread in self._threads:
+                thread.start()
+            try:
+                while any(thread.is_alive() for thread in self._threads):
+                    if stop.wait(0.1) and not self._stopping.is_set():
+                        self._stop()
+            except KeyboardInterrupt:  # the second Ctrl-C
+                self._stop()
+                raise
+            finally:
+                for thread in self._threads:
+                    thread.join()
+        if self._stopping.is_set():
+            raise Interrupted("interrupted; what was trained so far is stored")
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        for process in list(self._processes):
+            process.terminate()
+
+    def _tell(self, event: Event) -> None:
+        with self._turn:
+            self._emit(event)
+
+    def _serve(self, environment: dict[str, str]) -> None:
+        while not self._stopping.is_set():
+            try:
+                one = self._runs.get_nowait()
+            except queue.Empty:
+                return
+            with tempfile.TemporaryFile("w+") as errors:
+                self._do(one, environment, errors)
+
+    def _do(self, one: SweepRun, environment: dict[str, str], errors: IO[str]) -> None:
+        order = {"row": one.row, "out": str(one.out), "config": one.config.to_dict()}
+        process = subprocess.Popen(
+            [sys.executable, "-m", WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+        )
+        self._processes.add(process)
+        if self._stopping.is_set():
+            process.terminate()
+        with process:
+            kinds = [self._pass_on(line) for line in self._talk(process, json.dumps(order))]
+        self._processes.discard(process)
+        if process.returncode and not self._stopping.is_set():
+            errors.seek(0)
+            last = (errors.read().splitlines() or ["no message"])[-1]
+            if "failed" not in kinds:
+                _fail(one, self._tell, f"its process ended with {process.returncode}: {last}")
+
+    def _talk(self, process: "subprocess.Popen[str]", order: str) -> Iterator[str]:
+        if process.stdin is None or process.stdout is None:
+            raise AssertionError("both were asked for")
+        try:
+            with process.stdin as file:
+                file.write(order)
+        except BrokenPipeError:  # it died before it read; its exit code says so
+            return
+        yield from process.stdout
+
+    def _pass_on(self, line: str) -> str:
+        event = json.loads(line)
+        self._tell(event)
+        return str(event["event"])
+
+
+def _environment(jobs: int, device: str | None) -> dict[str, str]:
+    """Variables of a process: its share of the processors, and the only GPU that it sees."""
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    if device is not None:
+        kind, _, number = device.partition(":")
+        seen = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        index = int(number or 0)
+        chosen = seen[index] if seen != [""] else str(index)
+        environment["CUDA_VISIBLE_DEVICES"] = chosen if kind == "cuda" else ""
+    return environment
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[bool]:
+    """Hold a lock file; gives False if another process holds it. It ends with its process."""
+    import fcntl  # of POSIX; without it there is all but this
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def command(config: RunConfig) -> str:
+    """The command line that does a run: what is not at its default, and how ranks are chosen."""
+    decisive = {"tau", "budget"} & METHODS[config.method].options
+    decided: dict[str, Any] = {"model": config.model, "data": config.data, "budget": config.budget}
+    default = RunConfig(method=config.method, optimizer=config.optimizer, **decided).to_dict()
+    default |= {"method": RunConfig.method, "optimizer": RunConfig(**decided).optimizer}
+    words = ["tdlrt", "train", config.model, "--data", config.data]
+    if config.data_dir is not None:
+        words += ["--data-dir", "DATA_DIR"]
+    for name, value in config.to_dict().items():
+        shown = value != default[name] or name in decisive or name == "seed"
+        if shown and value is not None and name != "data_dir":
+            text = format_rank(value) if name == "rank" else str(value)
+            words += [f"--{name.replace('_', '-')}", text]
+    return shlex.join(words)

@@ -1,0 +1,83 @@
+"""Run directories as runs would have left them, without training."""
+
+import json
+
+import torch
+from safetensors.torch import save_file
+
+from tdlrt_lab.config import RunConfig
+from tdlrt_lab.run.results import EpochMetrics, RunDirectory, versions
+
+
+def write_directory(root, path, *, accuracy=90.0, compression=0.0, numbers=None, **options):
+    config = RunConfig(**{"model": "lenet5", "data": "digits", "epochs": 3, **options})
+    directory = RunDirectory(root / path)
+    directory.path.mkdir(parents=True)
+    directory.write_config(config)
+    small = compression > 0
+    directory.write_metrics([_epoch(n, accuracy, compression) for n in (1, 2, 3)])
+    summary = {
+        "command": f"tdlrt train lenet5 --seed {config.seed}",
+        "model": config.model,
+        "data": config.data,
+        "method": config.method,
+        "tau": config.tau if small and config.method == "tdlrt" else None,
+        "budget": config.budget,
+        "seed": config.seed,
+        "accuracy": accuracy,
+        "compression": compression,
+        "network_compression": compression / 2,
+        "network_parameters": round(1000 * (1 - compression)),
+        "macs": 5000,
+        "seconds": 2.5,
+        "versions": {"tdlrt": versions()["tdlrt"], "torch": "2.6.0"},
+        "machine": {"threads": 1},
+        **(numbers or {}),
+    }
+    directory.summary.write_text(json.dumps(summary))
+    directory.model.parent.mkdir()
+    weights = {"head.weight": torch.ones(2, 2)}
+    if small:
+        weights["conv2.core"] = torch.arange(1.0, 25.0).sin().view(3, 2, 2, 2)
+    save_file(weights, directory.model)
+    return directory
+
+
+def _epoch(number, accuracy, compression):
+    ranks = {"conv2": [9 - 2 * number, 4, 3, 3], "fc1": [5, 5]} if compression else {}
+    return EpochMetrics(
+        epoch=number,
+        loss=1 / number,
+        train_accuracy=50.0,
+        test_accuracy=accuracy - 10 / number,
+        compression=compression,
+        network_compression=compression / 2,
+        parameters=100,
+        ranks=ranks,
+        lr=0.1,
+        seconds=0.8,
+    )
+
+
+def write_sweep(root):
+    """Dense, two sizes of TDLRT and one of free factors, two seeds each."""
+    for seed in (0, 1):
+        options = {"method": "dense", "accuracy": 95.0 + seed}
+        write_directory(root, f"dense/seed{seed}", seed=seed, **options)
+        for tau, accuracy in ((0.1, 94.0), (0.2, 93.0)):
+            options = {"tau": tau, "accuracy": accuracy - seed, "compression": 0.5 + tau}
+            write_directory(root, f"tdlrt_tau={tau}/seed{seed}", seed=seed, **options)
+        options = {"method": "tucker", "rank": 0.3, "accuracy": 91.0, "compression": 0.6}
+        write_directory(root, f"tucker/seed{seed}", seed=seed, **options)
+    return root
+
+
+def write_full_sweep(root):
+    """The same with a description, a failure with markup in it, and ranks that vary."""
+    write_sweep(root)
+    (root / "sweep.json").write_text('{"title": "All <methods>", "note": "Small & quick"}')
+    (root / "bad").mkdir()
+    (root / "bad" / "seed0.error.json").write_text('{"error": "<script>alert(1)</script>"}')
+    options = {"method": "tucker", "rank": 0.1, "accuracy": 80.0, "compression": 0.9}
+    write_directory(root, "tucker-2", **options)
+    return root

@@ -1,0 +1,52 @@
+"""The page in a browser, at the width of a phone and of a desk, light and dark."""
+
+import pytest
+
+from report_page.browser import BROWSER, NAMES, measure
+from report_page.check import SETTINGS, complaints, read_reference
+from tdlrt_lab.reports.write import write_report
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason=f"no browser: none of {', '.join(NAMES)}"),
+]
+
+
+@pytest.fixture(scope="module")
+def page(shared_sweep):
+    return write_report(shared_sweep).folder / "index.html"
+
+
+@pytest.mark.parametrize(("width", "dark"), SETTINGS)
+def test_everything_is_in_its_place_and_can_be_read(page, width, dark):
+    seen = measure(page, width, dark)
+    assert (seen["width"], seen["dark"]) == (width, dark)
+    assert complaints(seen, read_reference()[width]) == [], "see docs/how-it-is-built.md"
+
+
+WRONG = {
+    "table wider than a phone": (
+        ".box { overflow-x: auto;",
+        ".box {",
+        "pixels wide on a screen of 390",
+    ),
+    "pictures twice as high": ("width: 100%; height: auto;", "height: 590px;", "svg 1: at "),
+    "captions gone": ("<figcaption>", "<figcaption hidden>", "figcaption 1: at [0, 0, 0, 0]"),
+    "one heading more": ("<h1>", "<h1></h1><h1>", "h1 2: at "),
+    "light grey on white": ("--soft: #555d68", "--soft: #9aa1aa", "contrast of 2."),
+    "dark grey on black": ("--soft: #a9b1bb", "--soft: #5d656f", "contrast of 3."),
+    "nearly transparent": ("figcaption {", "figcaption { opacity: .6;", "contrast of 2."),
+    "tiny pictures": ("max-width: calc(1.3", "max-width: calc(.2", "pixels in a picture"),
+    "pictures without a text": ("aria-label", "data-label", "figure 1: no text"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_found(page, tmp_path, name):
+    old, new, complaint = WRONG[name]
+    html = page.read_text()
+    assert old in html
+    (tmp_path / "wrong.html").write_text(html.replace(old, new))
+    seen = measure(tmp_path / "wrong.html", 390, dark="black" in name)
+    found = complaints(seen, read_reference()[390])
+    assert any(complaint in line for line in found), found

@@ -1,0 +1,55 @@
+"""A short run of programs/fuzz.py: files that are nearly right, for every loader."""
+
+import json
+import random
+import warnings
+
+import pytest
+
+INPUTS = 40
+
+
+@pytest.mark.parametrize(
+    "name", ["model", "checkpoint", "plain", "sweep", "config", "results", "parquet", "imagefolder"]
+)
+def test_a_loader_reads_a_file_or_says_what_is_wrong_with_it(tmp_path, script, name):
+    fuzz = script("fuzz")
+    (tmp_path / "inside").mkdir()
+    loader = fuzz.LOADERS[name](tmp_path / "inside")
+    loader.path.write_bytes(loader.samples[0])
+    loader.load()
+    watch = fuzz.Watch(tmp_path / "inside")  # not installed: it would stay for all tests
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcomes = [
+            fuzz.attempt(loader, watch, random.Random(f"test/{name}/{number}"))
+            for number in range(INPUTS)
+        ]
+    assert set(outcomes) <= {"accepted", "refused"}
+    assert outcomes.count("refused") > INPUTS // 4
+    assert [path.name for path in tmp_path.iterdir()] == ["inside"]
+
+
+def test_every_loader_is_in_the_full_run(script):
+    fuzz = script("fuzz")
+    assert fuzz.INPUTS.keys() == fuzz.LOADERS.keys()
+    assert sum(fuzz.INPUTS.values()) >= 100_000
+
+
+def test_the_document_shows_the_full_run(script):
+    fuzz = script("fuzz")
+    result = json.loads(fuzz.RESULT.read_text())
+    assert result["inputs"] >= 100_000
+    assert {row["loader"] for row in result["rows"]} == fuzz.LOADERS.keys()
+    assert "\n".join(fuzz.table(result)) in fuzz.DOCUMENT.read_text()
+    assert not any(row["faults"] for row in result["rows"])
+
+
+def test_what_is_written_elsewhere_is_seen(tmp_path, script):
+    watch = script("fuzz").Watch(tmp_path / "inside")
+    with watch:
+        watch.see("open", (str(tmp_path / "inside" / "a"), "w", 1))
+        watch.see("open", (str(tmp_path / "a"), "r", 0))
+        assert not watch.found
+        watch.see("open", (str(tmp_path / "inside" / ".." / "a"), "w", 1))
+        assert watch.found

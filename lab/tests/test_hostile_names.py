@@ -1,0 +1,126 @@
+"""Names in files, and links in folders, do not lead out of the run directory."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import nn
+
+import tdlrt
+from tdlrt.errors import CheckpointError, DataError, RunError
+from tdlrt.files import write_atomically
+from tdlrt_lab.config import RunConfig
+from tdlrt_lab.data import load_data
+from tdlrt_lab.run.results import RunDirectory
+from tdlrt_lab.run.runner import run
+from tdlrt_lab.sweep.plan import Sweep, SweepError
+
+BAD_ROWS = (
+    "",
+    ".",
+    "..",
+    "../a",
+    "a/b",
+    "/a",
+    "a\0b",
+    "a\nb",
+    "-a",
+    ".a",
+    "a\\b",
+    "ä",
+    "a b",
+    3,
+    "a" * 101,
+)
+OPTIONS = {"model": "lenet5", "data": "digits"}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_row_is_one_word(tmp_path, name):
+    with pytest.raises(SweepError, match="it becomes a directory"):
+        Sweep(options=OPTIONS, rows={name: {}}).runs(tmp_path)
+
+
+def test_values_of_a_grid_stay_in_its_directory(tmp_path):
+    folders = ["../../outside", "/outside", "a\0b", "..", "x" * 300]
+    for one in Sweep(options=OPTIONS, rows={"a": {"data_dir": folders}}).runs(tmp_path):
+        for path in (one.directory.path, one.lock, one.failure):
+            assert path.resolve().is_relative_to(tmp_path) and path.name.isprintable()
+            assert len(path.name) < 100 and not path.exists()
+    long = {"data_dir": ["x" * 100, "y"], "device": ["cpu"], "augment": ["standard", "none"]}
+    with pytest.raises(SweepError, match="characters, expected at most 200; it becomes a dir"):
+        Sweep(options=OPTIONS, rows={"b" * 80: long}).runs(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["checkpoints", "plots", "baseline", "tensorboard"])
+def test_a_run_that_came_with_links_is_not_written_to(tmp_path, folder):
+    directory, config = RunDirectory(tmp_path / "run"), RunConfig(**OPTIONS)
+    (tmp_path / "outside").mkdir()
+    directory.write_config(config)
+    (directory.path / folder).symlink_to(tmp_path / "outside")
+    with pytest.raises(RunError, match=rf"{folder}: is a link to .*outside, outside the run"):
+        directory.open_for_resume(config)
+    with pytest.raises(RunError, match=rf"{folder}: is a link"):
+        directory.claim(overwrite=True)
+    assert not any((tmp_path / "outside").iterdir())
+
+
+def test_links_in_the_place_of_files_are_replaced(tmp_path):
+    outside, path = tmp_path / "outside", tmp_path / "run" / "model"
+    outside.write_text("mine")
+    path.parent.mkdir()
+    for name in ("model", "model.part"):
+        path.with_name(name).symlink_to(outside)
+    write_atomically(path, lambda file: file.write(b"new"))
+    assert (path.read_text(), outside.read_text()) == ("new", "mine")
+    assert not path.is_symlink() and [one.name for one in path.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 300, "folder/" * 2000])
+def test_names_that_no_file_has(tmp_path, name):
+    path, model = tmp_path / name, nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        tdlrt.save(model, path)
+    with pytest.raises(CheckpointError, match=r"cannot be read|no such file"):
+        tdlrt.load(path, model)
+    assert not any(one.is_file() for one in tmp_path.rglob("*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    for path in (tmp_path / "config.yaml", tmp_path / "model", folder / "1.png"):
+        os.mkfifo(path)
+    with pytest.raises(RunError, match="it is no file"):
+        RunDirectory(tmp_path).read_config()
+    with pytest.raises(CheckpointError, match="is no file"):
+        tdlrt.load(tmp_path / "model", nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(DataError, match="it is no file"):
+        load_data("imagefolder", tmp_path)
+
+
+def test_names_of_classes_are_no_paths(tmp_path):
+    """Whatever the folders of a data set are called, a run writes into its own directory."""
+    names = ["a\n\u202eb", os.fsdecode(b"c\xff"), "d" * 250, "..e", "%s{0}"]
+    for part in ("train", "test"):
+        for number, name in enumerate(names):
+            folder = tmp_path / "data" / part / name
+            folder.mkdir(parents=True)
+            pixels = np.full((8, 8, 3), 40 * number, np.uint8)
+            for image in ("1.png", "2.png"):
+                Image.fromarray(pixels).save(folder / image)
+    before = files(tmp_path)
+    config = RunConfig(
+        model="lenet5", data="imagefolder", data_dir=str(tmp_path / "data"), image_size=8, epochs=1
+    )
+    run(config, tmp_path / "run")
+    new = files(tmp_path) - before
+    assert new and all(path.is_relative_to(tmp_path / "run") for path in new)
+    assert not any(name in path.name for path in new for name in names)
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}

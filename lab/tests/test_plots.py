@@ -1,0 +1,71 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tdlrt_lab.run.plots import draw_plots
+from tdlrt_lab.run.results import EpochMetrics, RunDirectory
+
+FIRST = EpochMetrics(
+    epoch=1,
+    loss=2.0,
+    train_accuracy=20.0,
+    test_accuracy=30.0,
+    compression=0.2,
+    network_compression=0.1,
+    parameters=1000,
+    ranks={"fc": [9, 9], "conv1d": [4, 3, 2], "conv2d": [4, 3, 2, 2], "conv3d": [8, 4, 3, 3, 3]},
+    lr=0.1,
+    seconds=1.0,
+)
+TUCKER = [FIRST, replace(FIRST, epoch=2, loss=0.0, ranks={**FIRST.ranks, "fc": [2, 2]})]
+DENSE = [replace(metrics, ranks={}, compression=0.0) for metrics in TUCKER]
+
+
+@pytest.fixture
+def draw(tmp_path):
+    """Draw the plots of a run; gives the pixels of each picture by name."""
+
+    def pictures(history, dense=(), method="tdlrt"):
+        directory = RunDirectory(tmp_path)
+        directory.write_metrics(history)
+        if dense:
+            directory.baseline.write_metrics(dense)
+        draw_plots(directory, method)
+        return {p.stem: np.asarray(Image.open(p).convert("RGB")) for p in directory.plots.iterdir()}
+
+    return pictures
+
+
+@pytest.mark.parametrize("history", [TUCKER, TUCKER[:1]], ids=["two epochs", "one epoch"])
+def test_every_picture_shows_something(draw, history):
+    pictures = draw(history)
+    assert set(pictures) == {"accuracy", "loss", "compression", "ranks"}
+    for pixels in pictures.values():
+        coloured = np.abs(pixels.astype(int) - pixels.mean(axis=2, keepdims=True)).max(axis=2) > 60
+        assert coloured.sum() > 50  # curves; axes and text are grey
+
+
+def test_a_dense_run_has_no_ranks_to_show(draw):
+    assert set(draw(DENSE, method="dense")) == {"accuracy", "loss"}
+
+
+def test_free_factors_are_drawn_under_their_own_name(draw):
+    tdlrt, tucker = draw(TUCKER), draw(TUCKER, method="tucker")
+    same = {name: np.array_equal(tdlrt[name], tucker[name]) for name in tdlrt}
+    assert same == {"accuracy": False, "loss": False, "compression": True, "ranks": True}
+
+
+def test_the_baseline_is_drawn_beside_the_run(draw):
+    alone = draw(TUCKER)
+    beside = draw(TUCKER, [replace(metrics, test_accuracy=90.0, loss=0.5) for metrics in DENSE])
+    for name, differs in {"accuracy": True, "loss": True, "ranks": False}.items():
+        assert (not np.array_equal(alone[name], beside[name])) == differs
+
+
+def test_a_run_that_is_decomposed_late_shows_ranks_from_then_on(draw):
+    history = [replace(FIRST, ranks={}, compression=0.0), replace(FIRST, epoch=2)]
+    assert set(draw(history, method="posthoc")) == {"accuracy", "loss", "compression", "ranks"}
+    masked = [replace(metrics, ranks={}) for metrics in history]
+    assert "compression" in draw(masked, method="snip")

@@ -1,0 +1,104 @@
+"""Checkpoints that stand for more than they hold, or for a place where no run can be."""
+
+import io
+import tarfile
+import zipfile
+
+import pytest
+import torch
+
+from tdlrt_lab.run.stored_state import check_position, read_state
+
+CPU = torch.device("cpu")
+
+
+def itself():
+    state = {}
+    state["state"] = state
+    return state
+
+
+STATES = {
+    "no memory": (lambda: {"a": [torch.zeros(1).expand(10**12)]}, r"shape \(1000000000000,\)"),
+    "meta": (lambda: {"a": torch.empty(10**12, device="meta")}, "without that many numbers"),
+    "sparse": (lambda: {"a": torch.zeros(2, 2).to_sparse()}, "without that many numbers"),
+    "itself": (itself, "more than 2,000,000 values"),
+}
+
+
+# What torch 2.15 says of every sparse tensor that it loads.
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+@pytest.mark.parametrize(("make", "message"), STATES.values(), ids=STATES)
+def test_a_state_is_no_larger_than_its_file(tmp_path, make, message):
+    torch.save(make(), tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=message):
+        read_state(tmp_path / "last.pt", CPU)
+
+
+def test_what_torch_saves_is_read(tmp_path):
+    base = torch.arange(6.0)
+    state = {"a": base[2:4], "b": base.view(2, 3).T, "c": [1, None, "x", (2.0, {3})]}
+    torch.save(state, tmp_path / "last.pt")
+    found = read_state(tmp_path / "last.pt", CPU)
+    assert torch.equal(found["a"], state["a"]) and torch.equal(found["b"], state["b"])
+    assert found["c"] == state["c"]
+
+
+def test_a_compressed_archive_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(10**5)}, tmp_path / "stored.pt")
+    with zipfile.ZipFile(tmp_path / "stored.pt") as stored:
+        with zipfile.ZipFile(tmp_path / "last.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in stored.namelist():
+                archive.writestr(name, stored.read(name))
+    with pytest.raises(ValueError, match="an archive that is larger than its file"):
+        read_state(tmp_path / "last.pt", CPU)
+
+
+def test_older_formats_are_refused(tmp_path):
+    torch.save({"a": 1}, tmp_path / "pickle.pt", _use_new_zipfile_serialization=False)
+    with tarfile.open(tmp_path / "tar.pt", "w") as archive:
+        archive.addfile(tarfile.TarInfo("../outside"), io.BytesIO())
+    for name in ("pickle.pt", "tar.pt"):
+        with pytest.raises(ValueError, match=r"no archive of torch\.save"):
+            read_state(tmp_path / name, CPU)
+
+
+METRICS = {
+    **dict.fromkeys(("loss", "train_accuracy", "compression", "network_compression"), 0.5),
+    **{"epoch": 1, "parameters": 10, "lr": 0.1, "seconds": 1.0, "test_accuracy": None},
+    "validation_accuracy": 50.0,
+    "ranks": {"conv1": [2, 1, 3, 3]},
+}
+STATE = {"model": {}, "epoch": 1, "batch": 2, "history": [METRICS], "lr": 0.1, "seconds": 1.0}
+WRONG = {
+    "far epoch": ({"epoch": 10**9}, "epoch 1000000000, batch 2: expected at most 3 of 5"),
+    "negative epoch": ({"epoch": -1}, "epoch -1"),
+    "fractional epoch": ({"epoch": 1.0}, r"epoch 1\.0"),
+    "true": ({"epoch": True}, "epoch True"),
+    "far batch": ({"batch": 6}, "batch 6"),
+    "beyond the end": ({"epoch": 3}, "epoch 3, batch 2"),
+    "short history": ({"history": []}, "history: expected the metrics of each epoch"),
+    "no history": ({"history": None}, "history: expected the metrics"),
+    "texts": ({"history": [METRICS | {"loss": "x"}]}, "got .*'x'.*expected numbers"),
+    "both": (
+        {"history": [METRICS | {"test_accuracy": 50.0, "validation_accuracy": "x"}]},
+        "'validation_accuracy': 'x'.*expected numbers",
+    ),
+    "no loss": ({"history": [METRICS | {"loss": None}]}, "'loss': None.*expected numbers"),
+    "no accuracy": (
+        {"history": [METRICS | {"validation_accuracy": None}]},
+        "'validation_accuracy': None.*expected numbers",
+    ),
+    "ranks": ({"history": [METRICS | {"ranks": {"a": [0.5]}}]}, "ranks .*: expected those"),
+    "other metrics": ({"history": [METRICS | {"more": 1}]}, "not the metrics of an epoch"),
+    "rate": ({"lr": float("nan")}, "lr nan: expected a finite number"),
+    "time": ({"seconds": None}, "seconds None: expected"),
+    "weights": ({"model": [1]}, "model: expected tensors by name"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG)
+def test_a_run_cannot_be_elsewhere(change, message):
+    check_position(STATE, epochs=3, steps_per_epoch=5)
+    with pytest.raises(ValueError, match=message):
+        check_position(STATE | change, epochs=3, steps_per_epoch=5)

@@ -1,1 +1,0 @@
-"""Experiments: models, data, training runs and their results."""

@@ -19,8 +19,8 @@ from tdlrt.linalg import (
     relative_spectrum,
     truncate_stack,
 )
-from tdlrt.optim.batches import Members
 from tdlrt.optim.finite import Finite, Given, core_norms
+from tdlrt.optim.members import Members
 from tdlrt.optim.slot import LayerSlot
 from tdlrt.optim.steps import Augmented, Lifted
 from tdlrt.ranks import Candidate, FixedRank, RankPolicy

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 
 from tdlrt.nn.layer import resize_layers_
-from tdlrt.optim.batches import Members
 from tdlrt.optim.finite import core_norms
 from tdlrt.optim.integrator import (
     Context,
@@ -19,6 +18,7 @@ from tdlrt.optim.integrator import (
     on_current_weights,
     settle,
 )
+from tdlrt.optim.members import Members
 from tdlrt.optim.rules import Rule
 from tdlrt.optim.slot import LayerSlot
 from tdlrt.optim.steps import Augmented, Lifted, basis_step, core_step

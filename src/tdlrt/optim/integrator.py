@@ -8,8 +8,9 @@ from typing import NamedTuple, TypeAlias, TypeVar
 from torch import Tensor
 
 from tdlrt.optim.adaptation import Adaptation
-from tdlrt.optim.batches import Batches, Members
+from tdlrt.optim.batches import Batches
 from tdlrt.optim.finite import Finite, Given, WrittenElsewhereError
+from tdlrt.optim.members import Members
 from tdlrt.optim.resting import RestingBases
 from tdlrt.optim.rules import Rule
 from tdlrt.optim.slot import OptimizerState

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tdlrt.linalg import TangentVector
-from tdlrt.optim.batches import Members
 from tdlrt.optim.finite import core_norms
 from tdlrt.optim.integrator import (
     Context,
@@ -19,6 +18,7 @@ from tdlrt.optim.integrator import (
     on_current_weights,
     settle,
 )
+from tdlrt.optim.members import Members
 from tdlrt.optim.rules import Rule
 from tdlrt.optim.steps import Iterate, Lifted, augmented_step, core_step, fixed_rank_step
 from tdlrt.optim.team import Team

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor
 
+from tdlrt.linalg import TangentVector
 from tdlrt.optim.adaptation import Adaptation
 from tdlrt.optim.batches import Batches
 from tdlrt.optim.finite import Finite, Given, WrittenElsewhereError
@@ -16,7 +18,17 @@ from tdlrt.optim.rules import Rule
 from tdlrt.optim.slot import OptimizerState
 from tdlrt.optim.steps import Augmented, Iterate, Lifted, retract, retract_lifted
 
-__all__ = ["Context", "Pass", "Result", "active_layers", "at_rest", "on_current_weights", "settle"]
+__all__ = [
+    "Context",
+    "Pass",
+    "Result",
+    "active_layers",
+    "at_rest",
+    "gradient_norm",
+    "on_current_weights",
+    "settle",
+    "truncate_at_rest",
+]
 
 Ranks: TypeAlias = Sequence[Sequence[int]]
 
@@ -129,3 +141,39 @@ def settle(
             result = retract_lifted(step, members.layout, truncation, layout, rule)
         results.append((members, result, layout.ranks))
     return results
+
+
+def truncate_at_rest(context: Context) -> None:
+    """Cut all layers as they are, without a step, to the ranks that the policy chooses."""
+    steps = at_rest(context, context.batches.slots)
+    curvatures = [members.curvature(observed=False) for members, _ in steps]
+    given = context.finite.given(context.batches.device)
+    for result in settle(context, steps, curvatures, given):
+        context.batches.assign(*result)
+
+
+def gradient_norm(
+    context: Context, plain: Iterable[Tensor], cores: Collection[str], whole: Collection[str]
+) -> Tensor:
+    """Norm of all gradients, a scalar on the device in float64.
+
+    Args:
+        context: What the integrator works with.
+        plain: Parameters that are not in Tucker format.
+        cores: Layers that count with the gradient of their core.
+        whole: Layers that count with their projected gradient.
+    """
+    device = context.batches.device
+    parts = [torch.zeros(1, dtype=torch.float64, device=device)]
+    for parameter in plain:
+        if parameter.grad is not None:
+            norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float64)
+            parts.append(norm.to(device)[None])
+    for members in context.batches.select(cores):
+        gradient = TangentVector(members.core_gradient(), {})
+        parts.append(gradient.squared_norms().sqrt().to(device))
+    for members in context.batches.select(whole):
+        gradient = members.iterate().space.gradient(*members.gradients())
+        parts.append(gradient.squared_norms().sqrt().to(device))
+    total: Tensor = torch.linalg.vector_norm(torch.cat(parts))
+    return total

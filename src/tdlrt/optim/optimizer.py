@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from tdlrt.errors import (
     IntegratorStateError,
     NonFiniteError,
-    RankError,
 )
-from tdlrt.linalg import TangentVector
 from tdlrt.nn.layer import tucker_layers
 from tdlrt.optim.adaptation import Adaptation
+from tdlrt.optim.arguments import check_count, check_options, resolve_policy
 from tdlrt.optim.batches import Batches
 from tdlrt.optim.bug import Bug
 from tdlrt.optim.finite import Finite
@@ -27,7 +26,7 @@ from tdlrt.optim.groups import (
     groups_of,
     tucker_parameters,
 )
-from tdlrt.optim.integrator import Context, active_layers, at_rest, settle
+from tdlrt.optim.integrator import Context, active_layers, gradient_norm, truncate_at_rest
 from tdlrt.optim.parallel import Parallel
 from tdlrt.optim.plain import PlainParameters
 from tdlrt.optim.resting import RestingBases
@@ -36,7 +35,7 @@ from tdlrt.optim.skipping import SkippedSteps
 from tdlrt.optim.slot import LayerSlot
 from tdlrt.optim.stored import EXTRA, check_state, owned
 from tdlrt.optim.team import Team
-from tdlrt.ranks import DEFAULT_TAU, ByName, FixedRank, RankPolicy, RelativeTolerance
+from tdlrt.ranks import FixedRank, RankPolicy
 
 __all__ = ["TDLRT"]
 
@@ -110,20 +109,17 @@ class TDLRT(torch.optim.Optimizer):
         param_groups: Iterable[Mapping[str, Any]] = (),
         **optimizer_kwargs: Any,
     ) -> None:
-        policy = _resolve_policy(tau, rank_policy)
+        policy = resolve_policy(tau, rank_policy)
         self._rule_type = resolve_rule(optimizer_cls)
-        if integrator not in ("parallel", "bug"):
-            raise ValueError(f"integrator: got {integrator!r}, expected 'parallel' or 'bug'")
-        if adapt_every is not None:
-            _check_count("adapt_every", adapt_every)
-        _check_count("core_steps", core_steps)
-        _check_count("basis_every", basis_every)
-        if basis_every > 1 and (integrator == "bug" or capturable):
-            other = "integrator='bug'" if integrator == "bug" else "capturable=True"
-            raise ValueError(f"basis_every: got {basis_every} with {other}, expected 1 there")
-        if freeze_after is not None:
-            _check_count("freeze_after", freeze_after)
-        _check_count("skip_nonfinite", skip_nonfinite, least=0)
+        check_options(
+            integrator=integrator,
+            capturable=capturable,
+            adapt_every=adapt_every,
+            core_steps=core_steps,
+            basis_every=basis_every,
+            freeze_after=freeze_after,
+            skip_nonfinite=skip_nonfinite,
+        )
         self.integrator = integrator
         self.adapt_every = adapt_every
         self.core_steps = core_steps
@@ -217,7 +213,7 @@ class TDLRT(torch.optim.Optimizer):
                 "rank_policy: the ranks are frozen, so no policy would take effect; construct a "
                 "new TDLRT to adapt them again"
             )
-        policy = _resolve_policy(None, policy)
+        policy = resolve_policy(None, policy)
         self._adaptation.check(policy)
         self._adaptation.rank_policy = policy
 
@@ -236,11 +232,7 @@ class TDLRT(torch.optim.Optimizer):
         adaptation.settling = True
         if not self._bug.core_steps_left:
             with self._plain_arithmetic():
-                steps = at_rest(self._context, self._slots)
-                curvatures = [members.curvature(observed=False) for members, _ in steps]
-                given = self._context.finite.given(self._batches.device)
-                for result in settle(self._context, steps, curvatures, given):
-                    self._batches.assign(*result)
+                truncate_at_rest(self._context)
             adaptation.settling = False
 
     @property
@@ -277,22 +269,8 @@ class TDLRT(torch.optim.Optimizer):
         Raises:
             NonFiniteError: As error_if_nonfinite asks.
         """
-        device = self._batches.device
-        parts = [
-            torch.linalg.vector_norm(parameter.grad, dtype=torch.float64).to(device)[None]
-            for parameter in self._plain.among(self._names)
-            if parameter.grad is not None
-        ]
-        parts.append(torch.zeros(1, dtype=torch.float64, device=device))
-        cores, bases = self._moving_parts()
         with self._plain_arithmetic():
-            for members in self._batches.select(cores):
-                gradients = TangentVector(members.core_gradient(), {})
-                parts.append(gradients.squared_norms().sqrt().to(device))
-            for members in self._batches.select(bases):
-                gradients = members.iterate().space.gradient(*members.gradients())
-                parts.append(gradients.squared_norms().sqrt().to(device))
-        total: Tensor = torch.linalg.vector_norm(torch.cat(parts))
+            total = gradient_norm(self._context, self._plain.among(self._names), *self._moving())
         if error_if_nonfinite and not torch.isfinite(total):
             raise NonFiniteError(
                 f"gradients: their norm is {float(total)}, expected a finite number; nothing was "
@@ -304,7 +282,7 @@ class TDLRT(torch.optim.Optimizer):
                 parameter.grad.mul_(factor.to(parameter.grad.device, parameter.grad.dtype))
         return total
 
-    def _moving_parts(self) -> tuple[Collection[str], Collection[str]]:
+    def _moving(self) -> tuple[Collection[str], Collection[str]]:
         """Layers of which the next step moves the core alone, and those that it moves in whole."""
         if self._bug.core_steps_left:
             return self._bug.resting_ranks, ()
@@ -414,7 +392,7 @@ class TDLRT(torch.optim.Optimizer):
 
     @skip_nonfinite.setter
     def skip_nonfinite(self, most: int) -> None:
-        _check_count("skip_nonfinite", most, least=0)
+        check_count("skip_nonfinite", most, least=0)
         self._skipped.most = most
 
     @contextmanager
@@ -486,28 +464,6 @@ class TDLRT(torch.optim.Optimizer):
         )
         self._resting.load_state_dict(extra.get("resting_bases", {}))
         self._bind(extra["core_steps_left"], dict(extra["resting_ranks"]))
-
-
-def _resolve_policy(
-    tau: float | None, rank_policy: RankPolicy | Mapping[str, RankPolicy] | None
-) -> RankPolicy:
-    if rank_policy is None:
-        return RelativeTolerance(DEFAULT_TAU if tau is None else tau)
-    if tau is not None:
-        raise RankError(f"tau: got {tau} and rank_policy={rank_policy}; give one of them")
-    if isinstance(rank_policy, Mapping):
-        return ByName(rank_policy)
-    if not isinstance(rank_policy, RankPolicy):
-        raise RankError(
-            f"rank_policy: got {rank_policy!r}, expected RelativeTolerance(...), "
-            "ParameterBudget(...), FixedRank(), or a dict from layer-name pattern to these"
-        )
-    return rank_policy
-
-
-def _check_count(name: str, value: object, *, least: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}: got {value!r}, expected an int of at least {least}")
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class Batches:
         group_of: Index of the param_group of each layer.
 
     Attributes:
-        resting_ranks: Ranks at rest of layers that are between the passes of `bug`: these, not the
+        ranks_before: Ranks at rest of layers that are between the passes of `bug`: these, not the
             larger ones that they have there, say which layers form a batch.
         work: Multiply-adds of a step of all layers, roughly; 0 before the first.
         generation: Counts what makes batches go: stacks stay where they are in between.
@@ -47,7 +47,7 @@ class Batches:
     ) -> None:
         self.slots, self._rule = dict(slots), rule
         self._state, self._curvatures, self._group_of = state, curvatures, group_of
-        self.resting_ranks: Mapping[str, Sequence[int]] = {}
+        self.ranks_before: Mapping[str, Sequence[int]] = {}
         self.generation = 0
         self.work = 0.0
         self._batches: list[Batch] = []
@@ -87,7 +87,7 @@ class Batches:
         return torch.stack(found) if found else torch.zeros(0, device=self.device)
 
     def _planned_ranks(self, slot: LayerSlot) -> Sequence[int]:
-        return self.resting_ranks.get(slot.name, slot.layer.ranks)
+        return self.ranks_before.get(slot.name, slot.layer.ranks)
 
     def _make(self, names: tuple[str, ...]) -> None:
         self._batches = []

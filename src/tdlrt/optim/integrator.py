@@ -23,11 +23,11 @@ __all__ = [
     "Pass",
     "Result",
     "active_layers",
-    "at_rest",
     "gradient_norm",
     "on_current_weights",
-    "settle",
-    "truncate_at_rest",
+    "truncate_together",
+    "truncate_unmoved",
+    "unmoved",
 ]
 
 Ranks: TypeAlias = Sequence[Sequence[int]]
@@ -65,7 +65,7 @@ class Pass(NamedTuple):
     """What the gradients of one backward pass were spent on.
 
     Attributes:
-        moves_rest: Whether parameters that are not in Tucker format move with it.
+        moves_plain: Whether parameters that are not in Tucker format move with it.
         ends_step: Whether it was the last of a whole step.
         examined: Layers whose ranks were examined.
         postponed: Whether an examination waits for a step in which no bases rest.
@@ -73,7 +73,7 @@ class Pass(NamedTuple):
             something is not finite; None where that was read and raised.
     """
 
-    moves_rest: bool
+    moves_plain: bool
     ends_step: bool
     examined: Collection[str] = ()
     postponed: bool = False
@@ -98,7 +98,7 @@ def active_layers(batches: Batches) -> list[str]:
     return [name for name, slot in batches.slots.items() if slot.has_gradient()]
 
 
-def at_rest(context: Context, names: Collection[str]) -> list[tuple[Members, Augmented]]:
+def unmoved(context: Context, names: Collection[str]) -> list[tuple[Members, Augmented]]:
     """Layers as they are, to be truncated without a step."""
     chosen = context.batches.select(names, context.batches.slots)
     steps = []
@@ -110,7 +110,7 @@ def at_rest(context: Context, names: Collection[str]) -> list[tuple[Members, Aug
     return steps
 
 
-def settle(
+def truncate_together(
     context: Context,
     steps: Sequence[tuple[Members, Augmented | Lifted]],
     curvatures: Sequence[Tensor],
@@ -143,12 +143,12 @@ def settle(
     return results
 
 
-def truncate_at_rest(context: Context) -> None:
+def truncate_unmoved(context: Context) -> None:
     """Cut all layers as they are, without a step, to the ranks that the policy chooses."""
-    steps = at_rest(context, context.batches.slots)
+    steps = unmoved(context, context.batches.slots)
     curvatures = [members.curvature(observed=False) for members, _ in steps]
     given = context.finite.given(context.batches.device)
-    for result in settle(context, steps, curvatures, given):
+    for result in truncate_together(context, steps, curvatures, given):
         context.batches.assign(*result)
 
 

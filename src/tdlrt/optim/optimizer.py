@@ -26,7 +26,7 @@ from tdlrt.optim.groups import (
     groups_of,
     tucker_parameters,
 )
-from tdlrt.optim.integrator import Context, active_layers, gradient_norm, truncate_at_rest
+from tdlrt.optim.integrator import Context, active_layers, gradient_norm, truncate_unmoved
 from tdlrt.optim.parallel import Parallel
 from tdlrt.optim.plain import PlainParameters
 from tdlrt.optim.resting import RestingBases
@@ -154,7 +154,7 @@ class TDLRT(torch.optim.Optimizer):
         self._bind()
 
     def _bind(
-        self, core_steps_left: int = 0, resting_ranks: Mapping[str, Sequence[int]] | None = None
+        self, core_steps_left: int = 0, ranks_before: Mapping[str, Sequence[int]] | None = None
     ) -> None:
         """Let the integrator work on today's state."""
         self._plain.share_state(self.state)
@@ -170,7 +170,7 @@ class TDLRT(torch.optim.Optimizer):
         )
         self._bug = Bug(self._context, self.core_steps)
         self._bug.core_steps_left = core_steps_left
-        self._bug.resting_ranks = resting_ranks or {}
+        self._bug.ranks_before = ranks_before or {}
         self._parallel = Parallel(self._context)
 
     def _make_rates(self) -> None:
@@ -232,7 +232,7 @@ class TDLRT(torch.optim.Optimizer):
         adaptation.settling = True
         if not self._bug.core_steps_left:
             with self._plain_arithmetic():
-                truncate_at_rest(self._context)
+                truncate_unmoved(self._context)
             adaptation.settling = False
 
     @property
@@ -285,7 +285,7 @@ class TDLRT(torch.optim.Optimizer):
     def _moving(self) -> tuple[Collection[str], Collection[str]]:
         """Layers of which the next step moves the core alone, and those that it moves in whole."""
         if self._bug.core_steps_left:
-            return self._bug.resting_ranks, ()
+            return self._bug.ranks_before, ()
         active = active_layers(self._batches)
         resting = self._resting.names(active)
         return resting, [name for name in active if name not in resting]
@@ -311,7 +311,7 @@ class TDLRT(torch.optim.Optimizer):
         if closure is None:
             with self._skipped.allowed():
                 self._advance()
-            self._settle_skipped()
+            self._count_skipped_before()
             return None
         if self._bug.core_steps_left:
             raise IntegratorStateError(
@@ -323,7 +323,7 @@ class TDLRT(torch.optim.Optimizer):
         if self.integrator == "parallel":
             with self._skipped.allowed():
                 self._advance()
-            self._settle_skipped()
+            self._count_skipped_before()
         else:
             with self._skipped.allowed(), self._plain_arithmetic(), self._bug.undone_on_error():
                 self._advance()
@@ -331,10 +331,10 @@ class TDLRT(torch.optim.Optimizer):
         return loss
 
     def _core_passes(self, closure: Callable[[], Any]) -> None:
-        cores = [self._slots[name].layer.core for name in self._bug.resting_ranks]
+        cores = [self._slots[name].layer.core for name in self._bug.ranks_before]
         try:
             while self._bug.core_steps_left:
-                with self._bug.bases_at_rest(), torch.enable_grad():
+                with self._bug.without_basis_gradients(), torch.enable_grad():
                     closure()
                 self._advance()
         finally:
@@ -345,10 +345,10 @@ class TDLRT(torch.optim.Optimizer):
         """Let the integrator, and then the plain optimiser, take up the gradients there are."""
         with self._plain_arithmetic(), _threads(self._batches.work):
             if self._context.state is not self.state:
-                self._bind(self._bug.core_steps_left, self._bug.resting_ranks)
+                self._bind(self._bug.core_steps_left, self._bug.ranks_before)
             integrator = self._parallel if self.integrator == "parallel" else self._bug
             done = integrator.advance(self.team)
-            if done.moves_rest and done.accepted is None:
+            if done.moves_plain and done.accepted is None:
                 self._plain.move(self.param_groups)
             elif done.accepted is not None:
                 self._plain.move_if(done.accepted, self.param_groups)
@@ -363,7 +363,7 @@ class TDLRT(torch.optim.Optimizer):
         if self._adaptation.steps == self.freeze_after:
             self.freeze_ranks()
 
-    def _settle_skipped(self) -> None:
+    def _count_skipped_before(self) -> None:
         """After a step that read on the host: count what was skipped on the device before it."""
         if self.capturable and self._read_on_host:
             self._skipped.read_after_a_step()
@@ -433,7 +433,7 @@ class TDLRT(torch.optim.Optimizer):
             "postponed": adaptation.postponed,
             "resting_bases": self._resting.state_dict(),
             "core_steps_left": bug.core_steps_left,
-            "resting_ranks": {name: list(ranks) for name, ranks in bug.resting_ranks.items()},
+            "resting_ranks": {name: list(ranks) for name, ranks in bug.ranks_before.items()},
             "curvatures": {n: owned(value) for n, value in adaptation.curvatures.items()},
         }
         return state

@@ -111,6 +111,15 @@ class Adaptation:
         return self.examines and self.policy.needs_spectra
 
     @property
+    def trained(self) -> list[str]:
+        """Layers that require a gradient, or have had one; others are left as they are."""
+        return [
+            name
+            for name, slot in self._slots.items()
+            if slot.layer.core.requires_grad or name in self.curvatures
+        ]
+
+    @property
     def observes(self) -> bool:
         """Whether anybody will ask for curvatures again."""
         return not self.frozen or self.settling
@@ -240,7 +249,10 @@ class Adaptation:
 
     def _candidate(self, name: str) -> Candidate:
         layer = self._slots[name].layer
-        return Candidate(layer.ranks, layer.ranks, layer.shape, layer.learned_modes)
+        return Candidate(
+            *(layer.ranks, layer.ranks, layer.shape, layer.learned_modes),
+            frozen=not layer.core.requires_grad,
+        )
 
     def _warn_if_never_examined(self) -> None:
         if self._warned or self.frozen or isinstance(self.rank_policy, FixedRank):

@@ -139,7 +139,7 @@ class Bug:
             rest = batches.select(still, team.share(batches.slots))
             steps += [(members, members.lifted()) for members in rest]
             if adaptation.settling:  # layers that this step left alone are cut, too
-                others = [n for n in batches.slots if n not in self.ranks_before]
+                others = [n for n in adaptation.trained if n not in self.ranks_before]
                 steps += unmoved(self._context, others)
             left = [members.curvature(observed=False) for members, _ in steps[len(chosen) :]]
             results = truncate_together(

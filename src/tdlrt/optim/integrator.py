@@ -144,8 +144,8 @@ def truncate_together(
 
 
 def truncate_unmoved(context: Context) -> None:
-    """Cut all layers as they are, without a step, to the ranks that the policy chooses."""
-    steps = unmoved(context, context.batches.slots)
+    """Cut all layers that were trained, without a step, to the ranks that the policy chooses."""
+    steps = unmoved(context, context.adaptation.trained)
     curvatures = [members.curvature(observed=False) for members, _ in steps]
     given = context.finite.given(context.batches.device)
     for result in truncate_together(context, steps, curvatures, given):

@@ -35,18 +35,19 @@ def orthonormality_tolerance(dtype: torch.dtype, rows: int) -> float:
     return 8 * torch.finfo(dtype).eps * math.sqrt(rows)
 
 
-def orthonormality_error(basis: Tensor) -> Tensor:
+def orthonormality_error(basis: Tensor, padding: Tensor | None = None) -> Tensor:
     """Deviation from orthonormality, max |U^T U - I|.
 
     Args:
-        basis: U, of shape n x r.
+        basis: U, of shape ... x n x r.
+        padding: Which columns are padding, ... x r.
 
     Returns:
-        A scalar tensor.
+        A tensor of shape ...
     """
     gram = basis.mT @ basis
-    gram.diagonal().sub_(1)
-    return gram.abs().max()
+    gram.diagonal(dim1=-2, dim2=-1).sub_(1 if padding is None else (1 - padding).to(gram))
+    return gram.abs().amax(dim=(-2, -1))
 
 
 def positive_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:

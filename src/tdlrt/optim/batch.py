@@ -14,6 +14,7 @@ from tdlrt.optim.packing import member_views, put
 from tdlrt.optim.rules import Rule
 from tdlrt.optim.slot import BASIS_CORE, LayerSlot, OptimizerState, working_dtype
 from tdlrt.optim.steps import Iterate, Lifted, brought_along
+from tdlrt.optim.written import made_orthonormal, not_orthonormal, turn_gradients_
 
 __all__ = ["Batch", "Versions"]
 
@@ -40,6 +41,7 @@ class Batch:
         state: The optimiser's state.
         curvatures: Mean squares of the gradients by layer.
         space: The tangent space that a step has left at these weights, if it is known.
+        written: Whether others may have written the weights.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Batch:
         state: OptimizerState,
         curvatures: MutableMapping[str, Tensor],
         space: TangentSpace | None = None,
+        written: bool = True,
     ) -> None:
         self.slots, self.group, self._rule = list(slots), group, rule
         self._state, self._curvatures = state, curvatures
@@ -65,13 +68,15 @@ class Batch:
         self._curvature = self._scalars([None] * len(steps), torch.float64, math.nan)
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self._basis_cores: Tensor | None = None
+        # R_i by mode of layers whose parameters still have bases that are not orthonormal.
+        self._turns: dict[int, dict[int, Tensor]] = {}
         self._versions: Versions = []
         self._space: TangentSpace | None = None
         self._just_read = False
         self._given: list[Tensor] = []
         self._moments: dict[str, list[Tensor]] = {}
         self._moment_views: list[dict[str, list[Tensor]]] = []
-        self._read_weights()
+        self._read_weights(written=written)
         self._read_state()
         self._read_curvatures()
         if space is not None and self._exact and space.layout.ranks == self.layout.ranks:
@@ -117,15 +122,36 @@ class Batch:
 
     def refresh(self) -> None:
         """Take over what somebody else has written into weights or curvatures."""
-        if not self._exact or self._versions != [slot.versions() for slot in self.slots]:
-            self._read_weights()
+        written = self._versions != [slot.versions() for slot in self.slots]
+        if written or not self._exact:
+            self._read_weights(written=written)
         self._read_curvatures()
 
-    def _read_weights(self) -> None:
+    def _read_weights(self, *, written: bool) -> None:
+        self._versions, self._turns = [], {}
         parameters = [p.detach() for slot in self.slots for p in slot.parameters]
         torch._foreach_copy_([view for of in self._weight_views for view in of], parameters)
-        self._versions = [slot.versions() for slot in self.slots]
         self._space, self._just_read, self._given = None, True, []
+        if written:
+            self._make_orthonormal()
+        self._versions = [slot.versions() for slot in self.slots]
+
+    def _make_orthonormal(self) -> None:
+        """Bases that others have written are made orthonormal in the stacks, without a change of W.
+
+        Raises:
+            IntegratorStateError: The columns of a basis are dependent.
+        """
+        modes, dtype = self.layout.modes, self.slots[0].layer.core.dtype
+        bases = dict(zip(modes, self._weights[1:], strict=True))
+        for place, wrong in not_orthonormal(bases, self.layout, dtype).items():
+            core, *own = self._weight_views[place]
+            views = dict(zip(modes, own, strict=True))
+            name, written = self.slots[place].name, {mode: views[mode] for mode in wrong}
+            new, orthonormal, self._turns[place] = made_orthonormal(name, core, written)
+            core.copy_(new)
+            for mode, basis in orthonormal.items():
+                views[mode].copy_(basis)
 
     def changes(self) -> list[Tensor]:
         """By how much each parameter differs from the stack, where it should not."""
@@ -135,8 +161,9 @@ class Batch:
             return list(torch._foreach_norm(torch._foreach_sub(self._weights, given)))
         if just_read or not self._exact:
             return []
-        parameters = [p.detach() for slot in self.slots for p in slot.parameters]
-        views = [view for of in self._weight_views for view in of]
+        same = [place for place in range(len(self.slots)) if place not in self._turns]
+        parameters = [p.detach() for place in same for p in self.slots[place].parameters]
+        views = [view for place in same for view in self._weight_views[place]]
         return list(torch._foreach_norm(torch._foreach_sub(parameters, views)))
 
     def _read_state(self) -> None:
@@ -242,7 +269,7 @@ class Batch:
 
     def gradients(self, places: Iterable[int], *, core_alone: bool = False) -> TangentVector:
         """What autograd left in `.grad` of these members, which is only read."""
-        views, gradients = [], []
+        views, gradients, places = [], [], list(places)
         for place in places:
             own = self.slots[place].parameters[: 1 if core_alone else None]
             for view, parameter in zip(self._gradient_views[place], own, strict=False):
@@ -251,6 +278,11 @@ class Batch:
                     gradients.append(parameter.grad)
         if views:
             torch._foreach_copy_(views, gradients)
+        for place in places:
+            if place in self._turns:
+                core, *bases = self._gradient_views[place]
+                by_mode = dict(zip(self.layout.modes, bases, strict=True))
+                turn_gradients_(core, by_mode, self._turns[place])
         return self._vector(self._gradients)
 
     # --- what a step writes -----------------------------------------------------------------------
@@ -311,7 +343,7 @@ class Batch:
         elif self._basis_cores is None:
             self._rest_bases()
         put(self._tensors_of(self.lifted()), self._tensors_of(result), index)
-        self._write_weights(places, core_alone=True)
+        self._write_weights(places, core_alone=not self._turns)
 
     def _tensors_of(self, iterate: Iterate | Lifted) -> list[Tensor]:
         steps = iterate.steps.to(self._steps)
@@ -332,6 +364,7 @@ class Batch:
         torch._foreach_copy_(parameters, views)
         for place in places:
             self._versions[place] = self.slots[place].versions()
+            self._turns.pop(place, None)
 
     def curvature(self, *, observed: bool) -> Tensor:
         """Running mean squares of the entries of grad_C L, with the last gradients `observed`."""

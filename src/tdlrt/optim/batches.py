@@ -53,7 +53,7 @@ class Batches:
         self._batches: list[Batch] = []
         self._within: tuple[str, ...] = ()
         # What the last step left: spaces, and the parameters' versions that they belong to.
-        self._spaces: dict[tuple[str, ...], tuple[TangentSpace | None, Versions]] = {}
+        self._left: dict[tuple[str, ...], tuple[TangentSpace | None, Versions]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -98,19 +98,22 @@ class Batches:
             for part in partition(slots, self._planned_ranks):
                 part = [slot for slot in slots if slot in part]  # in an order that stays
                 group = self._group_of[part[0].name]
-                space, versions = self._spaces.get(tuple(s.name for s in part), (None, []))
-                if versions != [slot.versions() for slot in part]:
-                    space = None
-                batch = Batch(part, group, self._rule, self._state, self._curvatures, space)
+                space, versions = self._left.get(tuple(s.name for s in part), (None, []))
+                written = versions != [slot.versions() for slot in part]
+                batch = Batch(
+                    *(part, group, self._rule, self._state, self._curvatures),
+                    space=None if written else space,
+                    written=written,
+                )
                 self._batches.append(batch)
-        self._within, self._spaces = names, {}
+        self._within, self._left = names, {}
         layers = (self.slots[name].layer for name in names)
         self.work = sum(work([(layer.shape, layer.ranks)]) for layer in layers)
         self.generation += 1
 
     def forget(self) -> None:
         """Make all batches anew the next time, from what the layers hold."""
-        self._batches, self._within, self._spaces = [], (), {}
+        self._batches, self._within, self._left = [], (), {}
         self.generation += 1
 
     def _key(self, slot: LayerSlot) -> tuple[object, ...]:
@@ -144,9 +147,9 @@ class Batches:
         _write_out(members, result, ranks, self._state, self._rule)
         self._batches, self._within = [], ()
         self.generation += 1
-        if isinstance(result, Iterate):
-            names = tuple(slot.name for slot in members.slots)
-            self._spaces[names] = result.space, [slot.versions() for slot in members.slots]
+        names = tuple(slot.name for slot in members.slots)
+        space = result.space if isinstance(result, Iterate) else None
+        self._left[names] = space, [slot.versions() for slot in members.slots]
 
 
 def _write_out(

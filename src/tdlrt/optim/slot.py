@@ -50,8 +50,15 @@ class LayerSlot:
         """Whether the layer takes part in this step.
 
         Raises:
-            IntegratorStateError: Some of its Parameters have a gradient and some have not.
+            IntegratorStateError: Some of its Parameters have a gradient and some have not, or they
+                are not those that the optimiser was constructed with.
         """
+        if self.layer.core is not self.parameters[0]:
+            raise IntegratorStateError(
+                f"{self.name}: its parameters are not those that TDLRT was constructed with; "
+                "load_state_dict(assign=True) replaces them: load without assign=True, or before "
+                "TDLRT is constructed"
+            )
         missing = [parameter.grad is None for parameter in self.parameters]
         if any(missing) and not all(missing):
             raise IntegratorStateError(

@@ -10,7 +10,7 @@ import tdlrt
 from optim.problems import Small
 from reference.cases import gaussian
 from tdlrt.integrations import distributed
-from tdlrt.optim.batches import Batch
+from tdlrt.optim.batch import Batch
 
 POLICIES = {
     "tolerance": lambda: tdlrt.RelativeTolerance(tdlrt.LinearSchedule(0.0, 0.3, 40), spare=0.1),

@@ -310,3 +310,62 @@ def test_frozen_ranks_meet_a_budget_that_was_never_due():
     assert tdlrt.summary(model).parameters > 0.3 * 1200
     optimizer.freeze_ranks()
     assert tdlrt.summary(model).parameters <= 0.3 * 1200
+
+
+def experts():
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(32, 32) for _ in range(4)])
+    tdlrt.factorize_(model, rank=0.5, include="*")
+    return model
+
+
+@INTEGRATORS
+def test_experts_that_take_turns_get_ranks_alike_under_a_budget(integrator):
+    model = experts()
+    policy = tdlrt.ParameterBudget(0.4)
+    options = {"lr": 0.05, "rank_policy": policy, "integrator": integrator}
+    optimizer = tdlrt.TDLRT(model, torch.optim.SGD, **options)
+
+    def train(number):
+        def closure():
+            optimizer.zero_grad()
+            model[number % 4](gaussian((16, 32), number, torch.float32)).square().sum().backward()
+
+        optimizer.step(closure)
+
+    for number in range(12):
+        train(number)
+    ranks = [expert.ranks[0] for expert in model]
+    assert min(ranks) >= max(ranks) / 2
+    assert tdlrt.summary(model).parameters <= 0.4 * 4 * 32 * 32
+
+
+def test_a_budget_that_frozen_layers_use_up_is_refused():
+    model = experts()
+    for expert in model[:3]:
+        expert.requires_grad_(False)
+    with pytest.raises(tdlrt.RankError, match=r"budget of 4096 .* frozen layers keep 3840"):
+        tdlrt.TDLRT(model, torch.optim.SGD, lr=0.1, rank_policy=tdlrt.ParameterBudget(1.0))
+
+
+@INTEGRATORS
+@pytest.mark.parametrize(
+    "policy", [tdlrt.ParameterBudget(parameters=4500), tdlrt.RelativeTolerance(0.5, spare=2)]
+)
+def test_layers_that_are_never_trained_stay_as_they_are(integrator, policy):
+    model = experts()
+    for expert in model[:3]:
+        expert.requires_grad_(False)
+    before = copy.deepcopy(model[:3].state_dict())
+    options = {"lr": 0.01, "rank_policy": policy, "integrator": integrator}
+    optimizer = tdlrt.TDLRT(model, torch.optim.SGD, **options)
+
+    def closure():
+        optimizer.zero_grad()
+        model[3](gaussian((16, 32), 0, torch.float32)).square().mean().backward()
+
+    optimizer.step(closure)
+    optimizer.freeze_ranks()
+    optimizer.step(closure)
+    assert_same(before, model[:3].state_dict())
+    assert model[3].ranks[0] > 1

@@ -199,11 +199,25 @@ def test_a_layer_of_unknown_curvature_counts_like_the_mean():
     assert ranks == {"known": [1, 1], "unknown": [2, 2], "dead": [2, 2]}
 
 
-def test_a_resting_layer_keeps_its_ranks_and_the_others_share_the_rest():
+def test_a_resting_layer_keeps_its_ranks_and_the_others_get_the_rest_or_their_share():
     layers = {"moving": diagonal(3.0, 2.0, 1.0), "resting": diagonal(3.0, 2.0, 1.0)}
-    layers["resting"] = layers["resting"]._replace(resting=True)
-    ranks = chosen(tdlrt.ParameterBudget(parameters=69 + 44), layers)
-    assert ranks == {"moving": [2, 2], "resting": [3, 3]}
+    layers["resting"] = layers["resting"]._replace(resting=True)  # with 69 parameters
+    for budget, rank in ((69 + 69, 3), (69 + 44, 2), (44 + 44, 2), (21 + 21, 1)):
+        ranks = chosen(tdlrt.ParameterBudget(parameters=budget), layers)
+        assert ranks == {"moving": [rank, rank], "resting": [3, 3]}
+
+
+def test_a_frozen_layer_counts_in_full():
+    layers = {"moving": diagonal(3.0, 2.0, 1.0), "frozen": diagonal(3.0, 2.0, 1.0)}
+    layers["frozen"] = layers["frozen"]._replace(resting=True, frozen=True)  # with 69 parameters
+    for budget, rank in ((69 + 69, 3), (69 + 44, 2), (69 + 43, 1), (69 + 21, 1)):
+        ranks = chosen(tdlrt.ParameterBudget(parameters=budget), layers)
+        assert ranks == {"moving": [rank, rank], "frozen": [3, 3]}
+    tdlrt.ParameterBudget(parameters=92).check(layers)
+    with pytest.raises(tdlrt.RankError, match="frozen layers keep 69; that leaves"):
+        tdlrt.ParameterBudget(parameters=91).check(layers)
+    with pytest.raises(tdlrt.RankError, match=r"smallest possible budget is 90 .*layers keep 69"):
+        tdlrt.ParameterBudget(parameters=89).check(layers)
 
 
 def test_a_matrix_loses_both_modes_together_and_an_unfactorised_mode_nothing():

@@ -19,8 +19,8 @@ from tdlrt.linalg import (
     relative_spectrum,
     truncate_stack,
 )
-from tdlrt.optim.batches import Members
 from tdlrt.optim.finite import Finite, Given, core_norms
+from tdlrt.optim.members import Members
 from tdlrt.optim.slot import LayerSlot
 from tdlrt.optim.steps import Augmented, Lifted
 from tdlrt.ranks import Candidate, FixedRank, RankPolicy
@@ -109,6 +109,15 @@ class Adaptation:
     def is_joint(self) -> bool:
         """Whether the step under way needs the spectra of all layers."""
         return self.examines and self.policy.needs_spectra
+
+    @property
+    def trained(self) -> list[str]:
+        """Layers that require a gradient, or have had one; others are left as they are."""
+        return [
+            name
+            for name, slot in self._slots.items()
+            if slot.layer.core.requires_grad or name in self.curvatures
+        ]
 
     @property
     def observes(self) -> bool:
@@ -240,7 +249,10 @@ class Adaptation:
 
     def _candidate(self, name: str) -> Candidate:
         layer = self._slots[name].layer
-        return Candidate(layer.ranks, layer.ranks, layer.shape, layer.learned_modes)
+        return Candidate(
+            *(layer.ranks, layer.ranks, layer.shape, layer.learned_modes),
+            frozen=not layer.core.requires_grad,
+        )
 
     def _warn_if_never_examined(self) -> None:
         if self._warned or self.frozen or isinstance(self.rank_policy, FixedRank):

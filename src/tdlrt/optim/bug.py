@@ -8,17 +8,17 @@ from contextlib import contextmanager
 import torch
 
 from tdlrt.nn.layer import resize_layers_
-from tdlrt.optim.batches import Members
 from tdlrt.optim.finite import core_norms
 from tdlrt.optim.integrator import (
     Context,
     Pass,
     Result,
     active_layers,
-    at_rest,
     on_current_weights,
-    settle,
+    truncate_together,
+    unmoved,
 )
+from tdlrt.optim.members import Members
 from tdlrt.optim.rules import Rule
 from tdlrt.optim.slot import LayerSlot
 from tdlrt.optim.steps import Augmented, Lifted, basis_step, core_step
@@ -45,13 +45,13 @@ class Bug:
         self.core_steps_left = 0
 
     @property
-    def resting_ranks(self) -> Mapping[str, Sequence[int]]:
+    def ranks_before(self) -> Mapping[str, Sequence[int]]:
         """Ranks before the basis step, of the layers that took it."""
-        return self._context.batches.resting_ranks
+        return self._context.batches.ranks_before
 
-    @resting_ranks.setter
-    def resting_ranks(self, ranks: Mapping[str, Sequence[int]]) -> None:
-        self._context.batches.resting_ranks = ranks
+    @ranks_before.setter
+    def ranks_before(self, ranks: Mapping[str, Sequence[int]]) -> None:
+        self._context.batches.ranks_before = ranks
 
     def advance(self, team: Team) -> Pass:
         """Spend the gradients on the bases, or on the core in them, whichever is due.
@@ -77,9 +77,9 @@ class Bug:
             rows = [numbers[n : n + width] for n in range(0, len(numbers), width)]
             batches.assign(members, step, [tuple(map(int, row)) for row in rows])
         team.exchange([batches.slots[name] for name in active], state, adaptation.curvatures)
-        self.resting_ranks = ranks_before
+        self.ranks_before = ranks_before
         self.core_steps_left = self.core_steps
-        return Pass(moves_rest=False, ends_step=False)
+        return Pass(moves_plain=False, ends_step=False)
 
     def _lifted(
         self, names: Collection[str], within: Collection[str]
@@ -106,23 +106,23 @@ class Bug:
         last = self.core_steps_left == 1
         examined: tuple[str, ...] = ()
         if last and adaptation.examines:
-            examined = tuple(self.resting_ranks)
+            examined = tuple(self.ranks_before)
             team = Team() if adaptation.is_joint else team
         with team.agreement():
             results = on_current_weights(self._context, lambda: self._core_results(team, last))
         for result in results:
             batches.assign(*result)
-        slots = [batches.slots[name] for name in self.resting_ranks]
+        slots = [batches.slots[name] for name in self.ranks_before]
         team.exchange(slots, state, adaptation.curvatures)
         self.core_steps_left -= 1
         if last:
-            self.resting_ranks = {}
+            self.ranks_before = {}
             adaptation.settling = False
-        return Pass(moves_rest=True, ends_step=last, examined=examined)
+        return Pass(moves_plain=True, ends_step=last, examined=examined)
 
     def _core_results(self, team: Team, last: bool) -> list[Result]:
         batches, adaptation, finite, *_ = self._context
-        names = team.share(self.resting_ranks)
+        names = team.share(self.ranks_before)
         moving = [n for n in names if batches.slots[n].layer.core.grad is not None]
         chosen = batches.select(moving, team.share(batches.slots))
         given = finite.given(batches.device, batches.changes(chosen))
@@ -139,10 +139,12 @@ class Bug:
             rest = batches.select(still, team.share(batches.slots))
             steps += [(members, members.lifted()) for members in rest]
             if adaptation.settling:  # layers that this step left alone are cut, too
-                others = [n for n in batches.slots if n not in self.resting_ranks]
-                steps += at_rest(self._context, others)
+                others = [n for n in adaptation.trained if n not in self.ranks_before]
+                steps += unmoved(self._context, others)
             left = [members.curvature(observed=False) for members, _ in steps[len(chosen) :]]
-            results = settle(self._context, steps, [*observed, *left], given, self.resting_ranks)
+            results = truncate_together(
+                self._context, steps, [*observed, *left], given, self.ranks_before
+            )
         else:
             finite.check(given, [core_norms(step.core) for step in lifted])
             advanced = zip(chosen, lifted, strict=True)
@@ -153,9 +155,9 @@ class Bug:
         return results
 
     @contextmanager
-    def bases_at_rest(self) -> Iterator[None]:
+    def without_basis_gradients(self) -> Iterator[None]:
         """No gradients of bases inside: a core step has no use for them."""
-        slots = [self._context.batches.slots[name] for name in self.resting_ranks]
+        slots = [self._context.batches.slots[name] for name in self.ranks_before]
         resting = [basis for slot in slots for basis in slot.bases if basis.requires_grad]
         for basis in resting:
             basis.requires_grad_(False)
@@ -178,15 +180,17 @@ class Bug:
             yield
         except BaseException:
             if self.core_steps_left == self.core_steps:
-                before.restore(self.resting_ranks)
+                before.restore(self.ranks_before)
             elif self.core_steps_left:
                 given = self._context.finite.given(batches.device)
-                steps = [(m, m.lifted()) for m in batches.select(self.resting_ranks, batches.slots)]
+                steps = [(m, m.lifted()) for m in batches.select(self.ranks_before, batches.slots)]
                 curvatures = [members.curvature(observed=False) for members, _ in steps]
-                results = settle(self._context, steps, curvatures, given, self.resting_ranks)
+                results = truncate_together(
+                    self._context, steps, curvatures, given, self.ranks_before
+                )
                 for result in results:
                     batches.assign(*result)
-            self.core_steps_left, self.resting_ranks = 0, {}
+            self.core_steps_left, self.ranks_before = 0, {}
             raise
 
 

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor
 
+from tdlrt.linalg import TangentVector
 from tdlrt.optim.adaptation import Adaptation
-from tdlrt.optim.batches import Batches, Members
+from tdlrt.optim.batches import Batches
 from tdlrt.optim.finite import Finite, Given, WrittenElsewhereError
+from tdlrt.optim.members import Members
 from tdlrt.optim.resting import RestingBases
 from tdlrt.optim.rules import Rule
 from tdlrt.optim.slot import OptimizerState
 from tdlrt.optim.steps import Augmented, Iterate, Lifted, retract, retract_lifted
 
-__all__ = ["Context", "Pass", "Result", "active_layers", "at_rest", "on_current_weights", "settle"]
+__all__ = [
+    "Context",
+    "Pass",
+    "Result",
+    "active_layers",
+    "gradient_norm",
+    "on_current_weights",
+    "truncate_together",
+    "truncate_unmoved",
+    "unmoved",
+]
 
 Ranks: TypeAlias = Sequence[Sequence[int]]
 
@@ -52,7 +65,7 @@ class Pass(NamedTuple):
     """What the gradients of one backward pass were spent on.
 
     Attributes:
-        moves_rest: Whether parameters that are not in Tucker format move with it.
+        moves_plain: Whether parameters that are not in Tucker format move with it.
         ends_step: Whether it was the last of a whole step.
         examined: Layers whose ranks were examined.
         postponed: Whether an examination waits for a step in which no bases rest.
@@ -60,7 +73,7 @@ class Pass(NamedTuple):
             something is not finite; None where that was read and raised.
     """
 
-    moves_rest: bool
+    moves_plain: bool
     ends_step: bool
     examined: Collection[str] = ()
     postponed: bool = False
@@ -85,7 +98,7 @@ def active_layers(batches: Batches) -> list[str]:
     return [name for name, slot in batches.slots.items() if slot.has_gradient()]
 
 
-def at_rest(context: Context, names: Collection[str]) -> list[tuple[Members, Augmented]]:
+def unmoved(context: Context, names: Collection[str]) -> list[tuple[Members, Augmented]]:
     """Layers as they are, to be truncated without a step."""
     chosen = context.batches.select(names, context.batches.slots)
     steps = []
@@ -97,7 +110,7 @@ def at_rest(context: Context, names: Collection[str]) -> list[tuple[Members, Aug
     return steps
 
 
-def settle(
+def truncate_together(
     context: Context,
     steps: Sequence[tuple[Members, Augmented | Lifted]],
     curvatures: Sequence[Tensor],
@@ -128,3 +141,39 @@ def settle(
             result = retract_lifted(step, members.layout, truncation, layout, rule)
         results.append((members, result, layout.ranks))
     return results
+
+
+def truncate_unmoved(context: Context) -> None:
+    """Cut all layers that were trained, without a step, to the ranks that the policy chooses."""
+    steps = unmoved(context, context.adaptation.trained)
+    curvatures = [members.curvature(observed=False) for members, _ in steps]
+    given = context.finite.given(context.batches.device)
+    for result in truncate_together(context, steps, curvatures, given):
+        context.batches.assign(*result)
+
+
+def gradient_norm(
+    context: Context, plain: Iterable[Tensor], cores: Collection[str], whole: Collection[str]
+) -> Tensor:
+    """Norm of all gradients, a scalar on the device in float64.
+
+    Args:
+        context: What the integrator works with.
+        plain: Parameters that are not in Tucker format.
+        cores: Layers that count with the gradient of their core.
+        whole: Layers that count with their projected gradient.
+    """
+    device = context.batches.device
+    parts = [torch.zeros(1, dtype=torch.float64, device=device)]
+    for parameter in plain:
+        if parameter.grad is not None:
+            norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float64)
+            parts.append(norm.to(device)[None])
+    for members in context.batches.select(cores):
+        gradient = TangentVector(members.core_gradient(), {})
+        parts.append(gradient.squared_norms().sqrt().to(device))
+    for members in context.batches.select(whole):
+        gradient = members.iterate().space.gradient(*members.gradients())
+        parts.append(gradient.squared_norms().sqrt().to(device))
+    total: Tensor = torch.linalg.vector_norm(torch.cat(parts))
+    return total

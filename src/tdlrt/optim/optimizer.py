@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from tdlrt.errors import (
     IntegratorStateError,
     NonFiniteError,
-    RankError,
 )
-from tdlrt.linalg import TangentVector
 from tdlrt.nn.layer import tucker_layers
 from tdlrt.optim.adaptation import Adaptation
+from tdlrt.optim.arguments import check_count, check_options, resolve_policy
 from tdlrt.optim.batches import Batches
 from tdlrt.optim.bug import Bug
 from tdlrt.optim.finite import Finite
@@ -27,7 +26,7 @@ from tdlrt.optim.groups import (
     groups_of,
     tucker_parameters,
 )
-from tdlrt.optim.integrator import Context, active_layers, at_rest, settle
+from tdlrt.optim.integrator import Context, active_layers, gradient_norm, truncate_unmoved
 from tdlrt.optim.parallel import Parallel
 from tdlrt.optim.plain import PlainParameters
 from tdlrt.optim.resting import RestingBases
@@ -36,7 +35,7 @@ from tdlrt.optim.skipping import SkippedSteps
 from tdlrt.optim.slot import LayerSlot
 from tdlrt.optim.stored import EXTRA, check_state, owned
 from tdlrt.optim.team import Team
-from tdlrt.ranks import DEFAULT_TAU, ByName, FixedRank, RankPolicy, RelativeTolerance
+from tdlrt.ranks import FixedRank, RankPolicy
 
 __all__ = ["TDLRT"]
 
@@ -110,20 +109,17 @@ class TDLRT(torch.optim.Optimizer):
         param_groups: Iterable[Mapping[str, Any]] = (),
         **optimizer_kwargs: Any,
     ) -> None:
-        policy = _resolve_policy(tau, rank_policy)
+        policy = resolve_policy(tau, rank_policy)
         self._rule_type = resolve_rule(optimizer_cls)
-        if integrator not in ("parallel", "bug"):
-            raise ValueError(f"integrator: got {integrator!r}, expected 'parallel' or 'bug'")
-        if adapt_every is not None:
-            _check_count("adapt_every", adapt_every)
-        _check_count("core_steps", core_steps)
-        _check_count("basis_every", basis_every)
-        if basis_every > 1 and (integrator == "bug" or capturable):
-            other = "integrator='bug'" if integrator == "bug" else "capturable=True"
-            raise ValueError(f"basis_every: got {basis_every} with {other}, expected 1 there")
-        if freeze_after is not None:
-            _check_count("freeze_after", freeze_after)
-        _check_count("skip_nonfinite", skip_nonfinite, least=0)
+        check_options(
+            integrator=integrator,
+            capturable=capturable,
+            adapt_every=adapt_every,
+            core_steps=core_steps,
+            basis_every=basis_every,
+            freeze_after=freeze_after,
+            skip_nonfinite=skip_nonfinite,
+        )
         self.integrator = integrator
         self.adapt_every = adapt_every
         self.core_steps = core_steps
@@ -158,7 +154,7 @@ class TDLRT(torch.optim.Optimizer):
         self._bind()
 
     def _bind(
-        self, core_steps_left: int = 0, resting_ranks: Mapping[str, Sequence[int]] | None = None
+        self, core_steps_left: int = 0, ranks_before: Mapping[str, Sequence[int]] | None = None
     ) -> None:
         """Let the integrator work on today's state."""
         self._plain.share_state(self.state)
@@ -174,7 +170,7 @@ class TDLRT(torch.optim.Optimizer):
         )
         self._bug = Bug(self._context, self.core_steps)
         self._bug.core_steps_left = core_steps_left
-        self._bug.resting_ranks = resting_ranks or {}
+        self._bug.ranks_before = ranks_before or {}
         self._parallel = Parallel(self._context)
 
     def _make_rates(self) -> None:
@@ -217,7 +213,7 @@ class TDLRT(torch.optim.Optimizer):
                 "rank_policy: the ranks are frozen, so no policy would take effect; construct a "
                 "new TDLRT to adapt them again"
             )
-        policy = _resolve_policy(None, policy)
+        policy = resolve_policy(None, policy)
         self._adaptation.check(policy)
         self._adaptation.rank_policy = policy
 
@@ -236,11 +232,7 @@ class TDLRT(torch.optim.Optimizer):
         adaptation.settling = True
         if not self._bug.core_steps_left:
             with self._plain_arithmetic():
-                steps = at_rest(self._context, self._slots)
-                curvatures = [members.curvature(observed=False) for members, _ in steps]
-                given = self._context.finite.given(self._batches.device)
-                for result in settle(self._context, steps, curvatures, given):
-                    self._batches.assign(*result)
+                truncate_unmoved(self._context)
             adaptation.settling = False
 
     @property
@@ -277,22 +269,8 @@ class TDLRT(torch.optim.Optimizer):
         Raises:
             NonFiniteError: As error_if_nonfinite asks.
         """
-        device = self._batches.device
-        parts = [
-            torch.linalg.vector_norm(parameter.grad, dtype=torch.float64).to(device)[None]
-            for parameter in self._plain.among(self._names)
-            if parameter.grad is not None
-        ]
-        parts.append(torch.zeros(1, dtype=torch.float64, device=device))
-        cores, bases = self._moving_parts()
         with self._plain_arithmetic():
-            for members in self._batches.select(cores):
-                gradients = TangentVector(members.core_gradient(), {})
-                parts.append(gradients.squared_norms().sqrt().to(device))
-            for members in self._batches.select(bases):
-                gradients = members.iterate().space.gradient(*members.gradients())
-                parts.append(gradients.squared_norms().sqrt().to(device))
-        total: Tensor = torch.linalg.vector_norm(torch.cat(parts))
+            total = gradient_norm(self._context, self._plain.among(self._names), *self._moving())
         if error_if_nonfinite and not torch.isfinite(total):
             raise NonFiniteError(
                 f"gradients: their norm is {float(total)}, expected a finite number; nothing was "
@@ -304,10 +282,10 @@ class TDLRT(torch.optim.Optimizer):
                 parameter.grad.mul_(factor.to(parameter.grad.device, parameter.grad.dtype))
         return total
 
-    def _moving_parts(self) -> tuple[Collection[str], Collection[str]]:
+    def _moving(self) -> tuple[Collection[str], Collection[str]]:
         """Layers of which the next step moves the core alone, and those that it moves in whole."""
         if self._bug.core_steps_left:
-            return self._bug.resting_ranks, ()
+            return self._bug.ranks_before, ()
         active = active_layers(self._batches)
         resting = self._resting.names(active)
         return resting, [name for name in active if name not in resting]
@@ -333,7 +311,7 @@ class TDLRT(torch.optim.Optimizer):
         if closure is None:
             with self._skipped.allowed():
                 self._advance()
-            self._settle_skipped()
+            self._count_skipped_before()
             return None
         if self._bug.core_steps_left:
             raise IntegratorStateError(
@@ -345,7 +323,7 @@ class TDLRT(torch.optim.Optimizer):
         if self.integrator == "parallel":
             with self._skipped.allowed():
                 self._advance()
-            self._settle_skipped()
+            self._count_skipped_before()
         else:
             with self._skipped.allowed(), self._plain_arithmetic(), self._bug.undone_on_error():
                 self._advance()
@@ -353,10 +331,10 @@ class TDLRT(torch.optim.Optimizer):
         return loss
 
     def _core_passes(self, closure: Callable[[], Any]) -> None:
-        cores = [self._slots[name].layer.core for name in self._bug.resting_ranks]
+        cores = [self._slots[name].layer.core for name in self._bug.ranks_before]
         try:
             while self._bug.core_steps_left:
-                with self._bug.bases_at_rest(), torch.enable_grad():
+                with self._bug.without_basis_gradients(), torch.enable_grad():
                     closure()
                 self._advance()
         finally:
@@ -367,10 +345,10 @@ class TDLRT(torch.optim.Optimizer):
         """Let the integrator, and then the plain optimiser, take up the gradients there are."""
         with self._plain_arithmetic(), _threads(self._batches.work):
             if self._context.state is not self.state:
-                self._bind(self._bug.core_steps_left, self._bug.resting_ranks)
+                self._bind(self._bug.core_steps_left, self._bug.ranks_before)
             integrator = self._parallel if self.integrator == "parallel" else self._bug
             done = integrator.advance(self.team)
-            if done.moves_rest and done.accepted is None:
+            if done.moves_plain and done.accepted is None:
                 self._plain.move(self.param_groups)
             elif done.accepted is not None:
                 self._plain.move_if(done.accepted, self.param_groups)
@@ -385,7 +363,7 @@ class TDLRT(torch.optim.Optimizer):
         if self._adaptation.steps == self.freeze_after:
             self.freeze_ranks()
 
-    def _settle_skipped(self) -> None:
+    def _count_skipped_before(self) -> None:
         """After a step that read on the host: count what was skipped on the device before it."""
         if self.capturable and self._read_on_host:
             self._skipped.read_after_a_step()
@@ -414,7 +392,7 @@ class TDLRT(torch.optim.Optimizer):
 
     @skip_nonfinite.setter
     def skip_nonfinite(self, most: int) -> None:
-        _check_count("skip_nonfinite", most, least=0)
+        check_count("skip_nonfinite", most, least=0)
         self._skipped.most = most
 
     @contextmanager
@@ -455,7 +433,7 @@ class TDLRT(torch.optim.Optimizer):
             "postponed": adaptation.postponed,
             "resting_bases": self._resting.state_dict(),
             "core_steps_left": bug.core_steps_left,
-            "resting_ranks": {name: list(ranks) for name, ranks in bug.resting_ranks.items()},
+            "resting_ranks": {name: list(ranks) for name, ranks in bug.ranks_before.items()},
             "curvatures": {n: owned(value) for n, value in adaptation.curvatures.items()},
         }
         return state
@@ -486,28 +464,6 @@ class TDLRT(torch.optim.Optimizer):
         )
         self._resting.load_state_dict(extra.get("resting_bases", {}))
         self._bind(extra["core_steps_left"], dict(extra["resting_ranks"]))
-
-
-def _resolve_policy(
-    tau: float | None, rank_policy: RankPolicy | Mapping[str, RankPolicy] | None
-) -> RankPolicy:
-    if rank_policy is None:
-        return RelativeTolerance(DEFAULT_TAU if tau is None else tau)
-    if tau is not None:
-        raise RankError(f"tau: got {tau} and rank_policy={rank_policy}; give one of them")
-    if isinstance(rank_policy, Mapping):
-        return ByName(rank_policy)
-    if not isinstance(rank_policy, RankPolicy):
-        raise RankError(
-            f"rank_policy: got {rank_policy!r}, expected RelativeTolerance(...), "
-            "ParameterBudget(...), FixedRank(), or a dict from layer-name pattern to these"
-        )
-    return rank_policy
-
-
-def _check_count(name: str, value: object, *, least: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}: got {value!r}, expected an int of at least {least}")
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tdlrt.linalg import TangentVector
-from tdlrt.optim.batches import Members
 from tdlrt.optim.finite import core_norms
 from tdlrt.optim.integrator import (
     Context,
@@ -17,8 +16,9 @@ from tdlrt.optim.integrator import (
     Result,
     active_layers,
     on_current_weights,
-    settle,
+    truncate_together,
 )
+from tdlrt.optim.members import Members
 from tdlrt.optim.rules import Rule
 from tdlrt.optim.steps import Iterate, Lifted, augmented_step, core_step, fixed_rank_step
 from tdlrt.optim.team import Team
@@ -73,7 +73,7 @@ class Parallel:
         team.exchange(slots, context.state, adaptation.curvatures)
         context.resting.end_step(active, resting, context.state)
         return Pass(
-            moves_rest=True,
+            moves_plain=True,
             ends_step=True,
             examined=active if examines else (),
             postponed=adaptation.examines and not examines,
@@ -92,7 +92,7 @@ class Parallel:
                 past = members.curvature(observed=False)
                 members.set_curvature(torch.where(accepted, curvature, past))
             members.batch.store(iterate, members.places, members.index, accepted)
-        return Pass(moves_rest=True, ends_step=True, accepted=accepted)
+        return Pass(moves_plain=True, ends_step=True, accepted=accepted)
 
     def _computed(
         self, team: Team, active: Collection[str], resting: Collection[str], *, examines: bool
@@ -113,7 +113,7 @@ class Parallel:
         results: list[Result]
         if examines:
             augmented = [(m, augmented_step(*of)) for m, of in zip(moving, steps, strict=True)]
-            results = settle(self._context, augmented, curvatures, given)
+            results = truncate_together(self._context, augmented, curvatures, given)
         else:
             found = [fixed_rank_step(*of) for of in steps]
             norms = [core_norms(step.core) for step in cores]

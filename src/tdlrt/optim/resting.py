@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from tdlrt.optim.batches import Members
+from tdlrt.optim.members import Members
 from tdlrt.optim.slot import LayerSlot, OptimizerState
 
 __all__ = ["RestingBases"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -15,6 +15,9 @@ from tdlrt.ranks.policy import Candidate, RankPolicy
 from tdlrt.ranks.schedule import Schedule, check_values, value_at
 
 __all__ = ["ParameterBudget"]
+
+# Part of their share of a budget that frozen layers must leave the others.
+_LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,10 @@ class ParameterBudget(RankPolicy):
     that an empirical Fisher matrix F I predicts for its removal, sigma^2 F. The worth does not
     depend on the scale of a layer.
 
-    A layer without a gradient keeps its ranks, and the others share the rest of the budget.
+    A layer without a gradient keeps its ranks, and the others share the rest of the budget. What
+    frozen layers leave is divided by the sizes of the dense weights, and the layers of a step never
+    get less than their share, even if layers that wait for their turn still have more than theirs:
+    so layers that take turns end at the ranks that they would have together.
 
     Args:
         fraction: Share in (0, 1] of the parameters of the dense weights of the Tucker layers, or
@@ -73,13 +79,17 @@ class ParameterBudget(RankPolicy):
         moving = {name: c for name, c in candidates.items() if not c.resting}
         sensitivities = self.sensitivities(moving)
         shares = {name: _Share(name, c, self, sensitivities[name]) for name, c in moving.items()}
+        dense = sum(candidate.dense_parameters for candidate in candidates.values())
         if self.parameters is not None:
             limit = value_at(self.parameters, step)
         else:
-            dense = sum(candidate.dense_parameters for candidate in candidates.values())
             limit = value_at(self.fraction or 0.0, step) * dense
-        taken = sum(c.parameters_at(c.ranks) for c in candidates.values() if c.resting)
-        _cut_to_fit(list(shares.values()), limit * (1 + self.spare) - taken)
+        limit *= 1 + self.spare
+        waiting = [c for c in candidates.values() if c.resting and not c.frozen]
+        left = limit - _parameters(c for c in candidates.values() if c.frozen)
+        size = sum(c.dense_parameters for c in moving.values())
+        share = size / max(1, size + sum(c.dense_parameters for c in waiting))
+        _cut_to_fit(list(shares.values()), max(left - _parameters(waiting), left * share))
         return {
             name: Cutoff(tuple(shares[name].ranks if name in shares else candidate.ranks))
             for name, candidate in candidates.items()
@@ -119,12 +129,12 @@ class ParameterBudget(RankPolicy):
         """Refuse a budget below the smallest possible one.
 
         Raises:
-            RankError: Even the smallest ranks need more.
+            RankError: Even the smallest ranks need more, or frozen layers leave the others less
+                than half of their share.
         """
-        smallest = sum(
-            candidate.parameters_at(self._smallest_ranks(candidate))
-            for candidate in candidates.values()
-        )
+        trained = [c for c in candidates.values() if not c.frozen]
+        kept = _parameters(c for c in candidates.values() if c.frozen)
+        smallest = kept + sum(c.parameters_at(self._smallest_ranks(c)) for c in trained)
         dense = sum(candidate.dense_parameters for candidate in candidates.values())
         name, budget, unit = "parameters", self.parameters, 1
         if budget is None:
@@ -134,7 +144,14 @@ class ParameterBudget(RankPolicy):
             raise RankError(
                 f"{name}: got {lowest:g}, but the smallest possible budget is {smallest} "
                 f"parameters, a fraction of {smallest / dense:.4g} (min_rank={self.min_rank}, "
-                f"multiple_of={self.multiple_of}); raise {name}"
+                f"multiple_of={self.multiple_of}, frozen layers keep {kept}); raise {name}"
+            )
+        part = sum(c.dense_parameters for c in trained) / dense
+        if lowest is not None and kept > lowest * unit * (1 - _LEAST_SHARE * part):
+            raise RankError(
+                f"{name}: got {lowest:g}, a budget of {int(lowest * unit)} parameters, of which "
+                f"frozen layers keep {kept}; that leaves the other layers less than half of their "
+                f"share. Raise {name}, or leave frozen layers out of factorize_"
             )
 
     def smallest_rank(self, size: int) -> int:
@@ -224,6 +241,11 @@ class _Share:
             smaller = max((rank - 1) // step * step, lowest)
             yield rank, smaller, sum(values[smaller:rank]), size, len(group) - 1
             rank = smaller
+
+
+def _parameters(candidates: Iterable[Candidate]) -> int:
+    """Parameters of layers at the ranks that they have."""
+    return sum(candidate.parameters_at(candidate.ranks) for candidate in candidates)
 
 
 def _rank_groups(candidate: Candidate) -> list[tuple[int, ...]]:

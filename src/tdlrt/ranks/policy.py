@@ -32,6 +32,7 @@ class Candidate(NamedTuple):
         curvature: Mean square of the entries of grad_C L, averaged over recent steps; for a policy
             that `needs_spectra`, and None where no gradient was seen yet.
         resting: Whether the layer has no gradient in this step and so keeps its ranks.
+        frozen: Whether it requires none (`requires_grad=False`).
     """
 
     ranks: Sequence[int]
@@ -42,6 +43,7 @@ class Candidate(NamedTuple):
     spectra: Mapping[int, Sequence[float]] = MappingProxyType({})
     curvature: float | None = None
     resting: bool = False
+    frozen: bool = False
 
     @property
     def dense_parameters(self) -> int:

@@ -1,0 +1,151 @@
+"""What bases that rest cost: accuracy of a wide network by `basis_every`, after each epoch.
+
+    python benchmarks/resting_bases.py --data-dir DIR
+
+A perceptron with two hidden layers of 1,024 units on 20,000 images of MNIST, its wide layers at a
+tenth of their rank, fixed; batch 64; SGD with momentum and Adam. Writes
+benchmarks/results/resting_bases.json, run after run (what is there is not run again), and a section
+of docs/integrator-cost.md.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import tdlrt
+from operations import provenance, table
+from tdlrt.files import write_atomically
+from tdlrt_lab.data import load_data
+from tdlrt_lab.documents import fill_section
+from tdlrt_lab.run.results import machine, versions
+
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "benchmarks/results/resting_bases.json"
+DOCUMENT = ROOT / "docs/integrator-cost.md"
+Row = dict[str, Any]
+
+WIDTH, RANK, BATCH, IMAGES, EPOCHS = 1024, 0.1, 64, 20_000, 5
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], Row]] = {
+    "SGD": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),
+    "Adam": (torch.optim.Adam, {"lr": 0.001}),
+}
+PERIODS: Sequence[int | None] = (None, 1, 2, 4, 8, 32)
+"""None is the dense network."""
+SEEDS = (0, 1)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(784, WIDTH),
+        nn.ReLU(),
+        nn.Linear(WIDTH, WIDTH),
+        nn.ReLU(),
+        nn.Linear(WIDTH, 10),
+    )
+
+
+def train(name: str, every: int | None, seed: int, data: Sequence[Tensor]) -> Row:
+    """Test accuracy in per cent after each epoch, and the time of all steps."""
+    images, labels, test_images, test_labels = data
+    torch.manual_seed(seed)
+    model = network()
+    optimizer_cls, options = OPTIMIZERS[name]
+    if every is None:
+        optimizer = optimizer_cls(model.parameters(), **options)
+    else:
+        tdlrt.factorize_(model, rank=RANK, exclude=["5"])
+        policy = tdlrt.FixedRank()
+        optimizer = tdlrt.TDLRT(
+            model, optimizer_cls, rank_policy=policy, basis_every=every, **options
+        )
+    accuracies, seconds = [], 0.0
+    for _ in range(EPOCHS):
+        start = time.perf_counter()
+        for rows in torch.randperm(len(images)).split(BATCH):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images[rows]), labels[rows]).backward()
+            optimizer.step()
+        seconds += time.perf_counter() - start
+        with torch.no_grad():
+            right = (model(test_images).argmax(dim=1) == test_labels).double().mean()
+        accuracies.append(round(100 * float(right), 2))
+    return {
+        **{"optimizer": name, "basis_every": every, "seed": seed},
+        **{"accuracies": accuracies, "seconds": round(seconds, 1)},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, help="folder with mnist/; default: the hub")
+    parser.add_argument("--fill", action="store_true", help="only write the section")
+    arguments = parser.parse_args()
+    if not arguments.fill:
+        measure(arguments.data_dir)
+    fill_section(DOCUMENT, "resting_bases", section(json.loads(RESULT.read_text("utf-8"))))
+
+
+def measure(data_dir: Path | None) -> None:
+    """Run what is not there yet."""
+    torch.set_num_threads(1)
+    sets = load_data("mnist", data_dir=data_dir, train_images=IMAGES)
+    images = (sets.normalise(sets.train_images), sets.normalise(sets.test_images))
+    data = (images[0], sets.train_labels, images[1], sets.test_labels)
+    result: Row = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {}
+    rows = result.get("rows", [])
+    done = {(row["optimizer"], row["basis_every"], row["seed"]) for row in rows}
+    for seed, name, every in product(SEEDS, OPTIMIZERS, PERIODS):
+        if (name, every, seed) in done:
+            continue
+        rows.append(train(name, every, seed, data))
+        print(rows[-1], flush=True)
+        result = {
+            "command": "python benchmarks/resting_bases.py",
+            "versions": versions(),
+            "machine": machine(torch.device("cpu")),
+            "rows": rows,
+        }
+        text = json.dumps(result, indent=1) + "\n"
+        write_atomically(RESULT, lambda file, text=text: file.write(text.encode()))
+
+
+def section(result: Row) -> list[str]:
+    """Lines of the section."""
+    cells: dict[tuple[str, int | None], list[Row]] = {}
+    for row in result["rows"]:
+        cells.setdefault((row["optimizer"], row["basis_every"]), []).append(row)
+    head = ["optimiser", "basis_every", *(f"epoch {n + 1} (%)" for n in range(EPOCHS)), "time (s)"]
+    lines = []
+    for (name, every), rows in cells.items():
+        means = [sum(of) / len(of) for of in zip(*(row["accuracies"] for row in rows), strict=True)]
+        seconds = sum(row["seconds"] for row in rows) / len(rows)
+        first = "dense" if every is None else str(every)
+        lines.append([name, first, *(f"{mean:.2f}" for mean in means), f"{seconds:.0f}"])
+    return [
+        f"Written by `{result['command']}`.",
+        "",
+        *TEXT.format(width=WIDTH, images=IMAGES, seeds=len(SEEDS)).splitlines(),
+        "",
+        *table(head, lines),
+        "",
+        *(f"- {fact}" for fact in provenance([result])),
+    ]
+
+
+TEXT = """\
+Test accuracy after each epoch of a perceptron with two hidden layers of {width} units on {images}
+images of MNIST, and the time of its steps on one core. The wide layers have a tenth of their rank,
+which stays; batch 64, mean of {seeds} seeds. With `basis_every=k` bases move in one of k steps."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What the steps of both integrators share: augmented bases, truncation, state that moves along."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tdlrt.linalg import (
+    Cut,
+    Layout,
+    TangentSpace,
+    TangentVector,
+    Transport,
+    Truncation,
+    new_directions,
+    polish_basis,
+)
+from tdlrt.optim.rules import Moments, Rule
+from tdlrt.optim.steps.points import Factors, Iterate
+
+__all__ = ["NewBases", "brought_along", "direction_of", "moved_state", "truncated"]
+
+
+def brought_along(
+    moments: Moments, source: TangentSpace, target: TangentSpace, rule: type[Rule]
+) -> dict[str, TangentVector]:
+    """State of a weight whose core has moved in bases that have not, at the core of today.
+
+    The core's part is up to date, since its coordinates are entries in the bases U_i; the bases'
+    parts stand in rows Q_i of the core of then, and become K._i Q_i^T Q'_i.
+
+    Args:
+        moments: The state.
+        source: The tangent space of the last step that moved the bases.
+        target: The tangent space of today, with the same bases.
+        rule: The optimiser.
+    """
+    transport = Transport(source, target.factors, target.layout)
+    return moved_state(rule, moments, transport, target)
+
+
+def direction_of(
+    iterate: Iterate, gradient: TangentVector, rule: Rule
+) -> tuple[TangentVector, dict[str, TangentVector]]:
+    """Direction D of the step W - lr D that a rule takes, and the state after it."""
+    bases = None if iterate.basis_steps is None else iterate.basis_steps + 1
+    return rule.direction(gradient, iterate.moments, iterate.space, iterate.steps + 1, bases)
+
+
+def moved_state(
+    rule: Rule | type[Rule],
+    moments: Moments,
+    transport: Transport,
+    target: TangentSpace,
+    known: tuple[TangentVector, Cut] | None = None,
+) -> dict[str, TangentVector]:
+    """State at the target; `known` is a tangent vector whose cut is there already."""
+    moved: dict[str, TangentVector] = {}
+    for name, moment in moments.items():
+        if name not in rule.first_moments:
+            moved[name] = transport.squares(moment, target)
+        elif known is not None and moment.core is known[0].core:
+            moved[name] = transport.vector(moment, known[1], target)
+        else:
+            moved[name] = transport.vector(moment, transport.cut(moment), target)
+    return moved
+
+
+def truncated(
+    bases: Factors, truncation: Truncation, layout: Layout
+) -> tuple[TangentSpace, list[Tensor | None]]:
+    """The truncated weights in stacks with room for their ranks alone, and the projections."""
+    columns = layout.columns
+    core = truncation.core[(slice(None), *(slice(0, r) for r in columns))].contiguous()
+    factors, projections = list(bases), list(truncation.projections)
+    for mode, (basis, projection) in enumerate(zip(factors, projections, strict=True)):
+        if projection is not None and basis is not None:
+            projections[mode] = projection = projection[:, :, : columns[mode]]
+            factors[mode] = polish_basis(basis @ projection)
+    return TangentSpace(core, factors, layout), projections
+
+
+class NewBases:
+    """The bases [U_i | V_i] of a step, true columns first, and how tensors come into them."""
+
+    def __init__(self, space: TangentSpace, direction: TangentVector) -> None:
+        layout = space.layout
+        self.bases: dict[int, Tensor] = {}
+        self.factors: list[Tensor | None] = list(space.factors)
+        self._layout, self._fresh, self._orders = layout, {}, {}
+        ranks = list(layout.rank_tensor().unbind(dim=1))
+        for mode, part in direction.parts.items():
+            new, count = new_directions(space.factor(mode), part, layout.spare(mode))
+            self.bases[mode] = new
+            fresh = torch.arange(new.shape[2], device=new.device) < count[:, None]
+            self._fresh[mode] = fresh
+            joined = torch.cat([space.factor(mode), new], dim=2)
+            padding = layout.padding(mode)
+            if padding is not None:  # the padding of U_i stands in front of V_i
+                absent = torch.cat([padding > 0, ~fresh], dim=1)
+                self._orders[mode] = absent.int().argsort(dim=1, stable=True)
+                joined = joined.take_along_dim(self._orders[mode][:, None, :], dim=2)
+            self.factors[mode] = joined
+            ranks[mode] = ranks[mode] + count
+        self.ranks = torch.stack(ranks, dim=1)
+
+    def packed(self, core: Tensor) -> Tensor:
+        """A core in [U_i | V_i] with true entries first, in every mode."""
+        for mode in self._orders:
+            core = self._packed_in(core, mode)
+        return core
+
+    def _packed_in(self, core: Tensor, mode: int) -> Tensor:
+        order = self._orders[mode]
+        shape = [len(order), *[1] * (core.ndim - 1)]
+        shape[1 + mode] = order.shape[1]
+        return core.take_along_dim(order.view(shape), dim=1 + mode)
+
+    def lifted_squares(self, core: Tensor) -> Tensor:
+        """A second moment of the core: new coordinates get the mean of the mode."""
+        ranks = self._layout.rank_tensor()
+        for mode, fresh in self._fresh.items():
+            shape = [-1, *[1] * (core.ndim - 1)]
+            mean = core.sum(dim=1 + mode, keepdim=True) / ranks[:, mode].view(shape)
+            shape[1 + mode] = fresh.shape[1]
+            core = torch.cat([core, mean * fresh.view(len(fresh), *shape[1:])], dim=1 + mode)
+            if mode in self._orders:
+                core = self._packed_in(core, mode)
+        return core

@@ -31,8 +31,8 @@ tdlrt with p < {level} (Welch's t-test, one-sided, for every method by itself), 
 
 Methods with masks are above tdlrt at small sizes because of what a size counts. 400,000 of the
 {dense} weights of LeNet-5's factorised layers are those of one linear layer, 800 x 500. A direction
-of this layer costs 1,300 parameters, and the smallest size leaves tdlrt rank {rank} in it. A mask
-keeps as many single weights as a size allows, wherever they are worth most. The positions of these
+of this layer costs 1,300 parameters, and the smallest size leaves tdlrt rank {rank}; a mask keeps
+as many single weights as a size allows, wherever they are worth most. The positions of these
 weights are not counted, and the network does all the multiply-adds of the dense one.
 
 ### CIFAR-10
@@ -46,7 +46,8 @@ all after the same number of epochs.
 For tucker and matrix the best of the learning rates with which they were run counts; for each
 network a table below compares these rates on held-out images.
 
-Rows of tdlrt that reach the accuracy of the dense network within these epochs: {reached}.
+Rows of tdlrt that reach the accuracy of the dense network within these epochs, so that there is a
+time to it: {reached}.
 """
 
 

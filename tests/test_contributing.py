@@ -1,4 +1,4 @@
-"""CONTRIBUTING names files, names in them and floors that exist, and leaves no package out."""
+"""CONTRIBUTING and the page on the structure name what exists, and leave nothing out."""
 
 import importlib
 import itertools
@@ -75,3 +75,20 @@ def test_the_floors_stand_in_the_order_that_is_checked():
     heights = [[height[name] for name in floor] for floor in FLOORS]
     for above, below in itertools.pairwise(heights):
         assert min(above) >= max(below)
+
+
+@pytest.mark.parametrize("package", ["nn", "optim", "paths", "ranks", "surgery"])
+def test_how_it_is_built_names_every_file(package):
+    page = (ROOT / "docs" / "how-it-is-built.md").read_text(encoding="utf-8")
+    files = {path.name for path in (ROOT / "src" / "tdlrt" / package).glob("[!_]*.py")}
+    assert sorted(name for name in files if name not in page) == []
+
+
+def test_how_it_is_built_names_files_that_exist():
+    page = (ROOT / "docs" / "how-it-is-built.md").read_text(encoding="utf-8")
+    folders = (*SOURCES.values(), ROOT / "lab" / "tests", ROOT / "tests", ROOT / "benchmarks")
+    files = [path.relative_to(ROOT).as_posix() for of in folders for path in of.rglob("*.py")]
+    named = set(re.findall(r"`([\w/]+\.py)`", page))
+    assert (
+        sorted(name for name in named if not any(f"/{f}".endswith(f"/{name}") for f in files)) == []
+    )

@@ -21,32 +21,33 @@ TEXT = """\
 
 ### Equal sizes, MNIST
 
-Mean accuracies (%). A method stands *above* or *below* where its own differs from that of tdlrt
-with p < {level} (Welch's t-test, one-sided, every method by itself), else *level*; with fewer than
-two seeds it is not tested.
+Mean accuracies (%). A method stands under *above* or *below* if its accuracy differs from that of
+tdlrt with p < {level} (Welch's t-test, one-sided, for every method by itself), and otherwise under
+*level*; with fewer than two seeds it is not tested.
 
 {mnist}
 
 {bounds}
 
-Where masks are above, they win by what a size counts. 400,000 of the {dense} weights of
-LeNet-5's factorised layers are those of one linear layer, 800 x 500. A direction of it costs 1,300
-parameters, and the smallest size leaves tdlrt rank {rank}; a mask keeps as many single weights as a
-size allows, wherever they are worth most. Their places count for nothing, and its network does all
-the multiply-adds of the dense one.
+Methods with masks are above tdlrt at small sizes because of what a size counts. 400,000 of the
+{dense} weights of LeNet-5's factorised layers are those of one linear layer, 800 x 500. A direction
+of this layer costs 1,300 parameters, and the smallest size leaves tdlrt rank {rank}; a mask keeps
+as many single weights as a size allows, wherever they are worth most. The positions of these
+weights are not counted, and the network does all the multiply-adds of the dense one.
 
 ### CIFAR-10
 
-tdlrt, and how many points it is above the best dense row, and above the factors of the same size
-trained directly (rows within one point of its compression), all after as many epochs.
+The table shows the accuracy of tdlrt, and by how many points it is above the best dense row and
+above factors of the same size that are trained directly (rows within one point of its compression),
+all after the same number of epochs.
 
 {cifar}
 
-tucker and matrix count with the best of the learning rates that they were run with; each network
-has a table of these below, on held-out images.
+For tucker and matrix the best of the learning rates with which they were run counts; for each
+network a table below compares these rates on held-out images.
 
-Rows of tdlrt that reach the accuracy of the dense network within these epochs, and so have a time
-to it: {reached}.
+Rows of tdlrt that reach the accuracy of the dense network within these epochs, so that there is a
+time to it: {reached}.
 """
 
 

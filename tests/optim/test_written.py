@@ -1,6 +1,7 @@
 """Weights that somebody else writes: a step begins at the weights that the model has."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 import tdlrt
 from optim.problems import EVERY_OPTIMIZER, INTEGRATORS, Small, assert_same
 from reference.cases import gaussian, relative_error
+from tdlrt.linalg import Layout, TangentSpace, TangentVector
 
 FIXED = {"tau": None, "rank_policy": tdlrt.FixedRank()}
 
@@ -146,3 +148,100 @@ def test_parameters_that_were_replaced_are_refused_by_name():
     problem.backward()
     with pytest.raises(tdlrt.IntegratorStateError, match="0: its parameters are not those"):
         problem.optimizer.step()
+
+
+@EVERY_OPTIMIZER
+def test_the_state_follows_weights_that_others_turn(optimizer_name):
+    """Other bases of the same ranges: the same W, so the same first moments as tensors."""
+    problem = Small(optimizer_name, dtype=torch.float64, **FIXED)
+    problem.call(3)
+    layer = problem.layers[1]
+    before = moments_in_full(problem, layer)
+    with torch.no_grad():
+        for mode in (0, 1):
+            size = layer.ranks[mode]
+            turn = torch.linalg.qr(gaussian((size, size), mode))[0]
+            layer.factors[mode].copy_(layer.factors[mode] @ turn)
+            layer.core.copy_(turn.T @ layer.core if mode == 0 else layer.core @ turn)
+    problem.optimizer.clip_grad_norm_(1e9)  # looks at the weights
+    after = moments_in_full(problem, layer)
+    assert before.keys() == after.keys()
+    for name, moment in after.items():
+        assert relative_error(moment, before[name]) < 1e-10
+
+
+def moments_in_full(problem, layer):
+    """First moments of a linear layer as tensors of the size of W."""
+    state, space = problem.optimizer.state, tangent_space(layer)
+    names = set(state[layer.core]) & {"momentum_buffer", "exp_avg"} if layer.core in state else ()
+    found = {}
+    for name in names:
+        parts = {mode: state[layer.factors[mode]][name][None].clone() for mode in (0, 1)}
+        parts = {mode: parts[mode] for mode in space.moving_modes}
+        found[name] = space.to_tensor(TangentVector(state[layer.core][name][None].clone(), parts))
+    return found
+
+
+def tangent_space(layer):
+    layout = Layout([layer.shape], [layer.ranks], layer.learned_modes, layer.core.device)
+    factors = [factor.detach()[None].clone() for factor in layer.factors]
+    return TangentSpace(layer.core.detach()[None].clone(), factors, layout)
+
+
+def test_two_optimisers_train_one_trunk_in_turns():
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU())
+    tdlrt.factorize_(trunk, rank=0.5, include="*")
+    heads = [nn.Sequential(trunk, nn.Linear(24, size)) for size in (4, 1)]
+    optimizers = [tdlrt.TDLRT(head, torch.optim.Adam, lr=1e-2, tau=0.2) for head in heads]
+    inputs = gaussian((32, 16), 0, torch.float32)
+    losses = []
+    for step in range(12):
+        head, optimizer = heads[step % 2], optimizers[step % 2]
+        head.zero_grad()
+        loss = (head(inputs) - inputs[:, : head[1].out_features]).square().mean()
+        loss.backward()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*were changed by another optimiser")
+            optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[1]
+    assert losses[-2] < losses[0]
+
+
+def test_a_state_of_other_ranks_begins_anew_with_a_warning():
+    problem, other = Small("adam", tau=0.5), Small("adam", **FIXED)
+    problem.call(3)
+    other.call(3)
+    other.model.load_state_dict(problem.model.state_dict())
+    other.backward()
+    with pytest.warns(UserWarning, match=r"\d: its ranks were changed by another"):
+        other.optimizer.step()
+    other.call(2)
+
+
+def test_tensor_rates_are_one_tensor_a_group():
+    problem = Small("sgd", lr=torch.tensor(0.1), **FIXED)
+    first, second = (group["lr"] for group in problem.optimizer.param_groups)
+    second.fill_(0.5)
+    assert float(first) == pytest.approx(0.1)
+
+
+def test_freeze_after_that_has_passed_freezes_at_once():
+    problem, other = Small("momentum", tau=0.1), Small("momentum", tau=0.1, freeze_after=2)
+    problem.call(3)
+    other.model.load_state_dict(problem.model.state_dict())
+    other.optimizer.load_state_dict(problem.optimizer.state_dict())
+    assert other.optimizer.ranks_frozen
+
+
+def test_what_is_no_model_or_no_list_is_refused_at_once():
+    model = Small().model
+    with pytest.raises(TypeError, match=r"model: got generator, expected a torch\.nn\.Module"):
+        tdlrt.TDLRT(model.parameters(), torch.optim.SGD, lr=0.1)
+    groups = [{"params": set(model[0].parameters())}]
+    with pytest.raises(TypeError, match="params: got a set"):
+        tdlrt.TDLRT(model, torch.optim.SGD, lr=0.1, param_groups=groups)
+    groups = [{"params": model[0].named_parameters(), "lr": 0.2}]
+    optimizer = tdlrt.TDLRT(model, torch.optim.SGD, lr=0.1, param_groups=groups)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [3, 3, 5]

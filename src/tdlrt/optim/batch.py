@@ -123,9 +123,37 @@ class Batch:
     def refresh(self) -> None:
         """Take over what somebody else has written into weights or curvatures."""
         written = self._versions != [slot.versions() for slot in self.slots]
-        if written or not self._exact:
-            self._read_weights(written=written)
+        if written:
+            self.reread()
+        elif not self._exact:
+            self._read_weights(written=False)
         self._read_curvatures()
+
+    def reread(self) -> None:
+        """Take over weights that others have written, and bring the state along."""
+        known = self._moments and all(len(of) > 1 for of in self._moments.values())
+        before = self._copied() if known else None
+        self._read_weights(written=True)
+        if before is not None:
+            self._wake_bases()
+            today = self._stored()
+            moved = brought_along(before.moments, before.space, today.space, self._rule)
+            for name, moment in moved.items():
+                own = today.moments[name]
+                own.core.copy_(moment.core)
+                for mode, part in own.parts.items():
+                    part.copy_(moment.parts[mode])
+
+    def _copied(self) -> Iterate:
+        """Weights and state as they are, in tensors of their own."""
+        space, moments, steps, _ = self.iterate()
+        factors = [None if factor is None else factor.clone() for factor in space.factors]
+        own = TangentSpace(space.core.clone(), factors, self.layout, dict(space.factorizations))
+        copies = {
+            name: TangentVector(of.core.clone(), {i: part.clone() for i, part in of.parts.items()})
+            for name, of in moments.items()
+        }
+        return Iterate(own, copies, steps)
 
     def _read_weights(self, *, written: bool) -> None:
         self._versions, self._turns = [], {}

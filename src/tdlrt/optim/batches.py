@@ -111,6 +111,11 @@ class Batches:
         self.work = sum(work([(layer.shape, layer.ranks)]) for layer in layers)
         self.generation += 1
 
+    def reread(self) -> None:
+        """Take over weights that others have written without a trace."""
+        for batch in self._batches:
+            batch.reread()
+
     def forget(self) -> None:
         """Make all batches anew the next time, from what the layers hold."""
         self._batches, self._within, self._left = [], (), {}

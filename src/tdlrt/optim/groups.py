@@ -13,9 +13,21 @@ from tdlrt.optim.slot import LayerSlot
 __all__ = ["as_list", "check_whole", "group_of_each_layer", "groups_of", "tucker_parameters"]
 
 
-def as_list(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    """Parameters as torch takes them: one, or several."""
-    return [parameters] if isinstance(parameters, Tensor) else list(parameters)
+def as_list(
+    parameters: Tensor | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+) -> list[Tensor]:
+    """Parameters as torch takes them: one, or several, with or without their names.
+
+    Raises:
+        TypeError: They are in a set, which has no order.
+    """
+    if isinstance(parameters, Tensor):
+        return [parameters]
+    if isinstance(parameters, set | frozenset):
+        raise TypeError(
+            "params: got a set, whose order changes from run to run, expected a list of parameters"
+        )
+    return [p[1] if isinstance(p, tuple) else p for p in parameters]
 
 
 def tucker_parameters(slots: Collection[LayerSlot]) -> set[int]:

@@ -89,7 +89,7 @@ def on_current_weights(context: Context, compute: Callable[[], Computed]) -> Com
     try:
         return compute()
     except WrittenElsewhereError:
-        context.batches.forget()
+        context.batches.reread()
         return compute()
 
 

@@ -15,7 +15,7 @@ from tdlrt.errors import (
 )
 from tdlrt.nn.layer import tucker_layers
 from tdlrt.optim.adaptation import Adaptation
-from tdlrt.optim.arguments import check_count, check_options, resolve_policy
+from tdlrt.optim.arguments import check_count, check_model, check_options, resolve_policy
 from tdlrt.optim.batches import Batches
 from tdlrt.optim.bug import Bug
 from tdlrt.optim.finite import Finite
@@ -82,6 +82,7 @@ class TDLRT(torch.optim.Optimizer):
         **optimizer_kwargs: Passed to optimizer_cls (lr, momentum, weight_decay, ...).
 
     Raises:
+        TypeError: The model is no module, or a set of parameters is given.
         NothingMatchedError: The model, or a pattern of the policy, has no Tucker layer.
         UnsupportedLayerError: The parameters are sharded (FSDP, tensor parallelism).
         UnsupportedOptimizerError: The class or one of its options has no rule for Tucker weights.
@@ -109,6 +110,7 @@ class TDLRT(torch.optim.Optimizer):
         param_groups: Iterable[Mapping[str, Any]] = (),
         **optimizer_kwargs: Any,
     ) -> None:
+        check_model(model)
         policy = resolve_policy(tau, rank_policy)
         self._rule_type = resolve_rule(optimizer_cls)
         check_options(
@@ -144,6 +146,9 @@ class TDLRT(torch.optim.Optimizer):
             optimizer_cls(list(self._names), **optimizer_kwargs), tucker, capturable=capturable
         )
         super().__init__(groups, self._plain.defaults)
+        for group in self.param_groups[1:]:  # a scheduler divides the rate of each group in place
+            if isinstance(group["lr"], Tensor):
+                group["lr"] = group["lr"].clone()
         self._skipped = SkippedSteps(skip_nonfinite, device)
         self._make_rates()
         for number in range(len(self.param_groups)):
@@ -360,7 +365,10 @@ class TDLRT(torch.optim.Optimizer):
     def end_step(self, examined: Iterable[str] = (), *, postponed: bool = False) -> None:
         """Count a step: `step` does, and whoever replays one that was captured."""
         self._adaptation.end_step(examined, postponed=postponed)
-        if self._adaptation.steps == self.freeze_after:
+        self._freeze_if_due()
+
+    def _freeze_if_due(self) -> None:
+        if self.freeze_after is not None and self._adaptation.steps >= self.freeze_after:
             self.freeze_ranks()
 
     def _count_skipped_before(self) -> None:
@@ -464,6 +472,7 @@ class TDLRT(torch.optim.Optimizer):
         )
         self._resting.load_state_dict(extra.get("resting_bases", {}))
         self._bind(extra["core_steps_left"], dict(extra["resting_ranks"]))
+        self._freeze_if_due()
 
 
 @contextmanager

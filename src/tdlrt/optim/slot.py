@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
@@ -76,8 +77,7 @@ class LayerSlot:
 
         Between the passes of `bug` the core alone has a state, before the first step nothing has.
 
-        Raises:
-            IntegratorStateError: It has another shape than its parameter.
+        A state of other ranks is dropped, with a warning.
         """
         found: dict[str, list[Tensor]] = {}
         for parameter in self.parameters:
@@ -87,11 +87,13 @@ class LayerSlot:
                 if moment is None:
                     continue
                 if moment.shape != parameter.shape:
-                    raise IntegratorStateError(
-                        f"{self.name}: got a {name} of shape {tuple(moment.shape)} for a parameter "
-                        f"of shape {tuple(parameter.shape)}; load the model's state_dict together "
-                        "with the optimiser's"
+                    warnings.warn(
+                        f"{self.name}: its ranks were changed by another optimiser, or by "
+                        f"load_state_dict of the model alone; its {name} begins anew",
+                        stacklevel=2,
                     )
+                    self.set_moments(state, {}, None)
+                    return {}
                 found.setdefault(name, []).append(moment)
         return found
 

@@ -24,15 +24,16 @@ __all__ = ["NewBases", "brought_along", "direction_of", "moved_state", "truncate
 def brought_along(
     moments: Moments, source: TangentSpace, target: TangentSpace, rule: type[Rule]
 ) -> dict[str, TangentVector]:
-    """State of a weight whose core has moved in bases that have not, at the core of today.
+    """State of a weight that something else than a step with bases has moved.
 
-    The core's part is up to date, since its coordinates are entries in the bases U_i; the bases'
-    parts stand in rows Q_i of the core of then, and become K._i Q_i^T Q'_i.
+    Where that was a step on the core alone, the core's part is up to date, since its coordinates
+    are entries in the bases U_i; the bases' parts stand in rows Q_i of the core of then, and become
+    K._i Q_i^T Q'_i.
 
     Args:
-        moments: The state.
-        source: The tangent space of the last step that moved the bases.
-        target: The tangent space of today, with the same bases.
+        moments: The state, with the core's part at the target, where the bases are the same.
+        source: The tangent space that the bases' parts belong to.
+        target: The tangent space of today, of the same ranks.
         rule: The optimiser.
     """
     transport = Transport(source, target.factors, target.layout)

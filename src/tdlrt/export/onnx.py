@@ -31,7 +31,7 @@ def dump(source: Source) -> bytes:
     graph = exported.model_proto
     if source.calibration is not None:
         graph = _quantized(graph, source)
-    _forget_origin(graph)
+    _drop_source_locations(graph)
     for key, value in source.metadata.items():
         graph.metadata_props.add(key=key, value=value)
     data: bytes = graph.SerializeToString()
@@ -81,7 +81,7 @@ def _quantized(graph: Any, source: Source) -> Any:
         return onnx.load(integers)
 
 
-def _forget_origin(graph: Any) -> None:
+def _drop_source_locations(graph: Any) -> None:
     """Leave out shapes that follow from others and where in which source file a node comes from."""
     del graph.graph.value_info[:]
     for part in _parts(graph):

@@ -24,7 +24,7 @@ def dump(source: Source) -> bytes:
     """The file of a network."""
     network = source.plain if source.calibration is None else _quantized(source)
     program = trace(network, source.example)
-    _forget_origin(program)
+    _drop_source_locations(program)
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={METADATA: json.dumps(dict(source.metadata))})
     return _packed(file)
@@ -74,7 +74,7 @@ def _drop_unused(graph: torch.fx.GraphModule) -> None:
             delattr(graph.get_submodule(parent), own)
 
 
-def _forget_origin(program: ExportedProgram) -> None:
+def _drop_source_locations(program: ExportedProgram) -> None:
     """Leave out the example and where in which source file a node comes from: bytes and paths."""
     program.example_inputs = None
     for node in _nodes(program.graph_module):

@@ -22,7 +22,7 @@ _CALIBRATION_BATCH = 64
 
 # They announce on every machine without torchvision, or without one kind of GPU, that something
 # is left out which no exported network uses.
-_CHATTY = ("torch.onnx._internal.exporter._registration", "torchao", "torch.utils._pytree")
+_NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "torchao", "torch.utils._pytree")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def trace(model: nn.Module, example: Tensor, *, strict: bool = False) -> Exporte
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep back what torch's exporters and torchao say about themselves, and nothing else."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

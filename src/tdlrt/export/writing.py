@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import ExportError, NonFiniteError, UnknownNameError
-from tdlrt.export import onnx, plain, pt2
+from tdlrt.export import onnx, plain_files, pt2
 from tdlrt.export.source import Source
 from tdlrt.files import write_atomically
 from tdlrt.paths import Preference
@@ -35,7 +35,7 @@ class Format:
 
 
 FORMATS = {
-    "plain": Format(".safetensors", plain.dump, plain.load, has_int8=False),
+    "plain": Format(".safetensors", plain_files.dump, plain_files.load, has_int8=False),
     "pt2": Format(".pt2", pt2.dump, pt2.load),
     "onnx": Format(".onnx", onnx.dump, onnx.load),
 }
@@ -116,7 +116,7 @@ def export(
     model = copy.deepcopy(model).cpu().eval()
     inputs = inputs.detach().cpu()
     outputs = _outputs(model, inputs)
-    plainly = to_plain(
+    plain_network = to_plain(
         model,
         input_size=inputs.shape if inputs.is_floating_point() else None,
         prefer=prefer,
@@ -124,7 +124,7 @@ def export(
     ).requires_grad_(False)
     source = Source(
         model=model,
-        plain=plainly,
+        plain=plain_network,
         example=torch.cat([inputs[:1], inputs[:1]]),  # a batch of 1 would be traced as a constant
         calibration=None if calibration is None else calibration.detach().cpu(),
         metadata=metadata or {},
@@ -138,7 +138,7 @@ def export(
         format=format,
         int8=calibration is not None,
         parity=float((found - outputs).abs().max() / outputs.abs().max()),
-        parameters=sum(parameter.numel() for parameter in plainly.parameters()),
+        parameters=sum(parameter.numel() for parameter in plain_network.parameters()),
         bytes=len(data),
         seconds=time.perf_counter() - started,
     )
@@ -156,7 +156,7 @@ def load_network(path: str | Path, format: str, model: nn.Module) -> Network:
         ExportError: The file is broken or of another format (format "plain").
     """
     if format == "plain":
-        return plain.load_plain(path, model)
+        return plain_files.load_plain(path, model)
     return FORMATS[format].load(Path(path).read_bytes(), model)
 
 

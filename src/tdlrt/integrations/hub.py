@@ -19,7 +19,7 @@ from tdlrt.nn.calls import zeros_for
 from tdlrt.report import summary
 from tdlrt.serialization import load, save
 from tdlrt.surgery import to_dense, to_plain
-from tdlrt.tables import format_shape
+from tdlrt.text_tables import format_shape
 
 with needs_extra("hf", "tdlrt.integrations.hub"):
     from huggingface_hub import ModelCard, PyTorchModelHubMixin

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tdlrt.tables import format_shape, format_table
+from tdlrt.text_tables import format_shape, format_table
 
 __all__ = ["FactorizationReport", "FactorizationRow"]
 
@@ -39,7 +39,7 @@ class FactorizationReport:
 
     rows: tuple[FactorizationRow, ...]
 
-    _now: ClassVar[str] = "now"
+    _parameters_header: ClassVar[str] = "now"
 
     @property
     def factorized(self) -> tuple[FactorizationRow, ...]:
@@ -63,11 +63,11 @@ class FactorizationReport:
             ]
             for row in self.rows
         ]
-        header = ["layer", "shape", "ranks", "dense", self._now, "note"]
-        return f"{format_table(header, table)}\n{self._total}"
+        header = ["layer", "shape", "ranks", "dense", self._parameters_header, "note"]
+        return f"{format_table(header, table)}\n{self._total_line}"
 
     @property
-    def _total(self) -> str:
+    def _total_line(self) -> str:
         hits = self.factorized
         before = sum(row.dense_parameters for row in hits)
         after = sum(row.parameters for row in hits)

@@ -13,13 +13,13 @@ from torch import nn
 
 from tdlrt.errors import NothingMatchedError, UnsupportedLayerError
 from tdlrt.nn import TuckerLayer
-from tdlrt.nn.adapters import adapted_modules
+from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.start import Modes
 from tdlrt.ranks import RankSpec, RelativeTolerance, explicit_ranks
 from tdlrt.surgery.factorization_report import FactorizationReport, FactorizationRow
 from tdlrt.surgery.layer_types import dense_shape, is_registered
 
-__all__ = ["Patterns", "as_list", "obstacle", "plan_surgery", "tied_weights"]
+__all__ = ["Patterns", "obstacle", "pattern_list", "plan_surgery", "tied_weights"]
 
 Patterns: TypeAlias = str | Sequence[str]
 
@@ -68,9 +68,9 @@ def plan_surgery(
         reason = reason or _layer_reason(module, tied, modes)
         if reason is None and pattern is not None:
             layers[module] = build(module, ranks[pattern])
-            rows.append(_hit(name, module, layers[module], ranks[pattern]))
+            rows.append(_factorized_row(name, module, layers[module], ranks[pattern]))
         else:
-            rows.append(_skip(name, module, reason or ""))
+            rows.append(_skipped_row(name, module, reason or ""))
     report = FactorizationReport(rows=tuple(rows))
     if not layers:
         raise NothingMatchedError(f"model: no layer can be factorised\n{report}")
@@ -100,8 +100,8 @@ def _check_patterns(
 ) -> None:
     groups = {
         "rank": [pattern for pattern in ranks if pattern != "*"],
-        "include": as_list(include),
-        "exclude": as_list(exclude),
+        "include": pattern_list(include),
+        "exclude": pattern_list(exclude),
     }
     for argument, patterns in groups.items():
         for pattern in patterns:
@@ -172,7 +172,9 @@ def tied_weights(model: nn.Module) -> set[nn.Module]:
     return {module for key, module in owners if counts[key] > 1}
 
 
-def _hit(name: str, module: nn.Module, layer: TuckerLayer, spec: RankSpec) -> FactorizationRow:
+def _factorized_row(
+    name: str, module: nn.Module, layer: TuckerLayer, spec: RankSpec
+) -> FactorizationRow:
     dense, now = math.prod(layer.shape), layer.weight_parameters
     note = _clipping_note(spec, layer)
     if not note and now > dense:
@@ -196,7 +198,7 @@ def _clipping_note(spec: RankSpec, layer: TuckerLayer) -> str:
     return "".join(f"rank {one} cut to {other}, the others' product" for one, other in cuts)
 
 
-def _skip(name: str, module: nn.Module, reason: str) -> FactorizationRow:
+def _skipped_row(name: str, module: nn.Module, reason: str) -> FactorizationRow:
     shape = dense_shape(module)
     size = math.prod(shape)
     return FactorizationRow(
@@ -211,10 +213,10 @@ def _skip(name: str, module: nn.Module, reason: str) -> FactorizationRow:
 
 
 def _matches(name: str, patterns: Patterns) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in as_list(patterns))
+    return any(fnmatchcase(name, pattern) for pattern in pattern_list(patterns))
 
 
-def as_list(patterns: Patterns | None) -> list[str]:
+def pattern_list(patterns: Patterns | None) -> list[str]:
     """Name patterns, given as one, several or none."""
     if patterns is None:
         return []

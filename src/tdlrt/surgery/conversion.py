@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from tdlrt.nn import TuckerLayer
-from tdlrt.nn.adapters import AdaptedModule, adapted_modules
+from tdlrt.nn.adapted import AdaptedModule, adapted_modules
 from tdlrt.nn.calls import watch_calls, zeros_for
 from tdlrt.nn.fusion import fuse_batch_norms_
 from tdlrt.paths import LayerShape, Preference, check_preference

@@ -63,7 +63,7 @@ class Layout:
         return Layout(sizes, ranks, self.modes, self.device, room=self)
 
     def padding(self, mode: int) -> Tensor | None:
-        """1 for columns of a basis that are padding, else 0: B x r_i in float64; None if none is."""
+        """1 for padded columns of a basis, else 0: B x r_i in float64; None without padding."""
         return self._padding[mode]
 
     def moves(self, mode: int) -> Tensor | None:

@@ -205,7 +205,8 @@ class TuckerLayer(nn.Module):
         Raises:
             RankError: Shapes or ranks do not fit together.
             NonFiniteError: The core or a basis is not finite.
-            IntegratorStateError: A basis is not orthonormal, up to a tolerance for its type and size.
+            IntegratorStateError: A basis is not orthonormal up to the tolerance of its type and
+                size.
         """
         check_ranks(self.ranks, self.learned_modes)
         for mode, factor in enumerate(self.factors):

@@ -21,9 +21,9 @@ __all__ = ["ParameterBudget"]
 class ParameterBudget(RankPolicy):
     """The largest ranks whose parameters fit one budget for the whole network.
 
-    Directions are removed from the layers until the rest fits. The next direction to be removed is
-    that of all layers and modes with the least worth per parameter saved. With F the mean square
-    of the gradient of the layer's core, a direction with singular value sigma is worth
+    Directions are removed until the parameters fit. The next direction to be removed is the one of
+    all layers and modes that is worth least per parameter saved. If F is the mean square of the
+    gradient of the layer's core, a direction with singular value sigma is worth
 
         sigma^2 sqrt(F) / ||C||,
 
@@ -40,12 +40,11 @@ class ParameterBudget(RankPolicy):
         min_rank: Smallest rank of a mode.
         max_rank: Largest rank of a mode; None for no bound.
         multiple_of: Ranks are cut to multiples of this.
-        spare: Share of the budget by which it may be exceeded until the ranks are frozen: spare
-            directions, so that new ones have time to grow.
+        spare: Share by which the budget may be exceeded until the ranks are frozen, for spare
+            directions, which give new directions time to grow.
 
     Raises:
-        RankError: A value is out of its range, or not exactly one of fraction and parameters is
-            given.
+        RankError: A value is out of range, or not exactly one of fraction and parameters is given.
     """
 
     fraction: float | Schedule | None = None
@@ -86,7 +85,7 @@ class ParameterBudget(RankPolicy):
         }
 
     def worth(self, name: str, candidate: Candidate, mode: int) -> Sequence[float]:
-        """Share of each direction of a mode in the layer, sigma_k^2 / ||C||^2, largest sigma first.
+        """The share sigma_k^2 / ||C||^2 of each direction of a mode in the layer, largest first.
 
         A subclass may measure the worth of directions in another way.
 
@@ -104,7 +103,7 @@ class ParameterBudget(RankPolicy):
             candidates: The layers by name.
 
         Returns:
-            The numbers by name; 1 for a layer whose gradients so far were zero or not seen.
+            The numbers by name; 1 for a layer that had no gradient so far, or only zero gradients.
         """
         known = {
             name: math.sqrt(c.curvature * c.squared_norm)
@@ -119,7 +118,7 @@ class ParameterBudget(RankPolicy):
         """Refuse a budget below the smallest possible one.
 
         Raises:
-            RankError: Even the smallest ranks need more.
+            RankError: Even the smallest ranks have more parameters.
         """
         smallest = sum(
             candidate.parameters_at(self._smallest_ranks(candidate))

@@ -1,4 +1,4 @@
-"""Surgery on models: dense layers into Tucker format, and back to plain torch."""
+"""Replacing the layers of a model: dense layers by Tucker layers, and these by torch layers."""
 
 from tdlrt.surgery.conversion import to_dense, to_plain
 from tdlrt.surgery.factorization_report import FactorizationReport, FactorizationRow

@@ -1,4 +1,4 @@
-"""What `factorize_` does to each layer, as a table."""
+"""The report of `factorize_`: a table with a row per layer."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["FactorizationReport", "FactorizationRow"]
 
 @dataclass(frozen=True, kw_only=True)
 class FactorizationRow:
-    """What happened, or would happen, to one layer.
+    """The outcome for one layer.
 
     Attributes:
         name: Name of the layer in the model.
-        kind: Its class before.
-        shape: Shape of its weight.
-        ranks: Ranks at the start, or None where the layer is left alone.
-        parameters: Numbers that stand for the weight afterwards.
-        dense_parameters: Numbers in the dense weight.
-        note: Why it was left alone, or what is worth knowing.
+        kind: Class of the layer before.
+        shape: Shape of the weight.
+        ranks: Initial ranks; None if the layer stays dense.
+        parameters: Number of parameters of the weight afterwards.
+        dense_parameters: Number of entries of the dense weight.
+        note: Why the layer stays dense, or a remark.
     """
 
     name: str
@@ -35,7 +35,7 @@ class FactorizationRow:
 
 @dataclass(frozen=True, kw_only=True)
 class FactorizationReport:
-    """The plan or the outcome of `factorize_`; prints as a table."""
+    """The result of `factorize_`, or its plan if dry_run is set; prints as a table."""
 
     rows: tuple[FactorizationRow, ...]
 
@@ -43,12 +43,12 @@ class FactorizationReport:
 
     @property
     def factorized(self) -> tuple[FactorizationRow, ...]:
-        """Rows of the layers put in Tucker format."""
+        """Rows of the layers that get Tucker format."""
         return tuple(row for row in self.rows if row.ranks is not None)
 
     @property
     def skipped(self) -> tuple[FactorizationRow, ...]:
-        """Rows of the layers left alone, the reason in `note`."""
+        """Rows of the layers that stay dense, with the reason in `note`."""
         return tuple(row for row in self.rows if row.ranks is None)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Which layers of a model get a Tucker layer, and why others do not."""
+"""Which layers of a model are replaced by Tucker layers, and why others are not."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def plan_surgery(
     exclude: Patterns | None,
     reasons: Mapping[nn.Module, str] = MappingProxyType({}),
 ) -> tuple[FactorizationReport, dict[nn.Module, TuckerLayer]]:
-    """Choose the layers of a model that get a Tucker layer, and build these; nothing is replaced.
+    """Choose the layers of a model to factorise and build their Tucker layers; replace nothing.
 
     Args:
         model: The model; not changed.
-        build: Makes the Tucker layer for a torch layer and a rank.
+        build: Makes the Tucker layer from a dense layer and a rank.
         ranks: Ranks by name pattern.
         modes: See `factorize_`.
         include: See `factorize_`.
         exclude: See `factorize_`.
-        reasons: Why some modules are left alone that would be taken otherwise.
+        reasons: Modules that stay dense for a further reason, and that reason.
 
     Returns:
-        A report, and the Tucker layer of each layer taken.
+        A report, and the Tucker layer for each layer that is factorised.
 
     Raises:
         NothingMatchedError: No layer can be factorised, or a pattern matches no layer.
@@ -78,11 +78,11 @@ def plan_surgery(
 
 
 def _considered(model: nn.Module) -> dict[str, nn.Module]:
-    """Layers that get a row in the report, taken or not, by their first name in the model."""
+    """All layers that get a row in the report, factorised or not, by their first name."""
     if _is_considered(model):
         raise UnsupportedLayerError(
             f"model: got a single {type(model).__name__}, which cannot be replaced in place; use "
-            "tdlrt.nn.TuckerConv2d.from_conv or its like, or wrap it in torch.nn.Sequential"
+            "tdlrt.nn.TuckerConv2d.from_conv or a similar method, or wrap it in torch.nn.Sequential"
         )
     return {name: module for name, module in model.named_modules() if _is_considered(module)}
 
@@ -123,7 +123,7 @@ def _selection_reason(
 
 
 def _layer_reason(module: nn.Module, tied: set[nn.Module], modes: Modes) -> str | None:
-    """Why a layer is not factorised, or None."""
+    """The reason why a layer stays dense, or None."""
     shape = dense_shape(module)
     reason = obstacle(module, tied)
     if reason is None and _smallest_size(shape, modes) >= math.prod(shape):
@@ -132,10 +132,10 @@ def _layer_reason(module: nn.Module, tied: set[nn.Module], modes: Modes) -> str 
 
 
 def obstacle(module: nn.Module, tied: set[nn.Module]) -> str | None:
-    """Why a layer cannot be replaced by a Tucker layer, or None; `tied` are the `tied_weights`."""
+    """Why no Tucker layer can replace a layer, or None. `tied` is the result of `tied_weights`."""
     kind = type(module).__name__
     if isinstance(module, TuckerLayer):
-        return "in Tucker format already"
+        return "already in Tucker format"
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return "transposed convolution"
     if not is_registered(module):
@@ -192,7 +192,7 @@ def _factorized_row(
 
 def _clipping_note(spec: RankSpec, layer: TuckerLayer) -> str:
     if isinstance(spec, RelativeTolerance) or len(layer.shape) == 2:
-        return ""  # the ranks of a matrix are one number, whatever was asked
+        return ""  # a matrix has one rank, whatever was asked for
     asked = explicit_ranks(spec, layer.shape)
     cuts = [(one, other) for one, other in zip(asked, layer.ranks, strict=True) if one > other]
     return "".join(f"rank {one} cut to {other}, the others' product" for one, other in cuts)
@@ -217,7 +217,7 @@ def _matches(name: str, patterns: Patterns) -> bool:
 
 
 def pattern_list(patterns: Patterns | None) -> list[str]:
-    """Name patterns, given as one, several or none."""
+    """The name patterns in a list; None is an empty list."""
     if patterns is None:
         return []
     return [patterns] if isinstance(patterns, str) else list(patterns)

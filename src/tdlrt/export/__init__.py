@@ -1,4 +1,4 @@
-"""Trained networks as files that run without this library."""
+"""Export of trained networks to files that run without this library."""
 
 from tdlrt.export.plain_files import load_plain
 from tdlrt.export.writing import FORMATS, ExportReport, export, load_network

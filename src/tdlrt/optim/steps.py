@@ -1,11 +1,12 @@
-"""The two integrators as pure functions on stacks: points, gradients and state in, new ones out.
+"""The steps of both integrators as pure functions on stacks of weights, gradients and state.
 
-They check nothing and read nothing on the host. Every function works on all members of a stack at
-once; one layer is a stack of one.
+The functions check nothing and read nothing on the host. Each works on all members of a stack at
+once; a single layer is a stack of one member.
 
-Both end in a retraction, the truncation of a core in augmented bases or a projection onto bases of
-the same rank. The state of the optimiser moves along: first moments by orthogonal projection onto
-the new tangent space, second moments coordinate by coordinate (`tdlrt.linalg.Transport`).
+A step ends with a retraction: the truncation of a core in augmented bases, or a projection onto
+bases of the same rank. The optimiser's state is transported to the new point: first moments by
+orthogonal projection onto the new tangent space, second moments coordinate by coordinate
+(`tdlrt.linalg.Transport`).
 """
 
 from __future__ import annotations
@@ -47,17 +48,17 @@ __all__ = [
 ]
 
 Factors = Sequence[Tensor | None]
-"""Bases of a stack by mode, B x n_i x r_i; None for a mode that is not factorised."""
+"""The bases of a stack by mode, B x n_i x r_i; None for a mode that is not factorised."""
 
 
 class Iterate(NamedTuple):
-    """Tucker weights, with the tangent space there, and the state of their optimiser.
+    """Tucker weights with their tangent space and the optimiser's state.
 
     Attributes:
         space: The tangent space at W = space.core x_j space.factors[j].
         moments: The state, in coordinates of this space; empty before the first step.
-        steps: Steps taken by each member.
-        basis_steps: Steps taken by its bases, where they have rested in some; None where in none.
+        steps: Number of steps that each member has taken.
+        basis_steps: Number of steps that moved its bases; None if the bases have never rested.
     """
 
     space: TangentSpace
@@ -71,9 +72,9 @@ class Augmented(NamedTuple):
 
     Attributes:
         core: The core.
-        factors: The bases.
+        factors: The augmented bases.
         ranks: True ranks of each member, B x d in int64.
-        origin: The weight before the step, and the state after it in coordinates there.
+        origin: The weight before the step, with the new state in the coordinates of that weight.
     """
 
     core: Tensor
@@ -87,10 +88,10 @@ class Lifted(NamedTuple):
 
     Attributes:
         core: The core.
-        factors: The bases.
+        factors: The augmented bases.
         ranks: True ranks of each member, B x d in int64.
         moments: The state of the core in these bases.
-        steps: Steps taken by each member.
+        steps: Number of steps that each member has taken.
     """
 
     core: Tensor
@@ -101,10 +102,10 @@ class Lifted(NamedTuple):
 
 
 def augmented_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Augmented:
-    """One single-pass step W_0 - lr D, not truncated yet.
+    """One single-pass step W_0 - lr D before its truncation.
 
-    For plain gradient descent D = P(grad L(W_0)). The bases [U_i | V_i] hold all of it, V_i being
-    the directions that D adds.
+    For plain gradient descent D = P(grad L(W_0)). The augmented bases [U_i | V_i] represent the
+    result exactly, where V_i are the new directions of D.
 
     Args:
         iterate: W_0 and the state there.
@@ -125,7 +126,7 @@ def augmented_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Aug
 
 
 def retract(augmented: Augmented, truncation: Truncation, layout: Layout, rule: Rule) -> Iterate:
-    """Truncate after a step of `parallel`, by the HOSVD, and move the state.
+    """Truncate the result of a step of `parallel` by the HOSVD, and transport the state.
 
     Args:
         augmented: The weight and the state.
@@ -146,8 +147,8 @@ def fixed_rank_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> It
     """One single-pass step W_1 = (W_0 - lr D) x_i U_i' U_i'^T that keeps the ranks.
 
     U_i' = orth K_i(1) are the bases of the basis step. They need no singular values and differ from
-    those of the HOSVD by O(lr^2). Where the columns of K_i(1) are dependent up to rounding, U_i
-    stays for this step.
+    the bases of the HOSVD by O(lr^2). If the columns of K_i(1) are dependent up to rounding, U_i
+    stays unchanged in this step.
 
     Args:
         iterate: W_0 and the state there.
@@ -173,7 +174,7 @@ def fixed_rank_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> It
     cut = transport.cut(direction)
     core = (transport.point() - rule.lr * cut.core).contiguous()
     target = TangentSpace(core, bases, layout)
-    # The momentum of the heavy ball is the direction itself.
+    # With heavy-ball momentum, the first moment is the direction itself.
     moved_state = _moved(rule, moments, transport, target, known=(direction, cut))
     return Iterate(target, moved_state, iterate.steps + 1)
 
@@ -181,8 +182,9 @@ def fixed_rank_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> It
 def basis_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Lifted:
     """Basis step and lift of `bug`: the weight stays, the bases become orth[U_i | K_i(1)].
 
-    K_i(1) = K_i - lr D_{K_i}; only the span counts, so neither K_i nor lr appears. The state
-    that goes on is the one from before this gradient, which the core step sees again.
+    K_i(1) = K_i - lr D_{K_i}. Only the span of [U_i | K_i(1)] matters, so neither K_i nor lr
+    appears. The result has the state from before this gradient, because the core step uses the
+    core part of the gradient again.
 
     Args:
         iterate: W_0 and the state there.
@@ -229,10 +231,10 @@ def core_step(lifted: Lifted, gradient: Tensor, rule: Rule) -> Lifted:
 def retract_lifted(
     lifted: Lifted, before: Layout, truncation: Truncation, layout: Layout, rule: Rule
 ) -> Iterate:
-    """Truncate at the end of a step of `bug`, and move the state.
+    """Truncate the result of a step of `bug`, and transport the state.
 
-    A second moment has no basis parts in augmented bases B_i: those come from the core's, with the
-    rows of B_i as coordinates, A(B_i) Mat_i(v x_{j != i} A(P_j^T)) A(Q'_i^T)^T.
+    In augmented bases B_i a second moment v has a core part only. Its basis parts follow from that,
+    with the rows of B_i as coordinates: A(B_i) Mat_i(v x_{j != i} A(P_j^T)) A(Q'_i^T)^T.
 
     Args:
         lifted: The weight and the state in augmented bases.
@@ -257,15 +259,16 @@ def retract_lifted(
 def brought_along(
     moments: Moments, source: TangentSpace, target: TangentSpace, rule: type[Rule]
 ) -> dict[str, TangentVector]:
-    """State of a weight whose core has moved in bases that have not, at the core of today.
+    """The state of a weight whose core has moved while its bases rested, at the present core.
 
-    The core's part is up to date, since its coordinates are entries in the bases U_i; the bases'
-    parts stand in rows Q_i of the core of then, and become K._i Q_i^T Q'_i.
+    The core part is up to date, since its coordinates are entries in the bases U_i. The basis parts
+    refer to the rows Q_i of the core at the last step that moved the bases; they become
+    K._i Q_i^T Q'_i.
 
     Args:
         moments: The state.
         source: The tangent space of the last step that moved the bases.
-        target: The tangent space of today, with the same bases.
+        target: The present tangent space, with the same bases.
         rule: The optimiser.
     """
     transport = Transport(source, target.factors, target.layout)
@@ -286,7 +289,7 @@ def _moved(
     target: TangentSpace,
     known: tuple[TangentVector, Cut] | None = None,
 ) -> dict[str, TangentVector]:
-    """State at the target; `known` is a tangent vector whose cut is there already."""
+    """The state at the target. `known` is a tangent vector whose `Cut` is already computed."""
     moved: dict[str, TangentVector] = {}
     for name, moment in moments.items():
         if name not in rule.first_moments:
@@ -301,7 +304,7 @@ def _moved(
 def _truncated(
     bases: Factors, truncation: Truncation, layout: Layout
 ) -> tuple[TangentSpace, list[Tensor | None]]:
-    """The truncated weights in stacks with room for their ranks alone, and the projections."""
+    """The truncated weights in stacks as small as their ranks permit, and the projections."""
     columns = layout.columns
     core = truncation.core[(slice(None), *(slice(0, r) for r in columns))].contiguous()
     factors, projections = list(bases), list(truncation.projections)
@@ -319,7 +322,7 @@ def _lowered_squares(
     before: Layout,
     space: TangentSpace,
 ) -> TangentVector:
-    """A second moment of the core in augmented bases, after their truncation."""
+    """A second moment after the truncation, from its core part in the augmented bases."""
     layout, dtype = space.layout, core.dtype
     turns = [
         None if p is None else stochastic(p.mT, before.shares(mode, layout, dtype))
@@ -332,14 +335,14 @@ def _lowered_squares(
             continue
         rest = unfold(multi_mode_product(core, turns, skip=mode), mode, 1)
         rows = stochastic(space.rows(mode), layout.row_shares(mode, dtype))
-        # The product of the small matrices first: the basis is the longest of the three.
+        # The two small matrices are multiplied first, because the basis has the most rows.
         part = stochastic(basis, before.column_shares(mode, dtype)) @ (rest @ rows.mT)
         parts[mode] = space.masked(part, mode)
     return TangentVector(multi_mode_product(core, turns), parts)
 
 
 class _NewBases:
-    """The bases [U_i | V_i] of a step, true columns first, and how tensors come into them."""
+    """The augmented bases [U_i | V_i] of a step, true columns first, and changes into them."""
 
     def __init__(self, space: TangentSpace, direction: TangentVector) -> None:
         layout = space.layout
@@ -354,7 +357,7 @@ class _NewBases:
             self._fresh[mode] = fresh
             joined = torch.cat([space.factor(mode), new], dim=2)
             padding = layout.padding(mode)
-            if padding is not None:  # the padding of U_i stands in front of V_i
+            if padding is not None:  # the padding of U_i has to move behind V_i
                 absent = torch.cat([padding > 0, ~fresh], dim=1)
                 self._orders[mode] = absent.int().argsort(dim=1, stable=True)
                 joined = joined.take_along_dim(self._orders[mode][:, None, :], dim=2)
@@ -363,7 +366,7 @@ class _NewBases:
         self.ranks = torch.stack(ranks, dim=1)
 
     def packed(self, core: Tensor) -> Tensor:
-        """A core in [U_i | V_i] with true entries first, in every mode."""
+        """A core in the bases [U_i | V_i], reordered so that true entries come first."""
         for mode in self._orders:
             core = self._packed_in(core, mode)
         return core
@@ -375,7 +378,7 @@ class _NewBases:
         return core.take_along_dim(order.view(shape), dim=1 + mode)
 
     def lifted_squares(self, core: Tensor) -> Tensor:
-        """A second moment of the core: new coordinates get the mean of the mode."""
+        """A second moment of the core in the new bases; new coordinates get the mode's mean."""
         ranks = self._layout.rank_tensor()
         for mode, fresh in self._fresh.items():
             shape = [-1, *[1] * (core.ndim - 1)]

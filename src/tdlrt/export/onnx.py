@@ -68,8 +68,8 @@ def _quantized(graph: Any, source: Source) -> Any:
         # onnxruntime quantises biases itself when it loads the file. Stored in int32, with scales
         # and zero points, they would take three times as many bytes.
         options = {"QuantizeBias": False}
-        # reduce_range: weights in 7 bits. A CPU without VNNI adds pairs of products in 16 bits, which
-        # would overflow with 8-bit weights.
+        # reduce_range: weights in 7 bits. A CPU without VNNI adds pairs of products in 16 bits,
+        # which would overflow with 8-bit weights.
         quantize_static(
             prepared,
             integers,

@@ -14,7 +14,7 @@ from optim.problems import INTEGRATORS
 from reference.cases import gaussian, relative_error
 from tdlrt.errors import AdapterError, CheckpointError, NothingMatchedError
 from tdlrt.nn import TuckerLayer
-from tdlrt.nn.adapters import AdapterLayer, TrainedCopy
+from tdlrt.nn.adapted import AdapterLayer, TrainedCopy
 
 EVERY_LAYER = {"rank": 2, "include": "*"}
 

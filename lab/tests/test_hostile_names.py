@@ -96,7 +96,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         os.mkfifo(path)
     with pytest.raises(RunError, match="it is no file"):
         RunDirectory(tmp_path).read_config()
-    with pytest.raises(CheckpointError, match="is no file"):
+    with pytest.raises(CheckpointError, match="is not a regular file"):
         tdlrt.load(tmp_path / "model", nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(DataError, match="it is no file"):
         load_data("imagefolder", tmp_path)

@@ -1,4 +1,4 @@
-"""`python -m tdlrt` tells where the command line is: in a distribution of its own."""
+"""`python -m tdlrt` says how to install the command line, which is a separate distribution."""
 
 import sys
 

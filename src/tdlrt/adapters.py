@@ -15,7 +15,7 @@ from torch import nn
 
 from tdlrt.errors import AdapterError, NothingMatchedError
 from tdlrt.nn import TuckerLayer
-from tdlrt.nn.adapters import (
+from tdlrt.nn.adapted import (
     AdaptedModule,
     AdapterLayer,
     TrainedCopy,
@@ -28,9 +28,9 @@ from tdlrt.serialization import load, save
 from tdlrt.surgery import (
     FactorizationReport,
     Patterns,
-    as_list,
     build_layer,
     has_own_layout,
+    pattern_list,
     plan_surgery,
     replace_modules,
 )
@@ -51,21 +51,21 @@ class AdapterReport(FactorizationReport):
 
     Attributes:
         trained: Names of the modules that are trained in full.
-        trained_parameters: Numbers in them.
+        trained_parameters: Number of parameters of these modules.
     """
 
     trained: tuple[str, ...]
     trained_parameters: int
 
-    _now: ClassVar[str] = "adapter"
+    _parameters_header: ClassVar[str] = "adapter"
 
     @property
     def parameters(self) -> int:
-        """All trainable numbers: cores and bases of the updates, modules trained in full."""
+        """Number of trainable parameters, in updates and in modules that are trained in full."""
         return sum(row.parameters for row in self.factorized) + self.trained_parameters
 
     @property
-    def _total(self) -> str:
+    def _total_line(self) -> str:
         total = f"{len(self.factorized)} of {len(self.rows)} layers get an adapter, "
         total += f"{self.parameters - self.trained_parameters:,} parameters"
         if self.trained:
@@ -86,45 +86,45 @@ def add_adapters_(
 ) -> AdapterReport:
     """Freeze a model and put a trainable Tucker update beside its weights, in place.
 
-    y = layer(x) + s update(x), the weight of the update being C x_1 U_1 ... x_d U_d without bias.
-    C is zero at the start, so that no output changes, not by a bit, and the U_i are random.
-    `tdlrt.TDLRT` trains the updates and finds their ranks; a `ParameterBudget` counts their cores
-    and bases, and its fraction is one of the dense weights of the adapted layers.
+    y = layer(x) + s update(x), where the update has the weight C x_1 U_1 ... x_d U_d and no bias.
+    At the start C is zero, so that all outputs stay bitwise equal, and the U_i are random.
+    `tdlrt.TDLRT` trains the updates and finds their ranks. A `ParameterBudget` counts the cores and
+    bases of the updates; its fraction refers to the dense weights of the adapted layers.
 
-    Layers are taken and left alone as by `factorize_`. All parameters are frozen, except those of
-    the updates and of copies of the modules that `train` names (a new head, say). Batch norms keep
-    their running statistics too: a copy, whose parameters are frozen, takes the new ones.
+    Layers are selected as by `factorize_`. All parameters are frozen, except those of the updates
+    and of copies of the modules that `train` names, such as a new head. The running statistics of
+    batch norms are preserved too: new statistics go to a copy whose parameters are frozen.
 
     Args:
         model: The model; changed in place.
-        rank: Rank of the updates at the start, for all layers or by name pattern. An int is that
-            of the channel modes, clipped to each, and kernel modes start full; see `factorize_`
-            for more.
+        rank: Initial rank of the updates, for all layers or by name pattern. An int is the rank of
+            both channel modes, clipped to the size of each, while kernel modes start at full rank;
+            see `factorize_` for other values.
         modes: 'all', or 'channels' to leave kernel modes unfactorised (Tucker-2).
         include: Only layers whose name matches one of these patterns.
         exclude: No layer whose name matches one of these patterns.
-        train: Modules, by name pattern, that are trained in full instead.
+        train: Name patterns of modules that are trained in full instead.
         scale: s.
 
     Returns:
         A report with a row per layer; prints as a table.
 
     Raises:
-        AdapterError: The model has adapters already, a module to train in full shares a parameter
-            with another one, or scale is not finite.
+        AdapterError: The model already has adapters, a module to train in full shares a parameter
+            with another module, or scale is not finite.
         NothingMatchedError: No layer can have an adapter, or a pattern matches nothing.
         RankError: A rank is not positive, or larger than its mode.
         UnsupportedLayerError: The model is itself a layer.
     """
     if adapted_modules(model):
         raise AdapterError(
-            "model: got one with adapters, expected one without; merge_adapters_ or "
+            "model: got one with adapters, expected one without; call merge_adapters_ or "
             "unload_adapters_ first"
         )
     if not math.isfinite(scale):
         raise AdapterError(f"scale: got {scale}, expected a finite number")
     trained = _modules_to_train(model, train)
-    # What is merged is added to the Parameter as it is stored.
+    # An update can be merged only into a Parameter that is stored in the order of W.
     reasons = {
         module: "stores its weight in another order"
         for module in model.modules()
@@ -161,36 +161,36 @@ def add_adapters_(
 
 
 def merge_adapters_(model: nn.Module) -> None:
-    """Take all updates into the weights, in place: plain torch layers with W + s C x_i U_i.
+    """Merge all updates into the weights, in place: plain torch layers with W + s C x_i U_i.
 
-    Modules trained in full and statistics of batch norms stay as trained. All parameters stay
-    frozen; `model.requires_grad_(True)` changes that.
+    Modules trained in full and the statistics of batch norms keep their trained values. All
+    parameters stay frozen; `model.requires_grad_(True)` changes that.
 
     Args:
         model: A model with adapters.
 
     Raises:
-        AdapterError: It has none.
+        AdapterError: The model has no adapters.
     """
     adapted = _require(model)
     replace_modules(model, {module: module.merged() for module in adapted.values()})
 
 
 def unload_adapters_(model: nn.Module) -> None:
-    """Take all adapters away, in place: the model is what it was before, bit for bit, but frozen.
+    """Remove all adapters, in place: the original model, bit for bit, except that it is frozen.
 
     Args:
         model: A model with adapters.
 
     Raises:
-        AdapterError: It has none.
+        AdapterError: The model has no adapters.
     """
     adapted = _require(model)
     replace_modules(model, {module: module.base for module in adapted.values()})
 
 
 def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Store what adapters have beside the frozen network: updates, modules trained in full.
+    """Store the updates and the modules trained in full, without the frozen network.
 
     Args:
         model: A model with adapters.
@@ -205,7 +205,7 @@ def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def load_adapters(path: str | os.PathLike[str], model: nn.Module) -> None:
-    """Take up what `save_adapters` stored, in place; updates take the ranks of the file.
+    """Load what `save_adapters` stored, in place; the updates get the ranks of the file.
 
     Everything is checked before anything is changed.
 
@@ -230,16 +230,16 @@ def _require(model: nn.Module) -> dict[str, AdaptedModule]:
     if "" in adapted:
         raise AdapterError(
             "model: got an adapted layer itself, which cannot be replaced in place; pass the "
-            "model that add_adapters_ was called on"
+            "model on which add_adapters_ was called"
         )
     return adapted
 
 
 def _modules_to_train(model: nn.Module, train: Patterns | None) -> dict[str, nn.Module]:
-    """The outermost modules whose name matches, by name."""
+    """The modules whose name matches a pattern, by name, without those inside another match."""
     found: dict[str, nn.Module] = {}
     named = {name: module for name, module in model.named_modules() if name}
-    for pattern in as_list(train):
+    for pattern in pattern_list(train):
         matches = {name: module for name, module in named.items() if fnmatchcase(name, pattern)}
         if not matches:
             raise NothingMatchedError(
@@ -264,13 +264,13 @@ def _modules_to_train(model: nn.Module, train: Patterns | None) -> dict[str, nn.
         if shared:
             raise AdapterError(
                 f"train: {name}.{shared[0]} is shared with another module, which would keep the "
-                "old one; train both, or neither"
+                "untrained parameter; train both modules or neither"
             )
     return trained
 
 
 def _update(layer: nn.Module, rank: RankSpec, modes: Modes) -> TuckerLayer:
-    """A Tucker layer without bias, with random bases and a zero core, otherwise like the layer."""
+    """A Tucker layer with the options of a layer, random bases, a zero core and no bias."""
     weight = layer.get_parameter("weight")
     model = copy.copy(layer)
     model._parameters = {"weight": nn.Parameter(torch.randn_like(weight)), "bias": None}

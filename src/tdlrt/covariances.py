@@ -1,4 +1,4 @@
-"""Second moments of what the layers of a trained network are fed."""
+"""Second moments of the inputs that the layers of a trained network get."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["input_covariances"]
 def input_covariances(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
     """Sigma = mean of x x^T over the inputs of each layer, for `factorize_(covariances=...)`.
 
-    x are the features of a linear layer, the channels of a convolution at one position of the
-    image: padding, stride and correlations between positions are left out. The model runs in
-    evaluation mode and without gradients, and is left as it is.
+    x is the vector of features of a linear layer, or of channels of a convolution at one position
+    of the image. Padding, stride and correlations between positions are ignored. The model runs in
+    evaluation mode and without gradients, and is not changed.
 
     Args:
         model: A trained network.
-        batches: A few batches of inputs: tensors, tuples such as (inputs, labels) of which the
-            first is taken, or mappings of keyword arguments.
+        batches: A few batches of inputs: tensors, tuples such as (inputs, labels) of which only
+            the first entry is used, or mappings of keyword arguments.
 
     Returns:
-        Sigma, of shape n x n in float64, by the name of the Conv1d/2d/3d or Linear.
+        Sigma, of shape n x n in float64, for each Conv1d/2d/3d and Linear by name.
 
     Raises:
         NothingMatchedError: There are no batches, or no layer was called.
@@ -55,7 +55,7 @@ def input_covariances(model: nn.Module, batches: Iterable[Any]) -> dict[str, Ten
     if not sums:
         raise NothingMatchedError(
             "batches: got none that reaches a Conv1d/2d/3d or Linear, expected a few batches of "
-            "inputs; an iterator that was used before is empty"
+            "inputs; pass new batches, since an iterator that was used before is empty"
         )
     return {name: total / counts[name] for name, total in sums.items()}
 

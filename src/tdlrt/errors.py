@@ -1,4 +1,4 @@
-"""Exceptions: each says which argument, what came, what was expected and what to do."""
+"""Exceptions. A message names the argument, the value given, the value expected and a remedy."""
 
 __all__ = [
     "AdapterError",
@@ -27,7 +27,7 @@ class TdlrtError(Exception):
 
 
 class UnsupportedLayerError(TdlrtError, TypeError):
-    """A layer cannot be put in Tucker format (grouped or transposed convolution, other type)."""
+    """A layer has no Tucker format: a grouped or transposed convolution, or another type."""
 
 
 class UnsupportedOptimizerError(TdlrtError, TypeError):
@@ -43,23 +43,23 @@ class NothingMatchedError(TdlrtError, ValueError):
 
 
 class AdapterError(TdlrtError, RuntimeError):
-    """Adapters are there already, are missing, or do not fit the model or the file."""
+    """A model already has adapters or has none, or adapters do not fit the model or the file."""
 
 
 class CheckpointError(TdlrtError, ValueError):
-    """A file of a model cannot be written or read, or does not fit; the model is as before."""
+    """A model's file cannot be written or read, or does not fit; the model is not changed."""
 
 
 class PathError(TdlrtError, ValueError):
-    """A forward path is unknown, or does not fit the layer."""
+    """A forward path is unknown or does not fit the layer."""
 
 
 class IntegratorStateError(TdlrtError, RuntimeError):
-    """The optimiser's state does not fit the model, or a call comes at the wrong time."""
+    """The optimiser's state does not fit the model, or a method is called at the wrong time."""
 
 
 class StateDictError(TdlrtError, RuntimeError):
-    """A state_dict does not fit a Tucker layer: it comes from another architecture."""
+    """A state_dict does not fit a Tucker layer because it comes from another architecture."""
 
 
 class NonFiniteError(TdlrtError, ArithmeticError):
@@ -67,7 +67,7 @@ class NonFiniteError(TdlrtError, ArithmeticError):
 
 
 class SetupError(TdlrtError, ValueError):
-    """A training stack is set up in a way that is wrong for Tucker layers."""
+    """A training library is set up in a way that gives wrong results with Tucker layers."""
 
 
 class MissingExtraError(TdlrtError, ImportError):

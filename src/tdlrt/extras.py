@@ -1,4 +1,4 @@
-"""Optional packages: a missing one is an error that says how to install it."""
+"""Imports of optional packages, with an error that says how to install a missing one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["needs_extra"]
 
 @contextmanager
 def needs_extra(extra: str, purpose: str) -> Iterator[None]:
-    """Import optional packages inside.
+    """Turn a failed import inside the `with` block into an error that names the extra to install.
 
     Args:
-        extra: Name of the extra that brings them.
-        purpose: What needs them, as the subject of the message.
+        extra: Name of the extra that installs the packages.
+        purpose: What needs the packages: the subject of the error message.
 
     Raises:
-        MissingExtraError: One of them is not installed.
+        MissingExtraError: One of the packages is not installed.
     """
     try:
         yield

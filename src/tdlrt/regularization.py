@@ -1,4 +1,4 @@
-"""Penalties on the weights of Tucker layers, to be added to a loss."""
+"""Penalties on the weights of Tucker layers that are added to a loss."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["spectral_penalty"]
 
 
 def spectral_penalty(model: nn.Module) -> Tensor:
-    """How unequal the singular values of the cores are, for networks that resist attacks.
+    """Penalty on unequal singular values of the cores, which makes networks more robust.
 
         R = sum over layers and modes i of || Mat_i(C) Mat_i(C)^T - ||C||^2 / r_i I ||_F
 
-    It is zero when the r_i singular values of Mat_i(C), which are those of Mat_i(W), agree in every
-    factorised mode, and bounds the condition number of what the layer keeps. Its gradient
-    has no part in the bases. It works against truncation, which needs unequal values: add it where
-    ranks are fixed or frozen, as `loss + weight * spectral_penalty(model)`.
+    R is zero when in every factorised mode the r_i singular values of Mat_i(C), which are those of
+    Mat_i(W), are equal. A small R bounds the condition number of the weight. R does not depend on
+    the bases. The penalty works against truncation, which needs unequal singular values, so add it
+    only while ranks are fixed or frozen, as `loss + weight * spectral_penalty(model)`.
 
     Args:
         model: A model with Tucker layers.
@@ -38,7 +38,7 @@ def spectral_penalty(model: nn.Module) -> Tensor:
 
 
 def _spread(core: Tensor, mode: int) -> Tensor:
-    """Frobenius distance of the Gram matrix from the multiple of I with the same trace."""
+    """Frobenius distance of the Gram matrix from the multiple of I that has the same trace."""
     rows = unfold(core, mode)
     gram = rows @ rows.mT
     level = gram.diagonal().mean()

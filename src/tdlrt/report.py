@@ -10,11 +10,11 @@ from typing import NamedTuple
 from torch import nn
 
 from tdlrt.nn import TuckerLayer
-from tdlrt.nn.adapters import adapted_modules
+from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.calls import LayerCall, watch_calls, zeros_for
 from tdlrt.nn.layer import weight_shape
 from tdlrt.paths import PathName, path_macs
-from tdlrt.tables import format_shape, format_table
+from tdlrt.text_tables import format_shape, format_table
 
 __all__ = ["LayerSummary", "ModelSummary", "metrics", "named_metrics", "summary"]
 
@@ -28,13 +28,13 @@ class LayerSummary:
         kind: Class name.
         shape: Shape (n_1, ..., n_d) of the weight.
         ranks: (r_1, ..., r_d), or None for a dense layer.
-        parameters: Numbers that stand for the weight (no bias).
-        dense_parameters: Numbers in the dense weight.
-        plain_parameters: Numbers in the weights of the torch layers that `to_plain` makes of it.
-        macs: Multiply-adds of one forward pass, or None without an input size.
-        dense_macs: Those of the dense layer.
-        path: Order of contractions in inference at this input size; None without one and for
-            dense layers.
+        parameters: Number of parameters of the weight, without the bias.
+        dense_parameters: Number of entries of the dense weight.
+        plain_parameters: Number of weight parameters of the torch layers that `to_plain` makes.
+        macs: Multiply-adds of one forward pass; None if no input size was given.
+        dense_macs: Multiply-adds of the dense layer; None if no input size was given.
+        path: Forward path in inference at this input size; None for a dense layer, or if no input
+            size was given.
     """
 
     name: str
@@ -60,9 +60,9 @@ class ModelSummary:
 
     Attributes:
         rows: One per convolution or linear layer.
-        network_parameters: All parameters of the model.
-        frozen_beside: Those that adapters stand in for, and that the dense counterpart, the merged
-            network, does not have twice.
+        network_parameters: Number of all parameters of the model.
+        frozen_beside: Number of frozen parameters beside adapters. The dense counterpart is the
+            merged network, in which they are part of the merged weights.
     """
 
     rows: tuple[LayerSummary, ...]
@@ -80,31 +80,31 @@ class ModelSummary:
 
     @property
     def parameters(self) -> int:
-        """Numbers that stand for the weights of the Tucker layers (no biases)."""
+        """Number of weight parameters of the Tucker layers, without biases."""
         return sum(row.parameters for row in self._factorized)
 
     @property
     def dense_parameters(self) -> int:
-        """Numbers in the dense weights of the same layers."""
+        """Number of entries of the dense weights of the same layers."""
         return sum(row.dense_parameters for row in self._factorized)
 
     @property
     def plain_parameters(self) -> int:
-        """Numbers in the weights of the torch layers that `to_plain` makes of the Tucker layers.
+        """Number of weight parameters of the torch layers that `to_plain` makes.
 
-        Torch has no layer for factorised kernel modes; where there are some, it may be more than
-        `parameters`. Adapters count as layers of their own, though `to_plain` merges them.
+        It may exceed `parameters` where kernel modes are factorised, because torch has no layer for
+        them. Adapters count as separate layers here, although `to_plain` merges them.
         """
         return sum(row.plain_parameters for row in self._factorized)
 
     @property
     def compression(self) -> float:
-        """1 - parameters / dense_parameters over the Tucker layers; 0 without any."""
+        """1 - parameters / dense_parameters over all Tucker layers; 0 if there are none."""
         return 1 - self.parameters / self.dense_parameters if self._factorized else 0.0
 
     @property
     def network_dense_parameters(self) -> int:
-        """All parameters of the dense counterpart."""
+        """Number of all parameters of the dense counterpart."""
         now = self.network_parameters - self.frozen_beside
         return now + self.dense_parameters - self.parameters
 
@@ -116,12 +116,12 @@ class ModelSummary:
 
     @property
     def macs(self) -> int | None:
-        """Multiply-adds of the listed layers in one forward pass; None without an input size."""
+        """Multiply-adds of all rows in one forward pass; None if no input size was given."""
         return _total([row.macs for row in self.rows])
 
     @property
     def dense_macs(self) -> int | None:
-        """Those of the dense counterpart."""
+        """Multiply-adds of the dense counterpart; None if no input size was given."""
         return _total([row.dense_macs for row in self.rows])
 
     def __str__(self) -> str:
@@ -150,7 +150,7 @@ class ModelSummary:
             kept = 1 - self.plain_parameters / self.dense_parameters
             lines.insert(
                 -1,
-                f"the same as plain torch layers: {self.plain_parameters:,}, "
+                f"as plain torch layers: {self.plain_parameters:,} weight parameters, "
                 f"compression {100 * kept:.1f}%",
             )
         if self.macs is not None and self.dense_macs:
@@ -162,22 +162,22 @@ class ModelSummary:
 def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelSummary:
     """Ranks, parameters and, given an input size, multiply-adds of a model.
 
-    Multiply-adds (MACs, half the floating-point operations) are those of convolutions and linear
-    layers, without bias additions and without folding factors into the core, which does not grow
-    with the input; those of a Tucker layer are of the path that inference takes at this input
-    size. They are found by one forward pass on zeros in evaluation mode.
+    Multiply-adds (MACs, half the floating-point operations) are counted for convolutions and linear
+    layers, by one forward pass on zeros in evaluation mode. Bias additions are not counted, nor is
+    the folding of factors into the core, whose cost does not grow with the input. A Tucker layer is
+    counted along the path that inference takes at this input size.
 
-    An adapter has rows for both parts, the frozen layer and its update.
+    An adapter has two rows, one for the frozen layer and one for the update.
 
     Args:
-        model: Any model; left as it is.
+        model: Any model; not changed.
         input_size: Shape of the input with the batch, such as (1, 3, 32, 32).
 
     Returns:
         A summary; prints as a table.
 
     Raises:
-        TypeError: input_size is no sequence of ints.
+        TypeError: input_size is not a sequence of ints.
         ValueError: A size in it is negative or far too large.
     """
     layers: dict[str, nn.Module] = {
@@ -191,17 +191,17 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelS
         costs = {module: _cost(module, made) for module, made in calls.items()}
     rows = tuple(_row(name, module, costs.get(module)) for name, module in layers.items())
     total = sum(parameter.numel() for parameter in model.parameters())
-    beside = sum(module.stands_in_for for module in adapted_modules(model).values())
+    beside = sum(module.replaced_parameters for module in adapted_modules(model).values())
     return ModelSummary(rows=rows, network_parameters=total, frozen_beside=beside)
 
 
 def metrics(model: nn.Module) -> dict[str, float]:
     """Scalars for a logger: ranks, parameters and compression of the Tucker layers.
 
-    They are read off shapes; no device is waited for.
+    They follow from shapes alone, so reading them does not wait for the device.
 
     Args:
-        model: Any model; left as it is.
+        model: Any model; not changed.
 
     Returns:
         `tdlrt/rank/<layer>/<mode>`, `tdlrt/parameters` and `tdlrt/compression` (see `summary`).
@@ -221,7 +221,7 @@ def metrics(model: nn.Module) -> dict[str, float]:
 def named_metrics(
     ranks: Mapping[str, Sequence[int]], parameters: int, compression: float
 ) -> dict[str, float]:
-    """The scalars of `metrics` from what is known of a model."""
+    """The scalars of `metrics`, from numbers that are already known."""
     scalars = {
         f"tdlrt/rank/{layer}/{mode}": float(rank)
         for layer, modes in ranks.items()
@@ -258,7 +258,7 @@ def _row(name: str, module: nn.Module, cost: _Cost | None) -> LayerSummary:
 
 
 def _cost(module: nn.Module, calls: Sequence[LayerCall]) -> _Cost:
-    """Multiply-adds (own, dense) of all calls, and the path of the last one."""
+    """Multiply-adds of the layer and of its dense form over all calls, and the last call's path."""
     costs = [_call_cost(module, call) for call in calls]
     path = costs[-1].path if costs else None
     return _Cost(sum(one.macs for one in costs), sum(one.dense_macs for one in costs), path)

@@ -1,4 +1,4 @@
-"""`autotune_`: measure the forward paths of every Tucker layer on the user's own shapes."""
+"""`autotune_`: time the forward paths of every Tucker layer on the user's own inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tdlrt.nn import TuckerLayer
 from tdlrt.nn.calls import LayerCall, watch_calls
 from tdlrt.nn.layer import tucker_layers
 from tdlrt.paths import PATHS, PathName
-from tdlrt.tables import format_shape, format_table
+from tdlrt.text_tables import format_shape, format_table
 
 __all__ = ["TuningReport", "TuningRow", "autotune_"]
 
@@ -24,14 +24,14 @@ LEAST_REPETITIONS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class TuningRow:
-    """What was measured for one layer.
+    """The measured times of one layer.
 
     Attributes:
         name: Name in the model.
         shape: Shape of the weight.
         ranks: (r_1, ..., r_d).
-        inputs: Shapes that the layer was called with; none if the model did not call it.
-        seconds: Least time of each path over all of these calls.
+        inputs: Shapes of the inputs of all calls; empty if the model did not call the layer.
+        seconds: Shortest time that each path took for all of these calls.
     """
 
     name: str
@@ -73,27 +73,28 @@ class TuningReport:
             for row in self.rows
         ]
         passes = "forward and backward" if self.training else "forward"
-        return f"{format_table(header, table)}\nleast times of {passes}"
+        return f"{format_table(header, table)}\nshortest times of {passes} passes"
 
 
 def autotune_(model: nn.Module, example_input: Tensor) -> TuningReport:
     """Time every path of every Tucker layer and set the fastest one as its `path`, in place.
 
     Forward and backward passes are timed if the model is in training mode, forward passes alone
-    otherwise. The inputs of the layers are those of one forward pass in evaluation mode. Set
-    `layer.path = "auto"` to go back to the planner. A measured path stays when ranks or shapes
-    change, so tune after `freeze_ranks()`. `to_plain` follows it with prefer='speed'.
+    otherwise. The layers are timed on the inputs that they get in one forward pass of the model in
+    evaluation mode. A measured path is kept when ranks or shapes change, so call this after
+    `freeze_ranks()`. `to_plain` with prefer='speed' follows the measured path. Set
+    `layer.path = "auto"` to let the library choose again.
 
     Args:
         model: A model with Tucker layers; only their `path` is changed.
-        example_input: A batch as the model will see it: size, type, device and memory format.
+        example_input: A batch with the size, type, device and memory format of later inputs.
 
     Returns:
         A report with a row per Tucker layer; prints as a table.
 
     Raises:
         NothingMatchedError: The model has no Tucker layer.
-        PathError: The example is no tensor or has no entries.
+        PathError: The example is not a tensor, or it is empty.
     """
     layers = tucker_layers(model)
     if not isinstance(example_input, Tensor) or not example_input.numel():
@@ -120,18 +121,18 @@ def autotune_(model: nn.Module, example_input: Tensor) -> TuningReport:
 def _measure(
     layer: TuckerLayer, calls: Sequence[LayerCall], training: bool
 ) -> dict[PathName, float]:
-    """Least seconds of each path, the paths taken in turn so that a slow moment hits all."""
+    """Shortest seconds of each path. Paths take turns, so that a slow moment affects all."""
     inputs = [call.input.detach().requires_grad_(training) for call in calls]
     before, was_measured = layer.path, layer.path_is_measured
     seconds: dict[PathName, float] = dict.fromkeys(PATHS, float("inf"))
     try:
-        run = _pass(layer, inputs, training)
+        run = _make_run(layer, inputs, training)
         repetitions, end = 0, float("inf")
         while repetitions <= LEAST_REPETITIONS or time.perf_counter() < end:
             for path in PATHS:
                 layer.path = path
                 took = _timed(run, inputs[0].device)
-                if repetitions:  # the first one warms up
+                if repetitions:  # the first run only warms up
                     seconds[path] = min(seconds[path], took)
             if not repetitions:
                 end = time.perf_counter() + SECONDS_PER_LAYER
@@ -141,7 +142,8 @@ def _measure(
     return seconds
 
 
-def _pass(layer: TuckerLayer, inputs: Sequence[Tensor], training: bool) -> Callable[[], None]:
+def _make_run(layer: TuckerLayer, inputs: Sequence[Tensor], training: bool) -> Callable[[], None]:
+    """A function that runs one pass of a layer on each of the inputs."""
     if not training:
 
         def forward() -> None:

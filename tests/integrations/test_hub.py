@@ -130,7 +130,9 @@ def test_a_repository_with_a_pickle_alone_is_refused(tmp_path, monkeypatch):
         return str(tmp_path / filename)
 
     monkeypatch.setattr(hub_mixin, "hf_hub_download", download)
-    with pytest.raises(tdlrt.CheckpointError, match=r"pytorch_model\.bin: is a pickle, which is n"):
+    with pytest.raises(
+        tdlrt.CheckpointError, match=r"pytorch_model\.bin: is a pickle, and pickles are n"
+    ):
         Network.from_pretrained("someone/something")
 
 

@@ -171,7 +171,8 @@ def test_kernel_ranks_do_not_fit_a_layer_that_leaves_the_kernel_whole() -> None:
     layer = conv(2, modes="channels")
     before = snapshot(layer)
     with pytest.raises(
-        StateDictError, match="mode 2: got rank 1, expected 3, as the layer leaves it unfactorised"
+        StateDictError,
+        match="mode 2: got rank 1, expected 3, because the layer does not factorise this mode",
     ):
         layer.load_state_dict(conv((2, 2, 1, 2)).state_dict())
     assert_unchanged(layer, before)

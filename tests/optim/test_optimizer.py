@@ -237,7 +237,7 @@ def test_a_closure_in_the_middle_of_an_alternation():
     [
         (lambda state: state.pop("tdlrt"), "without a 'tdlrt' entry"),
         (lambda state: state["tdlrt"].update(integrator="bug"), "of integrator='bug'"),
-        (lambda state: state["param_groups"][0]["params"].pop(), "of another model"),
+        (lambda state: state["param_groups"][0]["params"].pop(), "belongs to another model"),
     ],
 )
 def test_a_state_that_does_not_fit(break_it, message):

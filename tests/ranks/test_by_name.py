@@ -43,7 +43,7 @@ def test_a_pattern_without_a_layer_and_a_policy_that_is_none():
 def test_a_pattern_whose_layers_are_all_taken():
     layers = {name: diagonal(2.0, 1.0) for name in ("conv1", "fc1")}
     policies = {"*": tdlrt.FixedRank(), "conv*": tdlrt.RelativeTolerance(0.1)}
-    message = r"rank_policy\['conv\*'\]: earlier patterns take all of its layers; put it before"
+    message = r"rank_policy\['conv\*'\]: earlier patterns take all of its layers; put this pattern"
     with pytest.raises(tdlrt.NothingMatchedError, match=message):
         ByName(policies).check(layers)
     ByName(dict(reversed(policies.items()))).check(layers)

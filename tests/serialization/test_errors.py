@@ -121,17 +121,19 @@ def test_an_empty_file(path, model):
 def test_a_truncated_file(path, model, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    assert_refused(path, model, "is damaged or no safetensors file; take another copy of it")
+    assert_refused(
+        path, model, "is damaged or not a safetensors file; use another copy of the file"
+    )
 
 
 def test_a_file_of_another_kind(path, model):
     path.write_text("Once upon a time there was a tensor.")
-    assert_refused(path, model, "is damaged or no safetensors file")
+    assert_refused(path, model, "is damaged or not a safetensors file")
 
 
 def test_a_safetensors_file_of_another_origin(path, model):
     save_file({"conv.weight": torch.zeros(2)}, path, metadata={"format": "pt"})
-    assert_refused(path, model, r"tdlrt\.save did not write it; take safetensors\.torch\.load_mod")
+    assert_refused(path, model, r"tdlrt\.save did not write it; use safetensors\.torch\.load_mod")
 
 
 class RunsCode:
@@ -141,7 +143,7 @@ class RunsCode:
 
 def test_a_pickle_is_not_read(path, model):
     torch.save({"weights": RunsCode()}, path)
-    assert_refused(path, model, "no pickle is read here")
+    assert_refused(path, model, "pickles are not read here")
 
 
 def test_a_changed_number_is_noticed(path, model):
@@ -182,11 +184,11 @@ def renamed(old, new):
     return lambda tensors, fields: tensors.update({new: tensors.pop(old)})
 
 
-DAMAGED = "has a damaged header; take another copy of it"
+DAMAGED = "has a damaged header; use another copy of the file"
 UNFIT = r"layer 'conv': ranks .* do not fit the model's weight of shape \(4, 2, 3, 3\)"
-NO_FILE = "is damaged or no safetensors file"
+NO_FILE = "is damaged or not a safetensors file"
 HEADERS = {
-    "newer": (field(version=2), "has format 2, expected at most 1; a newer tdlrt wrote it"),
+    "newer": (field(version=2), "has format 2, expected at most 1; upgrade tdlrt"),
     "version 0": (field(version=0), DAMAGED),
     "version true": (field(version=True), DAMAGED),
     "version text": (field(version="1"), DAMAGED),
@@ -220,8 +222,8 @@ HEADERS = {
     ),
     "layer of another kind": (
         lambda t, f: f["layers"].update(norm=f["layers"]["linear"]),
-        "layer 'norm': in Tucker format in the file, and no Tucker layer can take its place in the "
-        "model: BatchNorm2d is not a plain torch layer",
+        "layer 'norm': in Tucker format in the file, but the model's layer cannot be replaced "
+        "by a Tucker layer: BatchNorm2d is not a plain torch layer",
     ),
     "missing": (
         renamed("norm.bias", "norm.bisa"),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from tdlrt.errors import RankError
-from tdlrt.tables import format_shape
+from tdlrt.text_tables import format_shape
 
 __all__ = ["RankOption", "check_rank", "format_rank", "number_or_word", "parse_rank"]
 

@@ -21,7 +21,7 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
 import tdlrt
-from tdlrt.export.plain import load_plain
+from tdlrt.export.plain_files import load_plain
 from tdlrt.export.writing import export
 from tdlrt.serialization.header import Header, checksum
 from tdlrt_lab.config import RunConfig

@@ -1,4 +1,4 @@
-"""Format `onnx`: by torch.onnx, checked with onnxruntime, which also makes the int8 network."""
+"""Format `onnx`: written by torch.onnx; onnxruntime checks it and quantises it to int8."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INPUT, OUTPUT = "input", "output"
 
 
 def dump(source: Source) -> bytes:
-    """The file of a network."""
+    """The content of a file for a network."""
     with needs_extra(EXTRA, "format 'onnx'"):
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
@@ -31,7 +31,7 @@ def dump(source: Source) -> bytes:
     graph = exported.model_proto
     if source.calibration is not None:
         graph = _quantized(graph, source)
-    _forget_origin(graph)
+    _drop_source_locations(graph)
     for key, value in source.metadata.items():
         graph.metadata_props.add(key=key, value=value)
     data: bytes = graph.SerializeToString()
@@ -39,7 +39,7 @@ def dump(source: Source) -> bytes:
 
 
 def load(data: bytes, model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The network in the bytes of a file, run by onnxruntime on the CPU; it needs no model."""
+    """The network in a file's content, run by onnxruntime on the CPU. `model` is not used."""
     with needs_extra(EXTRA, "running an ONNX file"):
         import onnxruntime
     options = onnxruntime.SessionOptions()
@@ -49,7 +49,7 @@ def load(data: bytes, model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _quantized(graph: Any, source: Source) -> Any:
-    """The graph in int8: weights per channel, activations by their range in the calibration."""
+    """The graph in int8: weights per channel, activations by their range on calibration inputs."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -65,11 +65,11 @@ def _quantized(graph: Any, source: Source) -> Any:
         floats, prepared, integers = (Path(folder, f"{step}.onnx") for step in range(3))
         floats.write_bytes(graph.SerializeToString())
         quant_pre_process(floats, prepared)
-        # onnxruntime rounds biases itself when it loads the file; stored in int32 they would bring
-        # scales and zero points along and take three times the bytes.
+        # onnxruntime quantises biases itself when it loads the file. Stored in int32, with scales
+        # and zero points, they would take three times as many bytes.
         options = {"QuantizeBias": False}
-        # In 7 bits: where a CPU has no VNNI, pairs of products are added in 16 bits, which those of
-        # 8-bit weights overflow.
+        # reduce_range: weights in 7 bits. A CPU without VNNI adds pairs of products in 16 bits,
+        # which would overflow with 8-bit weights.
         quantize_static(
             prepared,
             integers,
@@ -81,8 +81,8 @@ def _quantized(graph: Any, source: Source) -> Any:
         return onnx.load(integers)
 
 
-def _forget_origin(graph: Any) -> None:
-    """Leave out shapes that follow from others and where in which source file a node comes from."""
+def _drop_source_locations(graph: Any) -> None:
+    """Remove inferred shapes, and the source file and line that each node comes from."""
     del graph.graph.value_info[:]
     for part in _parts(graph):
         del part.metadata_props[:]

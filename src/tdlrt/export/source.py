@@ -1,4 +1,4 @@
-"""What every format is written from, and its trace by torch.export."""
+"""The source of an export, which is the same for every format, and its trace by torch.export."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ EXTRA = "export"
 
 _CALIBRATION_BATCH = 64
 
-# They announce on every machine without torchvision, or without one kind of GPU, that something
-# is left out which no exported network uses.
-_CHATTY = ("torch.onnx._internal.exporter._registration", "torchao", "torch.utils._pytree")
+# On every machine without torchvision, or without a certain kind of GPU, these loggers report
+# missing parts that no exported network uses.
+_NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "torchao", "torch.utils._pytree")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A network on its way into a file.
+    """A network that is to be exported.
 
     Attributes:
         model: The trained network, in evaluation mode on the CPU.
-        plain: The same as plain torch layers.
-        example: Two inputs, for tracing.
-        calibration: Inputs that set the ranges of int8, (N, ...), or None for floats.
-        metadata: Text to store beside the network.
+        plain: The same network as plain torch layers.
+        example: A batch of two inputs, for tracing.
+        calibration: Inputs from which the int8 ranges are set, (N, ...), or None for floats.
+        metadata: Strings to store with the network.
     """
 
     model: nn.Module
@@ -44,7 +44,7 @@ class Source:
     metadata: Mapping[str, str]
 
     def calibration_batches(self) -> Iterator[Tensor]:
-        """The calibration inputs, some at a time."""
+        """The calibration inputs in batches."""
         if self.calibration is not None:
             yield from torch.split(self.calibration, _CALIBRATION_BATCH)
 
@@ -55,7 +55,7 @@ def trace(model: nn.Module, example: Tensor, *, strict: bool = False) -> Exporte
     Args:
         model: The network.
         example: A batch of its inputs.
-        strict: Whether the graph notes which layer each node comes from, in every version of torch.
+        strict: Whether the graph records the layer of each node in every version of torch.
 
     Raises:
         ExportError: torch.export cannot trace the network.
@@ -63,7 +63,7 @@ def trace(model: nn.Module, example: Tensor, *, strict: bool = False) -> Exporte
     try:
         shapes = ({0: Dim("batch")},)
         return torch.export.export(model, (example,), dynamic_shapes=shapes, strict=strict)
-    except Exception as error:  # whatever a forward method or the tracer raises
+    except Exception as error:  # a forward method or the tracer may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ExportError(
             f"model: torch.export cannot trace {type(model).__name__} for any batch size "
@@ -74,14 +74,14 @@ def trace(model: nn.Module, example: Tensor, *, strict: bool = False) -> Exporte
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back what torch's exporters and torchao say about themselves, and nothing else."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
+    """Suppress the messages of torch's exporters and torchao about themselves, and no others."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
-            # torch's own modules still use what torch has deprecated.
+            # torch's own modules still use functions that torch has deprecated.
             warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
             warnings.filterwarnings("ignore", r"`torch\.jit\.script_method`", DeprecationWarning)
             yield

@@ -1,4 +1,4 @@
-"""Write a trained network to a file, read it back and compare."""
+"""`export`: writes a trained network to a file, reads it back and compares the outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import ExportError, NonFiniteError, UnknownNameError
-from tdlrt.export import onnx, plain, pt2
+from tdlrt.export import onnx, plain_files, pt2
 from tdlrt.export.source import Source
 from tdlrt.files import write_atomically
 from tdlrt.paths import Preference
@@ -26,7 +26,7 @@ Network: TypeAlias = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Format:
-    """How a network becomes a file of one kind, and how that file becomes a network."""
+    """A file format: how a network is written to a file, and read from it."""
 
     suffix: str
     dump: Callable[[Source], bytes]
@@ -35,7 +35,7 @@ class Format:
 
 
 FORMATS = {
-    "plain": Format(".safetensors", plain.dump, plain.load, has_int8=False),
+    "plain": Format(".safetensors", plain_files.dump, plain_files.load, has_int8=False),
     "pt2": Format(".pt2", pt2.dump, pt2.load),
     "onnx": Format(".onnx", onnx.dump, onnx.load),
 }
@@ -43,16 +43,16 @@ FORMATS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What was measured of an exported file.
+    """Measurements of an exported file.
 
     Attributes:
         path: The file.
         format: One of `FORMATS`.
-        int8: Whether weights and activations are integers of 8 bits.
-        parity: max |y - y_0| / max |y_0| over the outputs y of the file and y_0 of the model.
-        parameters: Parameters of the plain network.
+        int8: Whether weights and activations are 8-bit integers.
+        parity: max |y - y_0| / max |y_0|, for the outputs y of the file and y_0 of the model.
+        parameters: Number of parameters of the plain network.
         bytes: Size of the file.
-        seconds: Time it took to write and to compare.
+        seconds: Time that writing and comparing took.
     """
 
     path: Path
@@ -83,31 +83,31 @@ def export(
 ) -> ExportReport:
     """Write a trained network to a file that runs without this library.
 
-    The network is made plain (`to_plain`, for the shape of `inputs`), written for any batch size,
-    read back and compared with the model before the file appears at `path`.
+    The network is converted to plain torch layers (`to_plain`, for the shape of `inputs`), written
+    for any batch size, read back and compared with the model before the file appears at `path`.
 
     Args:
-        model: A model of one tensor that returns one tensor, both with the batch first; exported
-            in evaluation mode and not changed.
+        model: A model that maps one tensor to one tensor, both with the batch first; exported in
+            evaluation mode and not changed.
         path: The file to write; missing folders are made.
-        inputs: Inputs to compare with, (N, ...); better real ones than random ones.
-        format: "plain" (safetensors, for those who have the code of the model: see `load_plain`),
+        inputs: Inputs for the comparison, (N, ...), preferably real and not random.
+        format: "plain" (safetensors, for users who have the code of the model: see `load_plain`),
             "pt2" (torch.export) or "onnx".
-        calibration: Some hundred typical inputs, (N, ...); given, weights and activations become
-            int8 after training. For "pt2" and "onnx".
-        fuse_batch_norm: Fold batch norms into the layers before them where `to_plain` can.
+        calibration: A few hundred typical inputs, (N, ...). If given, weights and activations are
+            quantised to int8 after training. For "pt2" and "onnx" only.
+        fuse_batch_norm: Fold batch norms into the layers before them wherever `to_plain` can.
         prefer: 'size' for the fewest parameters, 'speed' for the least time (see `to_plain`).
-        metadata: Text to store in the file, such as how inputs are normalised.
-        overwrite: Replace a file at `path`.
+        metadata: Strings to store in the file, such as how inputs are normalised.
+        overwrite: Replace an existing file at `path`.
 
     Returns:
-        What was measured of the file.
+        Measurements of the file.
 
     Raises:
         UnknownNameError: The format is not known.
         PathError: prefer is neither 'size' nor 'speed'.
-        ExportError: The path is taken, the inputs do not fit, or the model cannot be traced.
-        NonFiniteError: The model gives values that are not finite.
+        ExportError: The path exists, the inputs do not fit, or the model cannot be traced.
+        NonFiniteError: The outputs of the model are not finite.
         MissingExtraError: A package that the format needs is not installed.
     """
     started = time.perf_counter()
@@ -116,7 +116,7 @@ def export(
     model = copy.deepcopy(model).cpu().eval()
     inputs = inputs.detach().cpu()
     outputs = _outputs(model, inputs)
-    plainly = to_plain(
+    plain_network = to_plain(
         model,
         input_size=inputs.shape if inputs.is_floating_point() else None,
         prefer=prefer,
@@ -124,7 +124,7 @@ def export(
     ).requires_grad_(False)
     source = Source(
         model=model,
-        plain=plainly,
+        plain=plain_network,
         example=torch.cat([inputs[:1], inputs[:1]]),  # a batch of 1 would be traced as a constant
         calibration=None if calibration is None else calibration.detach().cpu(),
         metadata=metadata or {},
@@ -138,7 +138,7 @@ def export(
         format=format,
         int8=calibration is not None,
         parity=float((found - outputs).abs().max() / outputs.abs().max()),
-        parameters=sum(parameter.numel() for parameter in plainly.parameters()),
+        parameters=sum(parameter.numel() for parameter in plain_network.parameters()),
         bytes=len(data),
         seconds=time.perf_counter() - started,
     )
@@ -153,10 +153,10 @@ def load_network(path: str | Path, format: str, model: nn.Module) -> Network:
         model: The model that was exported; only format "plain" needs it.
 
     Raises:
-        ExportError: The file is broken or of another format (format "plain").
+        ExportError: A file of format "plain" is broken or has another format.
     """
     if format == "plain":
-        return plain.load_plain(path, model)
+        return plain_files.load_plain(path, model)
     return FORMATS[format].load(Path(path).read_bytes(), model)
 
 
@@ -173,7 +173,7 @@ def _check(
     if path.is_dir():
         raise ExportError(f"{path}: is a folder; expected the path of a file")
     if path.exists() and not overwrite:
-        raise ExportError(f"{path}: exists already; choose another path, or ask to overwrite it")
+        raise ExportError(f"{path}: exists already; choose another path, or allow overwriting")
     if inputs.ndim == 0 or len(inputs) == 0:
         raise ExportError(
             f"inputs: got a tensor of shape {tuple(inputs.shape)}, expected at least one input, "
@@ -189,7 +189,7 @@ def _check(
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    """What the trained model gives."""
+    """The outputs of the trained model, one finite tensor."""
     with torch.no_grad():
         outputs = model(inputs)
     if not isinstance(outputs, Tensor):

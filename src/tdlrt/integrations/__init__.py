@@ -1,1 +1,1 @@
-"""Thin bridges to training stacks, each imported only where it is used."""
+"""Integrations with other training libraries; each is imported only by code that uses it."""

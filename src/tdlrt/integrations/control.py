@@ -1,4 +1,4 @@
-"""What the callbacks of all training stacks do to the optimiser."""
+"""The part that the callbacks for all training libraries share: clipping and freezing."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["RankControl", "unwrap_optimizer"]
 
 @dataclass(frozen=True, kw_only=True)
 class RankControl:
-    """When to clip, and when the ranks stay.
+    """Whether to clip gradients, and when to freeze ranks.
 
     Attributes:
         max_grad_norm: Largest norm of the projected gradient; None for no clipping.
-        freeze_at_epoch: The ranks stay after so many epochs; None for never.
-        freeze_at_share: The ranks stay after this share of all steps, in [0, 1]; None for never.
+        freeze_at_epoch: Ranks are frozen after this number of epochs; None for never.
+        freeze_at_share: Ranks are frozen after this share of all steps, in [0, 1]; None for never.
 
     Raises:
-        SetupError: A value is out of its range, or both say when to freeze.
+        SetupError: A value is out of range, or both freeze_at_epoch and freeze_at_share are given.
     """
 
     max_grad_norm: float | None = None
@@ -47,12 +47,12 @@ class RankControl:
             )
 
     def clip(self, optimizer: TDLRT) -> None:
-        """Clip the gradients, if that was asked for."""
+        """Clip the gradients if max_grad_norm is set."""
         if self.max_grad_norm is not None:
             optimizer.clip_grad_norm_(self.max_grad_norm)
 
     def freeze_if_due(self, optimizer: TDLRT, *, epochs: float, share: float) -> None:
-        """Freeze the ranks once so many epochs, or this share of all steps, are done."""
+        """Freeze the ranks if the training has reached the given epoch or share of all steps."""
         epoch_due = self.freeze_at_epoch is not None and epochs >= self.freeze_at_epoch
         share_due = self.freeze_at_share is not None and share >= self.freeze_at_share
         if epoch_due or share_due:
@@ -60,7 +60,7 @@ class RankControl:
 
 
 def unwrap_optimizer(optimizer: Any) -> TDLRT | None:
-    """The TDLRT inside the wrapper of a training stack; None if there is none."""
+    """The TDLRT inside the optimiser wrappers of a training library; None if there is none."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer if isinstance(optimizer, TDLRT) else None

@@ -1,4 +1,4 @@
-"""Data-parallel training: one flat all-reduce for cores and bases, torch's engine for the rest."""
+"""Data-parallel training: one all-reduce for cores and bases, torch's for other parameters."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tdlrt.optim import TDLRT
 
 __all__ = ["check_replicas", "keep_group", "prepare", "wrap"]
 
-# Integers of the same width as a floating-point type: equal bits, equal sums.
+# The integer type of the same width as a floating-point type, to compare sums of bit patterns.
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-_groups: set[dist.ProcessGroup | None] = set()  # of keep_group
+_groups: set[dist.ProcessGroup | None] = set()  # see keep_group
 
 
 def wrap(
@@ -39,27 +39,28 @@ def wrap(
 ) -> tuple[DistributedDataParallel, TDLRT]:
     """Train a model on several processes, each with its share of every batch.
 
-    A backward pass ends with the average of the gradients over the processes, as it does under
-    DistributedDataParallel, which takes the dense parameters; inside `no_sync` it does not.
+    At the end of a backward pass the gradients are averaged over the processes, except inside
+    `no_sync`. DistributedDataParallel averages those of the dense parameters, this module averages
+    those of cores and bases.
 
     Args:
         model: A model with Tucker layers, on its device.
         optimizer: The optimiser of this model.
-        shard_integrator: Each process computes the steps of a share of the Tucker layers and sends
-            them to the others, instead of computing all of them. Steps in which a ParameterBudget
-            changes ranks are not shared out.
+        shard_integrator: Whether each process computes the steps of only a share of the Tucker
+            layers and sends the results to the others. Steps in which a ParameterBudget examines
+            ranks are computed by every process.
         check_every: Backward passes between two comparisons of the processes' parameters.
         **options: Passed to DistributedDataParallel.
 
     Returns:
-        The model to call in place of the one given, and the optimiser.
+        The wrapped model, which replaces the model in the training loop, and the optimiser.
 
     Raises:
         IntegratorStateError: There is no process group, the model was prepared before, or the
-            optimiser is another model's. Later, in a backward pass: the processes differ, or it is
-            inside `join`.
+            optimiser belongs to another model. Later, in a backward pass: the parameters differ
+            between processes, or the pass is inside `join`.
         NothingMatchedError: The model has no Tucker layers.
-        ValueError: check_every is out of its range.
+        ValueError: check_every is out of range.
     """
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
@@ -72,18 +73,18 @@ def wrap(
     if shard_integrator:
         optimizer.team = ShardedTeam(tucker_layers(model), options.get("process_group"))
     engine = DistributedDataParallel(model, **options)
-    average.engine = ref(engine)  # the model's hooks do not keep it alive
+    average.engine = ref(engine)  # a weak reference, since the model's hooks must not keep it alive
     return engine, optimizer
 
 
 def prepare(
     model: nn.Module, *, process_group: dist.ProcessGroup | None = None, check_every: int = 100
 ) -> None:
-    """Ready a model for a tool that makes DistributedDataParallel by itself.
+    """Prepare a model for a library that constructs DistributedDataParallel itself.
 
-    Call it once, when the process group is there and the model on its device, before the tool
-    takes the model (`accelerator.prepare(...)`). See `wrap` for the rest; `no_sync` holds for the
-    dense parameters alone, which costs traffic and changes no result.
+    Call it once, after the process group exists and the model is on its device, and before the
+    library gets the model (`accelerator.prepare(...)`). See `wrap` for the arguments. `no_sync`
+    affects the dense parameters alone, which costs communication but changes no result.
     """
     _prepared(model, process_group, check_every)
 
@@ -92,7 +93,7 @@ def check_replicas(model: nn.Module, process_group: dist.ProcessGroup | None = N
     """Compare shapes and bits of all parameters over the processes. Every process must call it.
 
     Raises:
-        IntegratorStateError: They differ; the first parameter that does is named.
+        IntegratorStateError: They differ; the message names the first parameter that does.
     """
     _check_group()
     parameters = dict(model.named_parameters())
@@ -119,12 +120,13 @@ def check_replicas(model: nn.Module, process_group: dist.ProcessGroup | None = N
 
 
 def keep_group(group: dist.ProcessGroup | None = None) -> None:
-    """Keep a group, or the default one, and wait for its last collective when the process ends.
+    """Keep a process group, or the default one, alive, and sleep briefly when the process ends.
 
-    An engine that outlives its group (in the traceback of an error, say) would else be its last
-    user, and torch then waits for a thread of gloo, which waits for Python's lock, which torch
-    holds. For the same lock that thread drops the tensors of a collective a moment after the
-    caller has the result; if Python has ended by then, torch aborts.
+    Otherwise a DistributedDataParallel that outlives the group, for example in a traceback, would
+    hold the last reference to it. torch would then deadlock: it waits for a gloo thread, which
+    waits for Python's lock, which torch holds. The same thread needs the lock to free the tensors
+    of a collective shortly after the caller has the result; if Python has ended by then, torch
+    aborts. Hence the sleep.
     """
     if not _groups:
         atexit.register(time.sleep, 0.1)
@@ -148,7 +150,7 @@ def _prepared(
         raise IntegratorStateError("model: was prepared or wrapped before, expected a new one")
     keep_group(process_group)
     _broadcast_weights(layers.values(), process_group)
-    # DistributedDataParallel asks for a parameter of the root itself as ".core".
+    # DistributedDataParallel looks up a parameter of the root module as ".core".
     ignored |= names | {f".{name}" for name in names}
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)  # type: ignore[no-untyped-call]
     return _FactorAverage(model, process_group, check_every)
@@ -166,7 +168,7 @@ def _check_group() -> None:
 def _broadcast_weights(
     layers: Collection[TuckerLayer], process_group: dist.ProcessGroup | None
 ) -> None:
-    """Give all processes the ranks, cores and bases of the first."""
+    """Give all processes the ranks, cores and bases of the first process."""
     device = next(iter(layers)).core.device
     own = torch.tensor([rank for layer in layers for rank in layer.ranks], device=device)
     dist.broadcast(own, group=process_group, group_src=0)
@@ -186,9 +188,10 @@ def _broadcast_weights(
 class _FactorAverage:
     """Averages the gradients of cores and bases at the end of every backward pass.
 
-    They stay out of DistributedDataParallel, whose buckets have the sizes of the parameters at its
-    construction, and travel in one buffer of today's size. It is done before `backward` returns:
-    whatever looks at gradients then (clipping, a scaler, a closure's caller) sees the average.
+    DistributedDataParallel cannot do this, because its buckets keep the sizes that the parameters
+    had at its construction. The gradients are sent in one buffer of the present size. Averaging is
+    complete before `backward` returns, so clipping, a scaler or the caller of a closure see the
+    average.
     """
 
     def __init__(
@@ -207,13 +210,13 @@ class _FactorAverage:
             for parameter in (layer.core, *layer.factors)
             if isinstance(parameter, nn.Parameter)
         ]
-        # Any of them may be the first to get a gradient, or the only one on this process.
+        # Any parameter may be the first, or the only one of this process, to get a gradient.
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._after_gradient)  # type: ignore[no-untyped-call]
 
     def _after_gradient(self, parameter: Tensor) -> None:
-        """Have the average taken once, at the end of the backward pass that is under way."""
+        """Schedule one averaging at the end of the current backward pass."""
         current = torch._C._current_graph_task_id()
         if current != self._pass:
             self._pass = current
@@ -222,7 +225,7 @@ class _FactorAverage:
                 Variable._execution_engine.queue_callback(self._average)
 
     def _ranks_differ(self) -> bool:
-        """Whether buffers would have different sizes, in which an all-reduce may hang for good."""
+        """Whether buffers would differ in size between processes, so an all-reduce could hang."""
         if self.optimizer is not None and self.optimizer.ranks_frozen:
             return False
         shapes = repr([tuple(parameter.shape) for parameter in self._parameters])
@@ -254,7 +257,7 @@ class _FactorAverage:
         *means, found = torch.split(flat, [*(len(part) for part in parts), len(parameters)])
         somewhere = found.tolist() if 0.0 in present else present
         for parameter, mean, share in zip(parameters, means, somewhere, strict=True):
-            if share:  # else no process has a gradient
+            if share:  # otherwise no process has a gradient
                 mean = mean.view_as(parameter).to(parameter)
                 if parameter.grad is None:
                     parameter.grad = mean.clone()

@@ -19,7 +19,7 @@ from tdlrt.nn.calls import zeros_for
 from tdlrt.report import summary
 from tdlrt.serialization import load, save
 from tdlrt.surgery import to_dense, to_plain
-from tdlrt.tables import format_shape
+from tdlrt.text_tables import format_shape
 
 with needs_extra("hf", "tdlrt.integrations.hub"):
     from huggingface_hub import ModelCard, PyTorchModelHubMixin
@@ -75,13 +75,13 @@ _BLOCK = re.compile(r"<!-- tdlrt: .*<!-- end of tdlrt -->", re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """How long a forward pass takes.
+    """The time of a forward pass, as plain torch layers and dense.
 
     Attributes:
-        milliseconds: Median time of the network as `to_plain` makes it.
-        dense_milliseconds: That of the dense network.
+        milliseconds: Median time of the network that `to_plain` makes.
+        dense_milliseconds: Median time of the dense network.
         input_size: Shape of the input with the batch.
-        conditions: Where it was measured, in words.
+        conditions: Device, threads and version of torch of the measurement, in words.
     """
 
     milliseconds: float
@@ -96,7 +96,7 @@ def measure_latency(model: nn.Module, input_size: Sequence[int], seconds: float 
     Args:
         model: A model with Tucker layers or without; not changed.
         input_size: Shape of the input with the batch, such as (1, 3, 32, 32).
-        seconds: How long to measure either of the two.
+        seconds: Duration of the measurement of each network.
     """
     input = zeros_for(model, input_size)
     threads = torch.get_num_threads()
@@ -128,8 +128,8 @@ class TuckerHubMixin(
     """Second base class of a network, for the Hugging Face Hub and for folders in its layout.
 
     `save_pretrained(folder)` writes the arguments of `__init__`, the weights with their ranks
-    (`tdlrt.save`) and a model card; `from_pretrained(folder or repository)` builds the network with
-    these arguments, takes up weights and ranks (`tdlrt.load`) and sets it to evaluation mode.
+    (`tdlrt.save`) and a model card. `from_pretrained(folder or repository)` constructs the network
+    with these arguments, loads weights and ranks (`tdlrt.load`) and sets evaluation mode.
     No pickle is written or read.
     """
 
@@ -142,11 +142,11 @@ class TuckerHubMixin(
     ) -> str | None:
         """Write the network to a folder, and to the Hub if asked to.
 
-        A README.md that is there keeps its text, but for the part that tells ranks and sizes.
+        In an existing README.md only the part about ranks and sizes is replaced.
 
         Args:
             save_directory: The folder; made if it does not exist.
-            model_card_kwargs: What `generate_model_card` takes.
+            model_card_kwargs: Arguments of `generate_model_card`.
             options: See `huggingface_hub.PyTorchModelHubMixin`.
 
         Raises:
@@ -169,13 +169,13 @@ class TuckerHubMixin(
         latency: Latency | None = None,
         **options: Any,
     ) -> ModelCard:
-        """The model card: size, ranks of every layer, and what else is given; nothing is measured.
+        """The model card: size, ranks of every layer and the given numbers; nothing is measured.
 
         Args:
             args: See `huggingface_hub.ModelHubMixin`.
-            accuracy: In percent.
-            dense_accuracy: That of the dense network, in percent.
-            latency: What `measure_latency` returned.
+            accuracy: Accuracy in percent.
+            dense_accuracy: Accuracy of the dense network in percent.
+            latency: Result of `measure_latency`.
             options: See `huggingface_hub.ModelHubMixin`.
         """
         return super().generate_model_card(
@@ -202,6 +202,6 @@ class TuckerHubMixin(
     @classmethod
     def _load_as_pickle(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
         raise CheckpointError(
-            f"{model_file}: is a pickle, which is not read; expected a repository with a "
+            f"{model_file}: is a pickle, and pickles are not read; expected a repository with a "
             "model.safetensors that save_pretrained wrote"
         )

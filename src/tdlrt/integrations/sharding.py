@@ -1,4 +1,4 @@
-"""The integrator spread over processes: each computes the steps of its layers and sends them on."""
+"""Sharding of the integrator: each process computes the steps of its own layers and sends them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ __all__ = ["ShardedTeam"]
 
 
 class ShardedTeam(Team):
-    """Every layer has one process that computes its steps.
+    """Every layer has one process that computes its steps, its owner.
 
-    The layers are dealt out once, the largest first, each to the process with the least so far.
+    Layers are assigned once, from the largest to the smallest, each to the process that has the
+    fewest parameters so far.
 
     Args:
         layers: The layers by name, the same on all processes.
@@ -42,7 +43,7 @@ class ShardedTeam(Team):
             loads[self._owners[name]] += layer.weight_parameters
 
     def share(self, names: Collection[str]) -> Collection[str]:
-        """The layers dealt to this process."""
+        """The layers that this process owns."""
         return [name for name in names if self._owners[name] == self._process]
 
     @contextmanager
@@ -70,7 +71,7 @@ class ShardedTeam(Team):
         state: OptimizerState,
         curvatures: MutableMapping[str, Tensor],
     ) -> None:
-        """Broadcast from every process the layers that it changed, in one buffer each."""
+        """Broadcast the layers of every process to all others, in one buffer per process."""
         own = [_describe(slot, state, curvatures) for slot in slots if self._owns(slot)]
         described = [own] * dist.get_world_size(self._group)
         dist.all_gather_object(described, own, group=self._group)
@@ -98,7 +99,7 @@ class ShardedTeam(Team):
 
 
 class _Description(NamedTuple):
-    """A layer and its state: for core and bases the shape and the names of the moments."""
+    """Shapes of a layer's core and bases, names of their moments, step count and curvature."""
 
     shapes: list[tuple[int, ...]]
     moments: list[list[str]]
@@ -139,7 +140,7 @@ def _write(
     state: OptimizerState,
     curvatures: MutableMapping[str, Tensor],
 ) -> None:
-    """Put a layer and its state in place."""
+    """Write a received layer and its state."""
     values: list[Tensor] = []
     moments: dict[str, list[Tensor]] = {}
     for shape, names in zip(description.shapes, description.moments, strict=True):

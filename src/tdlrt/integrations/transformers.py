@@ -1,4 +1,4 @@
-"""Hugging Face Trainer: a callback that logs ranks, clips and freezes."""
+"""Hugging Face Trainer: a callback that logs ranks, clips gradients and freezes ranks."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ __all__ = ["TDLRTCallback"]
 
 
 class TDLRTCallback(TrainerCallback):
-    """Logs `tdlrt.metrics` whenever the Trainer logs a loss, clips, and freezes the ranks.
+    """Logs `tdlrt.metrics` with every training loss, clips gradients and freezes ranks.
 
-    The optimiser is the Trainer's own: Trainer(..., optimizers=(TDLRT(...), scheduler)).
-    Add it with trainer.add_callback(TDLRTCallback(trainer)).
+    Pass the optimiser to the Trainer, Trainer(..., optimizers=(TDLRT(...), scheduler)), and then
+    call trainer.add_callback(TDLRTCallback(trainer)).
 
     Args:
-        trainer: The Trainer, with a TDLRT among its optimizers and max_grad_norm=0.0 among its
-            arguments. Trainer's own clipping, on by default, measures gradients of factors, which
-            scale with the core.
+        trainer: The Trainer, with a TDLRT as its optimiser and max_grad_norm=0.0 in its arguments.
+            The Trainer's own clipping, on by default, measures gradients of factors, which scale
+            with the core.
         max_grad_norm: Clip by the norm of the projected gradient (see `TDLRT.clip_grad_norm_`).
-        freeze_at_epoch: Freeze the ranks after so many epochs. For a number of steps, use
+        freeze_at_epoch: Freeze ranks after this number of epochs. For a number of steps, use
             TDLRT(..., freeze_after=steps).
-        freeze_at_share: Freeze them after this share of all steps, in [0, 1].
+        freeze_at_share: Freeze ranks after this share of all steps, in [0, 1].
 
     Raises:
-        SetupError: An argument is out of its range, or the Trainer is not as described.
+        SetupError: An argument is out of range, or the Trainer is not as described.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class TDLRTCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Freeze the ranks if they are to stay from the start."""
+        """Freeze the ranks if they are to be frozen from the start."""
         self._freeze_if_due(state)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Clip."""
+        """Clip the gradients."""
         self._control.clip(self._optimizer)
 
     def on_step_end(
@@ -96,10 +96,10 @@ class TDLRTCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Put the metrics into the record of a training loss, and tell those who report it.
+        """Add the metrics to the log entry of a training loss, and pass them to other callbacks.
 
-        They run before this callback, so that they need a call of their own. What prints to the
-        console is left out: a rank per layer and mode would bury the loss.
+        The other callbacks run before this one, so they have to be called again. Those that print
+        to the console are not: a rank per layer and mode would hide the loss.
         """
         if not logs or "loss" not in logs:
             return

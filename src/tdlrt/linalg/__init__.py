@@ -1,4 +1,10 @@
-"""Pure functions on tensors of any order: the mathematics that everything above is made of."""
+"""Pure functions on tensors of any order: the mathematics of Tucker weights and their steps.
+
+A Tucker weight is W = C x_1 U_1 ... x_d U_d, with a *core* C and for each mode i a *basis* U_i, a
+matrix with orthonormal columns. A *direction* of mode i is a unit vector in the range of U_i, such
+as one of its columns; the rank r_i is their number. A *stack* holds the tensors of several weights,
+its *members*, along one leading dimension, and zeros, the *padding*, where their sizes differ.
+"""
 
 from tdlrt.linalg.algebra import (
     TuckerTensor,

@@ -1,7 +1,7 @@
 """Multilinear algebra on dense tensors of any order: unfoldings, mode products, Tucker products.
 
-Everything takes leading batch dimensions: tensors of shape ... x n_1 x ... x n_d, matrices of shape
-... x m x n. Modes are counted without them, from 0.
+All functions accept leading batch dimensions: tensors of shape ... x n_1 x ... x n_d, matrices of
+shape ... x m x n. Mode 0 is the first dimension after the batch dimensions.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class TuckerTensor(NamedTuple):
 
 
 def rank_is_excessive(ranks: Sequence[int], mode: int) -> bool:
-    """Whether r_i > prod_{j != i} r_j: then the rows of Mat_i(C) cannot be independent."""
+    """Whether r_i > prod_{j != i} r_j, so that the rows of Mat_i(C) cannot be independent."""
     return ranks[mode] ** 2 > math.prod(ranks)
 
 
@@ -63,14 +63,14 @@ def check_ranks(ranks: Sequence[int], modes: Collection[int]) -> None:
         if rank_is_excessive(ranks, mode):
             raise RankError(
                 f"ranks: got {tuple(ranks)}; rank {ranks[mode]} of mode {mode} is larger than the "
-                "product of the others, lower it to that"
+                "product of the other ranks, lower it to that product"
             )
 
 
 def unfold(tensor: Tensor, mode: int, batch: int = 0) -> Tensor:
     """Mode-i matricisation Mat_i(T).
 
-    Rows run over mode i, columns over the other modes in their order, the last one fastest.
+    Rows run over mode i and columns over the other modes in order, the last mode fastest.
 
     Args:
         tensor: T, of shape ... x n_1 x ... x n_d.
@@ -125,7 +125,7 @@ def mode_product(tensor: Tensor, matrix: Tensor, mode: int) -> Tensor:
     batch = matrix.ndim - 2
     lead, shape = tensor.shape[:batch], tensor.shape[batch:]
     before, after = math.prod(shape[:mode]), math.prod(shape[mode + 1 :])
-    if before == 1:  # one matrix product on the tensor as it lies in memory
+    if before == 1:  # one matrix product without a copy of the tensor
         product = matrix @ tensor.reshape(*lead, shape[mode], after)
     elif after == 1:
         product = tensor.reshape(*lead, before, shape[mode]) @ matrix.mT
@@ -138,7 +138,7 @@ def mode_product(tensor: Tensor, matrix: Tensor, mode: int) -> Tensor:
 def add_product(
     addend: Tensor, left: Tensor, right: Tensor, *, beta: float = 1.0, alpha: float = 1.0
 ) -> Tensor:
-    """Beta A + alpha L R, in one operation.
+    """The sum beta A + alpha L R, in one operation.
 
     Args:
         addend: A, of shape n x k or B x n x k.
@@ -167,7 +167,7 @@ def multi_mode_product(
         tensor: T, of shape ... x n_1 x ... x n_d.
         matrices: M_i, of shape ... x m_i x n_i, or None for the identity.
         transpose: Multiply by M_i^T instead (then M_i is n_i x m_i).
-        skip: A mode left as it is.
+        skip: A mode in which nothing is multiplied.
 
     Returns:
         A tensor of shape ... x m_1 x ... x m_d.

@@ -1,4 +1,4 @@
-"""Layers of different sizes in one tensor: stacks along a leading dimension, padded with zeros."""
+"""Stacks: Tucker tensors of different sizes along one leading dimension, padded with zeros."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["Layout"]
 class Layout:
     """True sizes of the Tucker tensors in a zero-padded stack.
 
-    Member b has a core of shape ranks[b] and bases of shapes sizes[b][i] x ranks[b][i]. They stand
-    in front of zeros that fill them up to the shapes of the stack. Products keep the zeros; a
-    factorisation needs to know of them, and so does whatever counts entries.
+    Member b has a core of shape ranks[b] and bases of shapes sizes[b][i] x ranks[b][i]. Zeros after
+    the true entries fill them up to the shapes of the stack. Products preserve these zeros, but
+    factorisations and functions that count entries need the true sizes.
 
     Args:
         sizes: (n_1, ..., n_d) of each member.
         ranks: (r_1, ..., r_d) of each member.
         modes: The modes that are factorised.
-        device: Where the stack is.
-        room: A layout whose stacks have room for these members; by default there is no more than
-            the largest of each needs.
+        device: Device of the stack.
+        room: A layout whose stacks have the shape to use; by default the stacks are as small as the
+            largest sizes and ranks permit.
 
     Attributes:
         rows: Rows of the bases in the stack.
@@ -50,7 +50,7 @@ class Layout:
         self.columns: tuple[int, ...] = room.columns if room else columns
         self.moving = tuple(i for i in self.modes if any(self._moves(i)))
         self._tensors: dict[Hashable, Tensor] = {}
-        # Made here, so that a step that is being captured or compiled only reads them.
+        # Computed here, because a step that is being captured or compiled must only read them.
         self._padding = {mode: self._padding_of(mode) for mode in self.modes}
         self._moved = {mode: self._moves_of(mode) for mode in self.modes}
 
@@ -63,40 +63,40 @@ class Layout:
         return Layout(sizes, ranks, self.modes, self.device, room=self)
 
     def padding(self, mode: int) -> Tensor | None:
-        """1 where a column of a basis is padding, else 0: B x r_i in float64; None without any."""
+        """1 for padded columns of a basis, else 0: B x r_i in float64; None without padding."""
         return self._padding[mode]
 
     def moves(self, mode: int) -> Tensor | None:
-        """Which members move in a mode of `moving`: B booleans; None where all of them do."""
+        """Which members move in a mode of `moving`: B booleans, or None if all members do."""
         return self._moved[mode]
 
     def rank_tensor(self) -> Tensor:
         """The ranks, B x d in int64."""
-        return self._made("ranks", lambda: torch.tensor(self.ranks))
+        return self._cached("ranks", lambda: torch.tensor(self.ranks))
 
     def spare(self, mode: int) -> Tensor:
-        """n_i - r_i of each member, B numbers in int64: how many directions a basis lacks."""
+        """n_i - r_i of each member, how many columns a basis can gain: B numbers in int64."""
         pairs = zip(self.sizes, self.ranks, strict=True)
-        return self._made(
+        return self._cached(
             ("spare", mode), lambda: torch.tensor([n[mode] - r[mode] for n, r in pairs])
         )
 
     def entries(self) -> Tensor:
         """Number of true entries of each core, B numbers in float64."""
         counts = [float(math.prod(ranks)) for ranks in self.ranks]
-        return self._made("entries", lambda: torch.tensor(counts, dtype=torch.float64))
+        return self._cached("entries", lambda: torch.tensor(counts, dtype=torch.float64))
 
     def column_shares(self, mode: int, dtype: torch.dtype) -> Tensor:
-        """1 / r_i in true columns of a basis, else 0: B x 1 x r_i."""
+        """1 / r_i for the true columns of a basis and 0 for padding: B x 1 x r_i."""
 
         def make() -> Tensor:
             ranks = torch.tensor([ranks[mode] for ranks in self.ranks])
-            return (_true(self.columns[mode], ranks) / ranks[:, None])[:, None, :].to(dtype)
+            return (_valid(self.columns[mode], ranks) / ranks[:, None])[:, None, :].to(dtype)
 
-        return self._made(("column shares", mode, dtype), make)
+        return self._cached(("column shares", mode, dtype), make)
 
     def row_shares(self, mode: int, dtype: torch.dtype) -> Tensor:
-        """1 / prod_{j != i} r_j in true columns of Mat_i(C), else 0: B x 1 x prod_{j != i} r_j."""
+        """1 / prod_{j != i} r_j for true columns of Mat_i(C), else 0: B x 1 x prod_{j != i} r_j."""
 
         def make() -> Tensor:
             shares = torch.ones(len(self), 1, dtype=torch.float64)
@@ -106,18 +106,18 @@ class Layout:
                     shares = (shares[:, :, None] * columns).flatten(1)
             return shares[:, None, :].to(dtype)
 
-        return self._made(("row shares", mode, dtype), make)
+        return self._cached(("row shares", mode, dtype), make)
 
     def shares(self, mode: int, target: Layout, dtype: torch.dtype) -> Tensor:
-        """1 / r_i in true columns here and true rows of the target, else 0: B x r'_i x r_i."""
+        """1 / r_i for true columns here and true rows in the target, else 0: B x r'_i x r_i."""
 
         def make() -> Tensor:
-            rows = _true(target.columns[mode], torch.tensor([r[mode] for r in target.ranks]))
+            rows = _valid(target.columns[mode], torch.tensor([r[mode] for r in target.ranks]))
             return rows[:, :, None].to(self.device, dtype) * self.column_shares(mode, dtype)
 
-        return self._made(("shares", mode, dtype), make) if target is self else make()
+        return self._cached(("shares", mode, dtype), make) if target is self else make()
 
-    def _made(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+    def _cached(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         if key not in self._tensors:
             self._tensors[key] = make().to(self.device)
         return self._tensors[key]
@@ -129,13 +129,13 @@ class Layout:
         ranks = [ranks[mode] for ranks in self.ranks]
         if min(ranks) == self.columns[mode]:
             return None
-        return (1 - _true(self.columns[mode], torch.tensor(ranks))).to(self.device)
+        return (1 - _valid(self.columns[mode], torch.tensor(ranks))).to(self.device)
 
     def _moves_of(self, mode: int) -> Tensor | None:
         moves = self._moves(mode)
         return None if all(moves) else torch.tensor(moves, device=self.device)
 
 
-def _true(size: int, counts: Tensor) -> Tensor:
+def _valid(size: int, counts: Tensor) -> Tensor:
     """B x size: 1 in the first counts[b] places of row b, else 0, in float64."""
     return (torch.arange(size) < counts[:, None]).double()

@@ -4,10 +4,10 @@ At W = C x_j U_j, with Mat_i(C)^T = Q_i S_i^T, S_i lower triangular, every tange
 
     C. x_j U_j  +  sum_i  Ten_i(K._i Q_i^T) x_{j != i} U_j ,     U_i^T K._i = 0 ,
 
-and its terms are mutually orthogonal: the squared norm is ||C.||^2 + sum_i ||K._i||^2.
+and its terms are mutually orthogonal, so the squared norm is ||C.||^2 + sum_i ||K._i||^2.
 
-All tensors have one leading dimension, of B members; where these differ in size, the tensors are
-padded with zeros (`tdlrt.linalg.Layout`), which everything here keeps.
+All tensors are stacks with one leading dimension of B members, padded with zeros if the members
+differ in size (see `tdlrt.linalg.Layout`). All functions here preserve these zeros.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Factorization", "TangentSpace", "TangentVector", "factorize_core", "
 
 
 class TangentVector(NamedTuple):
-    """A tangent vector in the coordinates of the module's header.
+    """A tangent vector in the coordinates that the module's docstring defines.
 
     Attributes:
         core: C., of shape B x r_1 x ... x r_d.
@@ -65,12 +65,13 @@ class Factorization(NamedTuple):
 def factorize_core(core: Tensor, mode: int, padding: Tensor | None = None) -> Factorization:
     """Mat_i(C) = S_i Q_i^T with S_i S_i^T = Mat_i(C) Mat_i(C)^T + delta I, delta = (8 eps ||C||)^2.
 
-    Autograd's gradient of U_i carries a relative error of eps; divided by a singular value sigma of
-    Mat_i(C) below 8 eps ||C|| it would be noise. With delta, S_i^-T never exceeds 1 / (8 eps ||C||)
-    and Q_i Q_i^T is the projection onto the rows of Mat_i(C) with its eigenvalues damped from 1 to
-    sigma^2 / (sigma^2 + delta): by less than that noise from sigma = 64 eps ||C|| on, and to zero
-    where sigma vanishes; for C in float64, where rounding adds up to eps ||C|| to sigma, to 1 / 64.
-    At C = 0, Q_i is zero and no basis moves.
+    Autograd's gradient of U_i has a relative error of eps. Divided by a singular value sigma of
+    Mat_i(C) below 8 eps ||C||, it would be noise. With delta, S_i^-T never exceeds
+    1 / (8 eps ||C||), and Q_i Q_i^T is the projection onto the row space of Mat_i(C) with its
+    eigenvalues damped from 1 to sigma^2 / (sigma^2 + delta). From sigma = 64 eps ||C|| on, the
+    damping changes less than that noise does. As sigma goes to zero, the eigenvalue goes to zero
+    too; if C is in float64, it stays at or below 1 / 64, because rounding adds up to eps ||C|| to
+    sigma. If C = 0, Q_i is zero and no basis moves.
 
     Args:
         core: C, of shape B x r_1 x ... x r_d.
@@ -83,7 +84,7 @@ def factorize_core(core: Tensor, mode: int, padding: Tensor | None = None) -> Fa
     matrix = unfold(core, mode, 1)
     norm = torch.linalg.vector_norm(core.flatten(1), dim=1, keepdim=True, dtype=torch.float64)
     limits = torch.finfo(core.dtype)
-    # The type of the core must hold the inverse, and float64 the square.
+    # The inverse must be representable in the type of the core, and the square in float64.
     least = 8 * max(limits.tiny, math.sqrt(torch.finfo(torch.float64).tiny))
     damping = (8 * limits.eps * norm).clamp(min=least).square()
     basis, factor, inverse = damped_qr(matrix.mT, damping, padding)
@@ -91,10 +92,10 @@ def factorize_core(core: Tensor, mode: int, padding: Tensor | None = None) -> Fa
 
 
 class TangentSpace:
-    """The tangent spaces at W = C x_j U_j, with the factorisations of the cores that they need.
+    """The tangent spaces at W = C x_j U_j, with the factorisations Mat_i(C) = S_i Q_i^T.
 
     Args:
-        core: C, of shape B x r_1 x ... x r_d with r_i <= prod_{j != i} r_j in modes that move.
+        core: C, of shape B x r_1 x ... x r_d, with r_i <= prod_{j != i} r_j for modes that move.
         factors: U_i, of shape B x n_i x r_i with orthonormal columns; None for a mode that is not
             factorised.
         layout: The true sizes.
@@ -123,7 +124,7 @@ class TangentSpace:
 
     @property
     def moving_modes(self) -> tuple[int, ...]:
-        """Modes in which the basis of a member can move."""
+        """Modes in which the basis of at least one member can move."""
         return tuple(self.factorizations)
 
     def factor(self, mode: int) -> Tensor:
@@ -157,13 +158,13 @@ class TangentSpace:
         """
         parts: dict[int, Tensor] = {}
         for mode in self.moving_modes:
-            # In this order, as S_i^-T can make what rounding leaves in the range of U_i large.
+            # The projection comes last, because S_i^-T can amplify rounding errors in range U_i.
             part = reject(self.factor(mode), gradients[mode] @ self.factorizations[mode].inverse)
             parts[mode] = self.masked(part, mode)
         return TangentVector(core_gradient, parts)
 
     def masked(self, part: Tensor, mode: int) -> Tensor:
-        """A part with zeros for the members that do not move, in place of rounding."""
+        """A part with exact zeros, instead of rounding errors, for the members that do not move."""
         moves = self.layout.moves(mode)
         return part if moves is None else torch.where(moves[:, None, None], part, 0.0)
 
@@ -177,8 +178,8 @@ class TangentSpace:
 
         C. = Z x_j U_j^T,  K._i = (I - U_i U_i^T) Mat_i(Z x_{j != i} U_j^T) Q_i.
 
-        A Z that lies in the span of bases B_j which contain the U_j is given by its coordinates in
-        them; then nothing larger than these coordinates is formed.
+        If Z lies in the span of bases B_j that contain the U_j, it may be given by its coordinates
+        in the B_j. Then no tensor larger than these coordinates is formed.
 
         Args:
             tensor: Z, of shape B x n_1 x ... x n_d, or its coordinates in B_j.
@@ -190,10 +191,10 @@ class TangentSpace:
         """
         inner = self.factors if projections is None else projections
         parts: dict[int, Tensor] = {}
-        others, left = tensor, list(inner)  # a product begun, and what it lacks to become C.
+        others, left = tensor, list(inner)  # a partial product, and the factors missing to C.
         for mode in self.moving_modes:
             projection = inner[mode]
-            if projection is None:  # nothing of Z lies outside U_i
+            if projection is None:  # Z lies in the range of U_i
                 parts[mode] = torch.zeros_like(self.factor(mode))
                 continue
             others = multi_mode_product(tensor, inner, transpose=True, skip=mode)
@@ -206,8 +207,9 @@ class TangentSpace:
     def embed(self, tangent: TangentVector, new_bases: Mapping[int, Tensor]) -> Tensor:
         """Coordinates of a tangent vector in the augmented bases [U_i | V_i].
 
-        The old block holds C., the block new in mode i alone holds Ten_i(V_i^T K._i Q_i^T), and
-        the rest is zero. What of K._i lies outside the range of V_i is left out.
+        The old block holds C.. The block that is new in mode i alone holds
+        Ten_i(V_i^T K._i Q_i^T), without the part of K._i outside the range of V_i. All other blocks
+        are zero.
 
         Args:
             tangent: The tangent vector.
@@ -227,7 +229,7 @@ class TangentSpace:
         return result
 
     def basis_step(self, displacement: TangentVector, mode: int) -> Tensor:
-        """K_i(1) of the point W - X: an unnormalised new basis.
+        """K_i(1) of the point W - X: the new basis before it is orthonormalised.
 
         K_i(1) = Mat_i(W - X)(kron_{j != i} U_j) Q_i = U_i (S_i - Mat_i(C.) Q_i) - K._i.
 
@@ -243,7 +245,7 @@ class TangentSpace:
         return add_product(displacement.parts[mode], self.factor(mode), inside, beta=-1)
 
     def to_tensor(self, tangent: TangentVector) -> Tensor:
-        """A tangent vector in full, of shape B x n_1 x ... x n_d: for checks, small problems."""
+        """A tangent vector in full, of shape B x n_1 x ... x n_d, for checks on small problems."""
         shape = tuple(self.core.shape[1:])
         result = multi_mode_product(tangent.core, self.factors)
         for mode, part in tangent.parts.items():
@@ -253,7 +255,7 @@ class TangentSpace:
 
 
 def pad_core(core: Tensor, new_bases: Mapping[int, Tensor]) -> Tensor:
-    """A core of bases U_i in the bases [U_i | V_i], with zeros for what is new."""
+    """The core of W in the bases [U_i | V_i]: the core in the bases U_i, padded with zeros."""
     counts = [new_bases[i].shape[2] if i in new_bases else 0 for i in range(core.ndim - 1)]
     padding = [count for k in reversed(counts) for count in (0, k)]  # from the last mode on
     return torch.nn.functional.pad(core, padding)

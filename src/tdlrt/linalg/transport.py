@@ -1,4 +1,4 @@
-"""Moving what belongs to one point of the manifold to another: vectors, and squares of them.
+"""Transport of tangent vectors, and of squared coordinates, from one point to another.
 
 All tensors have one leading dimension, see `tdlrt.linalg.tangent`.
 """
@@ -19,12 +19,12 @@ __all__ = ["Cut", "Transport", "stochastic"]
 
 
 class Cut(NamedTuple):
-    """A tangent vector X in other bases V_j, as far as these alone determine it; see `Transport`.
+    """The coordinates of a tangent vector X that follow from the new bases V_j; see `Transport`.
 
     Attributes:
         core: X x_j V_j^T.
-        along: Y_i, for each mode i: X x_{j != i} V_j^T without the term of K._i, in U_i.
-        across: N_i = V_i^T K._i, for each mode that moves at the source.
+        along: Y_i by mode i: X x_{j != i} V_j^T without the term of K._i, in the basis U_i.
+        across: N_i = V_i^T K._i, by mode that moves at the source.
     """
 
     core: Tensor
@@ -33,18 +33,19 @@ class Cut(NamedTuple):
 
 
 class Transport:
-    """Moves what belongs to one point to another one, in coordinates.
+    """Transports tangent vectors from a source point to a target point, in coordinates.
 
-    With R_j = V_j^T U_j (r'_j x r_j), U_j the bases at the source and V_j those at the target, and
-    N_j = V_j^T K._j, a tangent vector X has
+    Let U_j be the bases at the source, V_j the bases at the target, R_j = V_j^T U_j (r'_j x r_j)
+    and N_j = V_j^T K._j. Then a tangent vector X has
 
         X x_{j != i} V_j^T = Y_i (in U_i) + Z_i (in K._i),    Z_i = Ten_i(Q_i^T) x_{j != i} R_j ,
 
-    all small. Nothing of the size of a weight is formed, and the ranks may differ.
+    where Y_i and Z_i are of the size of a core. No tensor of the size of a weight is formed, and
+    the ranks of the two points may differ.
 
     Args:
-        source: Tangent space at the old point.
-        bases: V_j, of shape B x n_j x r'_j, orthonormal; U_j itself where it stays.
+        source: Tangent space at the source.
+        bases: V_j, of shape B x n_j x r'_j, orthonormal; the same object U_j if it stays.
         layout: The true sizes at the target.
     """
 
@@ -62,32 +63,32 @@ class Transport:
         self._turns: dict[int, Tensor] = {}
 
     def _apply(self, tensor: Tensor, *skipped: int) -> Tensor:
-        """T x_j R_j over the modes that are not skipped."""
+        """T x_j R_j in all modes that are not skipped."""
         order = len(self._bases)
         matrices = [None if j in skipped else self._overlaps.get(j) for j in range(order)]
         return multi_mode_product(tensor, matrices)
 
     def _overlap(self, mode: int, tensor: Tensor) -> Tensor:
-        """R_i M; U_i itself stays where the basis does."""
+        """R_i M, which is M if the basis of the mode stays."""
         return self._overlaps[mode] @ tensor if mode in self._overlaps else tensor
 
     def point(self) -> Tensor:
         """C x_j R_j, the core of the source in the bases V_j.
 
-        Of a moving mode i, Mat_i(C) = S_i Q_i^T makes it Z_i x_i (R_i S_i).
+        For a moving mode i it equals Z_i x_i (R_i S_i), because Mat_i(C) = S_i Q_i^T.
         """
         for mode, rows in self._rows.items():
             return mode_product(rows, self._overlap(mode, self._source.lower(mode)), mode)
         return self._apply(self._source.core)
 
     def cut(self, tangent: TangentVector) -> Cut:
-        """Coordinates of a tangent vector of the source that the bases V_j determine.
+        """The coordinates of a tangent vector of the source that follow from the bases V_j.
 
         Args:
             tangent: X.
 
         Returns:
-            X x_j V_j^T, and the parts that `vector` goes on with.
+            X x_j V_j^T, and the parts that `vector` needs.
         """
         across: dict[int, Tensor] = {}
         for mode, part in tangent.parts.items():
@@ -110,11 +111,11 @@ class Transport:
         return Cut(core, along, across)
 
     def _wanted(self) -> list[int]:
-        """Modes whose Y_i is needed: where the target may move, and one for the core."""
+        """Modes whose Y_i is needed: the moving modes of the target, or else one for the core."""
         return list(self._layout.moving or tuple(self._overlaps)[:1])
 
     def vector(self, tangent: TangentVector, cut: Cut, target: TangentSpace) -> TangentVector:
-        """Orthogonal projection of a tangent vector of the source onto the target's space.
+        """Orthogonal projection of a tangent vector of the source onto the target's tangent space.
 
         C. = X x_j V_j^T,  K._i = (I - V_i V_i^T) (U_i Mat_i(Y_i) + K._i Mat_i(Z_i)) Q'_i.
 
@@ -140,27 +141,28 @@ class Transport:
         return TangentVector(cut.core, parts)
 
     def _turn(self, mode: int, target: TangentSpace) -> Tensor:
-        """T_i = Q'_i^T Mat_i(Z_i)^T, formed once: a transport has one target."""
+        """T_i = Q'_i^T Mat_i(Z_i)^T, computed once, because a transport has one target."""
         if mode not in self._turns:
             self._turns[mode] = target.rows(mode) @ unfold(self._rows[mode], mode, 1).mT
         return self._turns[mode]
 
     def squares(self, tangent: TangentVector, target: TangentSpace) -> TangentVector:
-        """Move a quantity per coordinate, such as a mean of squares, that is not a tensor of W.
+        """Transport one non-negative number per coordinate, such as a mean of squares.
 
-        Under X_C -> X_C x_j R_j and K._i -> K._i T_i^T, T_i = Q'_i^T Mat_i(Z_i)^T, the variances of
-        uncorrelated coordinates go through the squared entries of R_j and T_i. What the old
-        coordinates do not explain gets their mean: see `stochastic`. So constants stay as they are
-        and no value leaves the range of the old ones. A basis that begins to move, as all do that
-        leave a core of zeros, gets the mean of the core's, in its padding too: nothing reads the
-        padding of the parts.
+        Coordinates are transported by X_C -> X_C x_j R_j and K._i -> K._i T_i^T with
+        T_i = Q'_i^T Mat_i(Z_i)^T, so the variances of uncorrelated coordinates are transported by
+        the squared entries of R_j and T_i. Where a row of these sums to less than 1, the mean of
+        the old values fills it up (see `stochastic`). So constants are preserved, and no value
+        leaves the range of the old values. A basis that starts to move, as all bases do that leave
+        a core of zeros, gets the mean of the core's values; so does its padding, which nothing
+        reads.
 
         Args:
-            tangent: The quantity, of the shape of a tangent vector of the source.
+            tangent: The numbers, in the shape of a tangent vector of the source.
             target: Tangent space at a point with the bases V_j.
 
         Returns:
-            The quantity in the coordinates of the target.
+            The numbers for the coordinates of the target.
         """
         old, new, dtype = self._source.layout, target.layout, tangent.core.dtype
         core = multi_mode_product(
@@ -181,7 +183,7 @@ class Transport:
                 part = begun
             else:
                 turn = stochastic(self._turn(mode, target), old.shares(mode, new, dtype))
-                # At a core of zeros no basis moved, either.
+                # With a core of zeros no basis has moved either.
                 moved = (self._source.rows(mode) != 0).flatten(1).any(dim=1)
                 moves = old.moves(mode)
                 moved = moved if moves is None else moved & moves
@@ -191,14 +193,14 @@ class Transport:
 
 
 def stochastic(weights: Tensor, shares: Tensor | None = None) -> Tensor:
-    """Row-stochastic matrix of the squared entries, A = M o M + (1 - (M o M) 1) 1^T / r.
+    """Row-stochastic matrix from squared entries, A = M o M + (1 - (M o M) 1) 1^T / r.
 
     Args:
         weights: M, of shape ... x r' x r, with rows of norm at most 1.
         shares: 1^T / r with zeros where M is padding, ... x r' x r; 1 / r everywhere by default.
 
     Returns:
-        A, non-negative with rows that add up to 1.
+        A, non-negative, with rows that sum to 1.
     """
     squares = weights.square()
     rest = (1 - squares.sum(dim=-1, keepdim=True)).clamp(min=0)

@@ -24,16 +24,16 @@ __all__ = [
 
 
 class Cutoff(NamedTuple):
-    """Which ranks a core keeps, in numbers, so that many cores are cut at once.
+    """Which ranks a core keeps, as plain numbers, so that many cores can be cut at once.
 
     Attributes:
         limits: Largest rank of each mode.
-        tau: Relative tolerance. Its squared budget tau^2 ||C||^2 is shared equally by the modes
-            that are truncated; a matrix, which has one truncation, gets all of it. 0 discards
-            nothing.
+        tau: Relative tolerance. The squared budget tau^2 ||C||^2 is shared equally by the modes
+            that are truncated; a matrix has one truncation, which gets all of it. If tau is 0,
+            nothing is discarded.
         min_rank: Smallest rank of a mode.
         multiple_of: Ranks are rounded up to a multiple of this.
-        spare: Share of a rank, rounded up, that is kept beyond the tolerance.
+        spare: Spare directions, kept beyond the tolerance: a share of the rank, rounded up.
     """
 
     limits: tuple[int, ...]
@@ -44,13 +44,13 @@ class Cutoff(NamedTuple):
 
 
 class Truncation(NamedTuple):
-    """Cores C ~ C' x_1 P_1 ... x_d P_d, in stacks as large as before.
+    """Truncated cores C ~ C' x_1 P_1 ... x_d P_d, in stacks of the same shape as before.
 
     Attributes:
-        core: C', with zeros behind its ranks.
-        projections: P_i, of shape B x r_i x r_i with zero columns behind the ranks; None for a mode
+        core: C', with zeros beyond its ranks.
+        projections: P_i, of shape B x r_i x r_i with zero columns beyond the ranks; None for a mode
             that was not truncated.
-        ranks: Ranks that are kept, B x d in int64.
+        ranks: The kept ranks, B x d in int64.
     """
 
     core: Tensor
@@ -68,22 +68,22 @@ def kept_ranks(
     multiple_of: Tensor | None = None,
     spare: Tensor | None = None,
 ) -> Tensor:
-    """Ranks that a cut-off keeps of a mode, member by member.
+    """Ranks of one mode that a cutoff keeps, for each member.
 
-    The smallest rank r >= 1 with sum_{k > r} sigma_k^2 <= budget, plus the spare ones, rounded up
-    to a multiple, within the bounds. A core of zeros keeps what there is.
+    This is the smallest rank r >= 1 with sum_{k > r} sigma_k^2 <= budget, plus the spare
+    directions, rounded up to a multiple, within the bounds. A core of zeros keeps its rank.
 
     Args:
-        spectrum: sigma_k^2 / ||C||^2, of shape B x r, largest first, zeros behind.
-        available: Ranks that there are.
-        budget: Squared relative budgets of the mode; one below 0 keeps everything.
+        spectrum: sigma_k^2 / ||C||^2, of shape B x r, largest first, followed by zeros.
+        available: Ranks before the cut, B int64 numbers, as are the following bounds.
+        budget: Squared relative budgets of the mode; a negative budget keeps everything.
         limit: Largest ranks to keep.
         min_rank: Smallest ranks to keep; 1 by default.
-        multiple_of: What ranks are multiples of, unless they are at a bound; 1 by default.
-        spare: Shares to keep beyond the tolerance; none by default.
+        multiple_of: Ranks are multiples of this, unless they are at a bound; 1 by default.
+        spare: Spare directions, as a share of the rank; none by default.
 
     Returns:
-        The ranks.
+        The ranks, B int64 numbers.
     """
     tails = spectrum.flip(-1).cumsum(-1)
     rank = (tails > budget[:, None]).sum(dim=-1).clamp(min=1)
@@ -98,9 +98,9 @@ def kept_ranks(
 
 
 def possible_ranks(ranks: Sequence[int], modes: Collection[int] | None = None) -> tuple[int, ...]:
-    """Ranks brought down to r_i <= prod_{j != i} r_j, in the given modes: that loses nothing.
+    """Ranks lowered to r_i <= prod_{j != i} r_j in the given modes, which discards nothing.
 
-    At most one rank is above the product of the others.
+    At most one rank can be larger than the product of the others.
 
     >>> possible_ranks((9, 2, 3))
     (6, 2, 3)
@@ -117,18 +117,18 @@ def truncate_stack(
 ) -> Truncation:
     """Sequentially truncated HOSVD of a stack of cores.
 
-    Mode after mode, P_i holds the leading left singular vectors of Mat_i(C), taken from the float64
-    Gram matrix, and C becomes C x_i P_i^T. The squared error is the sum of the discarded squared
-    singular values. A mode in which a member loses nothing keeps its basis, P_i = I. A matrix
-    (d = 2) has one rank, and the result is its truncated SVD.
+    Mode after mode, P_i holds the leading left singular vectors of Mat_i(C), computed from the
+    float64 Gram matrix, and C becomes C x_i P_i^T. The squared error is the sum of the discarded
+    squared singular values. If a member loses nothing in a mode, it keeps its basis, P_i = I. A
+    matrix (d = 2) has one rank, and the result is its truncated SVD.
 
-    Ranks are counted on the device and nothing is read on the host. Afterwards a rank can be above
-    the product of the others, see `possible_ranks`.
+    Ranks are counted on the device, and nothing is read on the host. The resulting ranks may be
+    larger than the product of the others, see `possible_ranks`.
 
     Args:
-        core: C, of shape B x r_1 x ... x r_d, with zeros behind the ranks.
+        core: C, of shape B x r_1 x ... x r_d, with zeros beyond the ranks.
         available: The ranks, B x d in int64.
-        cutoffs: What to keep of each member.
+        cutoffs: What to keep, one per member.
         modes: The modes to truncate.
 
     Returns:
@@ -141,13 +141,13 @@ def truncate_stack(
     bounds = _Bounds(cutoffs, 1 if matrix else max(1, len(wanted)), core.device)
     projections: list[Tensor | None] = [None] * order
     ranks, limits = list(available.unbind(dim=1)), list(bounds.limits.unbind(dim=1))
-    if matrix:  # both modes have the smaller rank
+    if matrix:  # both modes get the smaller limit
         limits = [torch.minimum(torch.minimum(*limits), torch.minimum(*ranks))] * 2
     budget, scale = bounds.budget, _scale(core)
     for mode in wanted:
         gram = _scaled_gram(core, mode, scale)
         places = torch.arange(core.shape[1 + mode], device=core.device)
-        # What is not there comes last, apart from singular values that are zero.
+        # Eigenvalues of padding become negative, so that they come after true zeros.
         gram.diagonal(dim1=1, dim2=2).sub_((places >= ranks[mode][:, None]) * 2.0)
         values, vectors = torch.linalg.eigh(gram)
         spectrum = values.flip(1).clamp(min=0)
@@ -164,7 +164,7 @@ def truncate_stack(
 
 
 class _Bounds:
-    """The numbers of many cut-offs as tensors, brought to the device together."""
+    """The numbers of many cutoffs as tensors, sent to the device in one transfer."""
 
     def __init__(self, cutoffs: Sequence[Cutoff], shares: int, device: torch.device) -> None:
         rows = [
@@ -190,10 +190,10 @@ class _Bounds:
 
 
 def relative_spectrum(core: Tensor, mode: int) -> Tensor:
-    """Squared singular values of Mat_i(C) over ||C||^2, largest first, without a wait.
+    """Squared singular values of Mat_i(C) over ||C||^2, largest first, without waiting.
 
     Args:
-        core: C, of shape B x r_1 x ... x r_d, with zeros behind the ranks.
+        core: C, of shape B x r_1 x ... x r_d, with zeros beyond the ranks.
         mode: i.
 
     Returns:
@@ -210,7 +210,7 @@ def _scale(core: Tensor) -> Tensor:
 
 
 def _scaled_gram(core: Tensor, mode: int, scale: Tensor) -> Tensor:
-    """Mat_i(C) Mat_i(C)^T in float64, C scaled; zeros where the scale is."""
+    """Mat_i(C) Mat_i(C)^T of the scaled cores in float64; zeros if the scale is zero."""
     rows = torch.where(scale > 0, unfold(core, mode, 1).double() * scale, 0.0)
     return rows @ rows.mT
 
@@ -232,9 +232,9 @@ def squared_singular_values(core: Tensor, mode: int) -> Tensor:
 def truncate(
     core: Tensor, cutoff: Cutoff, modes: Collection[int] | None = None
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Sequentially truncated HOSVD of one core, see `truncate_stack`, cut to its ranks.
+    """Sequentially truncated HOSVD of one core, see `truncate_stack`, without padding.
 
-    Every mode satisfies r_i <= prod_{j != i} r_j afterwards; enforcing this discards nothing.
+    Afterwards r_i <= prod_{j != i} r_j in every mode; enforcing this discards nothing.
 
     Args:
         core: C, of shape r_1 x ... x r_d.
@@ -242,12 +242,12 @@ def truncate(
         modes: The modes to truncate; all by default.
 
     Returns:
-        C', and one P_i per mode (r_i x r'_i, orthonormal columns) or None where nothing changed.
+        C', and one P_i per mode (r_i x r'_i, orthonormal columns), or None for an unchanged mode.
     """
     wanted = tuple(range(core.ndim)) if modes is None else tuple(sorted(modes))
     available = tuple(core.shape)
     decided = wanted
-    if core.ndim == 2 and len(wanted) == 2:  # the longer mode has no more independent rows
+    if core.ndim == 2 and len(wanted) == 2:  # the longer mode has no larger rank than the other
         decided = (int(core.shape[1] < core.shape[0]),)
         cutoff = cutoff._replace(limits=(min(cutoff.limits),) * 2)
     ranks = torch.tensor([available], device=core.device)
@@ -264,15 +264,15 @@ def truncate(
 def _cut_dependent_rows(
     core: Tensor, projections: list[Tensor | None], modes: Collection[int]
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Bring every r_i down to prod_{j != i} r_j, exactly: Mat_i(C) has no more independent rows."""
-    settled = False
-    while not settled:
-        settled = True
+    """Lower every r_i to prod_{j != i} r_j: more rows of Mat_i(C) cannot be independent."""
+    changed = True
+    while changed:
+        changed = False
         for mode in modes:
             if rank_is_excessive(core.shape, mode):
                 basis = torch.linalg.qr(unfold(core, mode))[0]
                 before = projections[mode]
                 projections[mode] = basis if before is None else before @ basis
                 core = mode_product(core, basis.mT, mode)
-                settled = False
+                changed = True
     return core, tuple(projections)

@@ -1,4 +1,4 @@
-"""Truncation in the norm of what a weight does to its inputs."""
+"""Truncation of a weight with a small error in its outputs, for inputs of given covariance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tdlrt.linalg.truncation import Cutoff, truncate
 
 __all__ = ["shrunk_root", "truncate_weighted"]
 
-# Share of the mean variance in the covariance: directions that few inputs show keep some weight.
+# Share of the mean variance that is mixed in, so that rare input directions keep some weight.
 SHRINKAGE = 0.01
 
 
@@ -41,11 +41,12 @@ def truncate_weighted(
     cutoff: Cutoff,
     modes: Collection[int],
 ) -> TuckerTensor:
-    """Truncation that is small in ||(W - W') x_i L||, S = L L the covariance of mode i's inputs.
+    """Truncation W' with a small ||(W - W') x_i L||, where S = L L is the inputs' covariance.
 
-    If y = Mat_i(W)^T x with second moments E[x x^T] = S, this is the mean square of y - y'. The
-    truncated HOSVD of W x_i L is within a factor sqrt(d) of the smallest such error. With the basis
-    B of its mode i and core C, L^-1 B = Q R gives W' the basis Q and the core C x_i R.
+    If y = Mat_i(W)^T x with second moments E[x x^T] = S, the square of this norm is the mean square
+    of y - y'. The truncated HOSVD of W x_i L is within a factor sqrt(d) of the smallest such error.
+    If C is its core, B its basis of mode i and L^-1 B = Q R, then W' has the basis Q and the core
+    C x_i R.
 
     Args:
         tensor: W, of shape n_1 x ... x n_d.

@@ -1,4 +1,4 @@
-"""Layers in Tucker format, to be used like their torch.nn namesakes."""
+"""Layers in Tucker format, used like the torch.nn layers that they are named after."""
 
 from torch import nn
 
@@ -8,7 +8,7 @@ from tdlrt.nn.linear import TuckerLinear
 
 __all__ = ["TuckerConv1d", "TuckerConv2d", "TuckerConv3d", "TuckerLayer", "TuckerLinear"]
 
-# How each torch layer is factorised; a new layer type is one more line here.
+# The constructor that factorises each torch layer. A new layer type is one more line here.
 FACTORIZERS = {
     nn.Conv1d: TuckerConv1d.from_conv,
     nn.Conv2d: TuckerConv2d.from_conv,

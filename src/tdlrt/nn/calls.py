@@ -1,4 +1,4 @@
-"""What shapes the layers of a model meet: one forward pass, watched."""
+"""Records the inputs and output shapes of a model's layers in one forward pass."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class LayerCall:
     """One call of one layer.
 
     Attributes:
-        input: The tensor it was called with.
-        output: The shape of what it returned.
+        input: The tensor that the layer was called with.
+        output: Shape of the tensor that the layer returned.
     """
 
     input: Tensor
@@ -35,10 +35,10 @@ class LayerCall:
 
 
 def zeros_for(model: nn.Module, input_size: Sequence[int]) -> Tensor:
-    """Zeros of a shape, of the type and on the device of the model's first parameter.
+    """Zeros of a given shape, with the type and device of the model's first parameter.
 
     Raises:
-        TypeError: The shape is no sequence of ints.
+        TypeError: The shape is not a sequence of ints.
         ValueError: A size is negative, or there is too little memory.
     """
     if (
@@ -47,12 +47,13 @@ def zeros_for(model: nn.Module, input_size: Sequence[int]) -> Tensor:
         or any(not isinstance(size, Integral) or isinstance(size, bool) for size in input_size)
     ):
         raise TypeError(
-            f"input_size: got {input_size!r}, expected ints with the batch, such as (1, 3, 32, 32)"
+            f"input_size: got {input_size!r}, expected a sequence of ints, the batch size first, "
+            "such as (1, 3, 32, 32)"
         )
     first: Any = next(model.parameters(), torch.zeros(0))
     try:
         return torch.zeros(tuple(input_size), dtype=first.dtype, device=first.device)
-    except (RuntimeError, TypeError) as error:  # the latter for more than 64 bits
+    except (RuntimeError, TypeError) as error:  # TypeError: more than 64 bits
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"input_size: got {tuple(input_size)}, expected the shape of a batch ({reason})"
@@ -61,7 +62,7 @@ def zeros_for(model: nn.Module, input_size: Sequence[int]) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, and every module back into its own mode afterwards."""
+    """Put a model in evaluation mode, and restore the training flag of every module afterwards."""
     training = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -74,9 +75,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def watch_calls(
     model: nn.Module, layers: Collection[nn.Module], input: Tensor
 ) -> dict[nn.Module, list[LayerCall]]:
-    """The calls that one forward pass in evaluation mode makes, per layer; none is an empty list.
+    """The calls of each layer in one forward pass in evaluation mode; an empty list if none.
 
-    The model is left as it is, batch-norm statistics included.
+    The model is not changed, nor are the statistics of its batch norms.
     """
     calls: dict[nn.Module, list[LayerCall]] = {layer: [] for layer in layers}
 

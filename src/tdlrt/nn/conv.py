@@ -31,8 +31,8 @@ class _TuckerConv(TuckerLayer):
         rank: Fraction in (0, 1] of the channel modes, int, tuple with one rank per mode, 'full',
             or `RelativeTolerance`.
         modes: 'all', or 'channels' to leave the kernel modes unfactorised (Tucker-2).
-        init_scale: Norm of the start relative to torch's own initial weight; None keeps the
-            truncated weight as it is.
+        init_scale: Norm of the initial weight relative to that of torch's initial weight; None
+            keeps the norm of the truncated weight.
 
     Raises:
         UnsupportedLayerError: groups is not 1.
@@ -77,14 +77,15 @@ class _TuckerConv(TuckerLayer):
         """Factorise a torch convolution by truncated HOSVD; the bias Parameter is shared with it.
 
         Args:
-            conv: A convolution of exactly the class this one stands for, with groups=1.
-            rank: See the class; or a `TuckerTensor` that takes the place of the weight.
+            conv: A convolution of exactly the torch class that this class replaces, with groups=1.
+            rank: See the class; or a `TuckerTensor` that replaces the weight.
             modes: See the class.
             init_scale: See the class.
 
         Raises:
             UnsupportedLayerError: The layer is of another class, or grouped.
-            RankError: The rank is not positive, or larger than its mode; the tensor does not fit.
+            RankError: The rank is not positive, or larger than its mode, or a `TuckerTensor` does
+                not fit.
             NonFiniteError: The weight is not finite.
         """
         layer = cls.__new__(cls)
@@ -101,8 +102,8 @@ class _TuckerConv(TuckerLayer):
             )
         if conv.groups != 1:
             raise UnsupportedLayerError(
-                f"groups: got {conv.groups}, expected 1; a grouped convolution is already "
-                "factorised, leave it dense"
+                f"groups: got {conv.groups}, expected 1; leave a grouped convolution dense, it is "
+                "already factorised"
             )
         self._factorize(conv, rank, modes, init_scale)
         for name in (*_OPTIONS, "kernel_size", "in_channels", "out_channels"):
@@ -128,7 +129,7 @@ class _TuckerConv(TuckerLayer):
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
     ) -> LayerShape:
-        """The shape of the layer and of an input, from which a path is chosen."""
+        """The shapes of the layer and of an input, from which a path is chosen."""
         stride, padding, dilation, _ = self._options.values()
         return conv_shape(
             self.shape,

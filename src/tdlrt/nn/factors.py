@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from torch import Tensor, nn
 
 from tdlrt.errors import RankError
-from tdlrt.tables import format_shape
+from tdlrt.text_tables import format_shape
 
 __all__ = ["FactorList", "check_shapes"]
 
@@ -15,8 +15,8 @@ __all__ = ["FactorList", "check_shapes"]
 class FactorList(nn.Module):
     """The bases of a Tucker layer, one per mode.
 
-    A basis that is learned is a Parameter; the identity of a mode that is left unfactorised is a
-    buffer, so that it moves with the model but is neither trained nor counted.
+    A learned basis is a Parameter. The basis of a mode that is not factorised is the identity, a
+    buffer: it moves with the model to another device but is neither trained nor counted.
     """
 
     def __init__(self, factors: Sequence[Tensor], learned: Collection[int]) -> None:
@@ -40,7 +40,7 @@ class FactorList(nn.Module):
         return (self[mode] for mode in range(len(self)))
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
-        """Names for messages, and the bases."""
+        """The bases, each with its name for messages."""
         return ((f"factors[{mode}]", self[mode]) for mode in range(len(self)))
 
     def extra_repr(self) -> str:
@@ -51,7 +51,7 @@ class FactorList(nn.Module):
 def check_shapes(
     shape: Sequence[int], learned: Collection[int], core: Tensor, factors: Sequence[Tensor]
 ) -> None:
-    """Verify that a core and bases make a weight of a shape.
+    """Verify that a core and bases form a weight of a given shape.
 
     Args:
         shape: Shape (n_1, ..., n_d) of the weight.
@@ -60,7 +60,7 @@ def check_shapes(
         factors: U_i, of shape n_i x r_i.
 
     Raises:
-        RankError: They do not.
+        RankError: The shapes do not fit together.
     """
     expected = tuple(zip(shape, core.shape, strict=False))
     got = tuple(tuple(factor.shape) for factor in factors)
@@ -72,6 +72,6 @@ def check_shapes(
     for mode, (size, rank) in enumerate(expected):
         if mode not in learned and rank != size:
             raise RankError(
-                f"mode {mode}: got rank {rank}, expected {size}, as the layer leaves it "
-                "unfactorised; build it with modes='all'"
+                f"mode {mode}: got rank {rank}, expected {size}, because the layer does not "
+                "factorise this mode; build the layer with modes='all'"
             )

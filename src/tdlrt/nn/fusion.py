@@ -28,8 +28,8 @@ def fuse_batch_norms_(model: nn.Module, input_size: Sequence[int] | None = None)
 
     Args:
         model: Any model of torch layers.
-        input_size: Shape of the input; needed to fuse after a linear layer, where a batch norm
-            may also stand over another dimension than the features.
+        input_size: Shape of the input. It is needed to fuse after a linear layer, where a batch
+            norm may also normalise another dimension than the features.
     """
     matrices: set[nn.Module] = set()
     if input_size is not None:
@@ -56,22 +56,22 @@ def _fuse(layer: Any, norm: Any) -> nn.Module:
 
 
 def _is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether a module is of one of these classes itself, without hooks or computed weights."""
+    """Whether a module is of exactly one of these classes and has no hooks or computed weights."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     return type(module) in kinds and not any(hooks)
 
 
 def _neighbours(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Pairs of modules, each called once, of which the second alone takes what the first gives."""
+    """Pairs of modules, each called once, where only the second uses the output of the first."""
     try:
         graph = torch.fx.symbolic_trace(model).graph
-    except Exception:  # whatever a forward method raises when its input has no values
+    except Exception:  # a forward method may raise anything for an input without values
         yield from _sequential_neighbours(model)
         return
     modules = dict(model.named_modules(remove_duplicate=False))
     calls = [node for node in graph.nodes if node.op == "call_module"]
     counts = Counter(modules[str(node.target)] for node in calls)
-    # A parameter that the forward method also reads by itself must not change.
+    # A parameter that the forward method also reads directly must not change.
     counts.update(
         modules[str(node.target).rpartition(".")[0]]
         for node in graph.nodes
@@ -96,7 +96,7 @@ def _sequential_neighbours(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Mod
     for parent in model.modules():
         if type(parent) is nn.Sequential and places[parent] <= 1:
             for before, after in itertools.pairwise(parent):
-                while type(before) is nn.Sequential and len(before):  # a Tucker layer's stages
+                while type(before) is nn.Sequential and len(before):  # the stages of a Tucker layer
                     before = before[-1] if places[before] == 1 else nn.Identity()
                 if places[before] == places[after] == 1:
                     yield before, after

@@ -1,4 +1,4 @@
-"""What all Tucker layers share: core, bases and ranks, the one resize, loading of other ranks."""
+"""The base class of all Tucker layers, and the one function that resizes them."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class TuckerLayer(nn.Module):
         core: C, a Parameter of shape r_1 x ... x r_d.
         factors: U_i, of shape n_i x r_i.
         bias: Parameter of shape (n_1,), or None.
-        recompute: Whether the backward pass computes the maps between the stages anew instead of
-            keeping them: memory for time. Not with torch.func's transforms.
-        path_is_measured: Whether `autotune_` set `path`, for its speed alone.
+        recompute: Whether the backward pass computes the maps between the stages again instead of
+            storing them, which saves memory and takes time. Not for torch.func's transforms.
+        path_is_measured: Whether `autotune_` has set `path`, to the fastest one.
 
     Source: arXiv:2305.19059, section 2.
     """
@@ -59,7 +59,7 @@ class TuckerLayer(nn.Module):
     def _factorize(
         self, layer: nn.Module, rank: Start, modes: Modes, init_scale: float | None
     ) -> None:
-        """Take over weight and bias of a torch layer; called once, in place of __init__."""
+        """Initialise from the weight and bias of a torch layer; called once instead of __init__."""
         weight = layer.get_parameter("weight")
         learned = learned_modes(modes, weight.ndim)
         start = initial_tensor(weight.detach(), rank, learned, init_scale)
@@ -72,14 +72,14 @@ class TuckerLayer(nn.Module):
         self.train(layer.training)
 
     def to_dense(self) -> nn.Module:
-        """The torch layer with the weight in full; parameters are copies."""
+        """The torch layer with the full weight; its parameters are copies."""
         raise NotImplementedError
 
     def to_plain(self, path: PathChoice = "auto") -> nn.Module:
-        """Torch layers that apply the weight along a path; parameters are copies.
+        """Torch layers that apply the weight along a path; their parameters are copies.
 
         Args:
-            path: One of `tdlrt.paths.PATHS`; 'auto' is that of `plain_path`.
+            path: One of `tdlrt.paths.PATHS`, or 'auto' for the one that `plain_path` chooses.
 
         Raises:
             PathError: There is no path of this name.
@@ -88,12 +88,13 @@ class TuckerLayer(nn.Module):
 
     @property
     def path(self) -> PathChoice:
-        """Order of contractions: 'auto' for the cheapest at each shape, or one by name.
+        """The forward path, an order of contractions; 'auto' for the cheapest at each input shape.
 
-        'three_stage', 'fold_in' (U_in folded into the core), 'fold_out' (U_out folded), 'dense'.
+        The others are 'three_stage', 'fold_in' (U_in is folded into the core), 'fold_out' (U_out is
+        folded into the core) and 'dense'.
 
         Raises:
-            PathError: When set to another name.
+            PathError: It is set to another name.
         """
         return self._path
 
@@ -104,7 +105,7 @@ class TuckerLayer(nn.Module):
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
     ) -> LayerShape:
-        """The shape of the layer and of an input, from which a path is chosen."""
+        """The shapes of the layer and of an input, from which a path is chosen."""
         raise NotImplementedError
 
     def forward(self, input: Tensor) -> Tensor:
@@ -128,17 +129,18 @@ class TuckerLayer(nn.Module):
         return fastest_path(shape, (input, self.core, *bases))
 
     def planned_path(self, shape: LayerShape, purpose: Purpose) -> PathName:
-        """The path of a call: the layer's own or, where that is 'auto', the fastest."""
+        """The path of a call: the path set on the layer, or the fastest one if that is 'auto'."""
         return choose_path((shape,), purpose) if self._path == "auto" else self._path
 
     def plain_path(self, calls: Sequence[LayerShape] = (), prefer: Preference = "size") -> PathName:
         """The path of the torch layers that `to_plain` makes (see `choose_path`).
 
-        A path set on the layer is followed; one measured by `autotune_` only for speed.
+        A path that was set on the layer is followed; a path measured by `autotune_` only if speed
+        is preferred.
 
         Args:
-            calls: Shapes from `plan_shape` of the calls to choose for; none stands for an input
-                with many positions.
+            calls: Shapes from `plan_shape`, one per call. If empty, an input with many positions is
+                assumed.
             prefer: 'size' for the fewest parameters, 'speed' for the least time.
         """
         if self._path != "auto" and (prefer == "speed" or not self.path_is_measured):
@@ -148,7 +150,7 @@ class TuckerLayer(nn.Module):
 
     @property
     def plain_parameters(self) -> int:
-        """Numbers in the weights of the torch layers that `to_plain` makes, biases not counted."""
+        """Number of weight parameters of the torch layers that `to_plain` makes, without biases."""
         return path_parameters(self.plain_path(), LayerShape(self.shape, self.ranks))
 
     def _chosen_plain_path(self, path: PathChoice) -> PathName:
@@ -173,13 +175,13 @@ class TuckerLayer(nn.Module):
 
     @property
     def weight_parameters(self) -> int:
-        """Number of trainable numbers that stand for the weight: core and learned bases."""
+        """Number of parameters of the weight: entries of the core and of the learned bases."""
         return self.core.numel() + sum(self.factors[mode].numel() for mode in self.learned_modes)
 
     @property
     def _bases(self) -> list[Tensor]:
-        # By name: the compiler of torch 2.8 does not see through the iterator of a module, and the
-        # checks of an index take longer than all else that chooses a path.
+        # By name, because torch.compile of torch 2.8 cannot trace the iterator of a module, and
+        # because the index checks of `factors[mode]` cost more time than choosing a path.
         factors = self.factors
         return [getattr(factors, str(mode)) for mode in range(self.core.ndim)]
 
@@ -189,21 +191,22 @@ class TuckerLayer(nn.Module):
         return f"ranks={self.ranks}{forced}"
 
     def dense_weight(self) -> Tensor:
-        """The weight W in full, of shape n_1 x ... x n_d, differentiable in core and factors."""
+        """The full weight W, of shape n_1 x ... x n_d, differentiable in core and factors."""
         return multi_mode_product(self.core, self._bases)
 
     @property
     def weight(self) -> Tensor:
-        """`dense_weight()`, formed at every access: for code that reads the weight of a layer."""
+        """`dense_weight()`, computed at every access, for code that reads the weight of a layer."""
         return self.dense_weight()
 
     def check_invariants(self) -> None:
         """Verify shapes, r_i <= prod_{j != i} r_j, finite values and orthonormal bases.
 
         Raises:
-            RankError: The ranks do not fit together.
+            RankError: Shapes or ranks do not fit together.
             NonFiniteError: The core or a basis is not finite.
-            IntegratorStateError: A basis is not orthonormal to the tolerance of its type and size.
+            IntegratorStateError: A basis is not orthonormal up to the tolerance of its type and
+                size.
         """
         check_ranks(self.ranks, self.learned_modes)
         for mode, factor in enumerate(self.factors):
@@ -221,14 +224,15 @@ class TuckerLayer(nn.Module):
             if error > allowed:
                 raise IntegratorStateError(
                     f"{name}: max |U^T U - I| is {error:.1e}, expected at most {allowed:.1e}; "
-                    "was it changed by something else than tdlrt.TDLRT?"
+                    "train Tucker layers with tdlrt.TDLRT alone, or factorise the layer again"
                 )
 
     @torch.no_grad()
     def resize_(self, core: Tensor, factors: Sequence[Tensor]) -> None:
-        """Put a new core and new bases in place, of any rank, keeping every Parameter's identity.
+        """Set a new core and new bases of any ranks; every Parameter stays the same object.
 
-        If a rank changes, core and bases lose their gradients, which belong to the old bases.
+        If a rank changes, the gradients of core and bases, which belong to the old bases, are
+        dropped.
 
         Args:
             core: C, of shape r_1 x ... x r_d.
@@ -257,13 +261,14 @@ class TuckerLayer(nn.Module):
 
 @torch.no_grad()
 def resize_layers_(layers: Sequence[TuckerLayer], values: Sequence[Sequence[Tensor]]) -> None:
-    """Put new cores and learned bases in place in many layers, keeping every Parameter's identity.
+    """Set new cores and learned bases of many layers; every Parameter stays the same object.
 
-    Where a rank changes, core and bases lose their gradients, which belong to the old bases.
+    If a rank of a layer changes, the gradients of its core and bases, which belong to the old
+    bases, are dropped.
 
     Args:
         layers: The layers.
-        values: Of each layer the core and the learned bases, of shapes that fit together.
+        values: For each layer the core and the learned bases, whose shapes fit together.
     """
     targets, sources = [], []
     for layer, of in zip(layers, values, strict=True):
@@ -273,7 +278,7 @@ def resize_layers_(layers: Sequence[TuckerLayer], values: Sequence[Sequence[Tens
             if resized:
                 parameter.grad = None
             if parameter.shape != value.shape:
-                # set_ keeps the Parameter object, so optimisers, hooks and averages still hold it
+                # set_ keeps the Parameter object, to which optimisers, hooks and averages refer
                 parameter.set_(parameter.new_empty(value.shape))  # type: ignore[call-overload]
             targets.append(parameter)
             sources.append(value)
@@ -284,7 +289,7 @@ def tucker_layers(model: nn.Module) -> dict[str, TuckerLayer]:
     """The Tucker layers of a model by name.
 
     Raises:
-        NothingMatchedError: There is none.
+        NothingMatchedError: The model has no Tucker layer.
     """
     layers = {
         name: module for name, module in model.named_modules() if isinstance(module, TuckerLayer)
@@ -301,5 +306,5 @@ def weight_shape(module: nn.Module) -> tuple[int, ...]:
     """Shape of a layer's weight, in Tucker format or dense."""
     if isinstance(module, TuckerLayer):
         return module.shape
-    weight = module.weight  # not get_parameter: a reparametrised weight is no Parameter
+    weight = module.weight  # not get_parameter: a parametrised weight is not a Parameter
     return tuple(weight.shape) if isinstance(weight, Tensor) else ()

@@ -25,9 +25,9 @@ class TuckerLinear(TuckerLayer):
     Args:
         rank: Fraction in (0, 1], int, tuple of two ranks, 'full', or `RelativeTolerance`. Both
             ranks become the smaller of the two.
-        modes: As for convolutions; both modes of a matrix are channels.
-        init_scale: Norm of the start relative to torch's own initial weight; None keeps the
-            truncated weight as it is.
+        modes: As for convolutions. Both modes of a matrix are channel modes.
+        init_scale: Norm of the initial weight relative to that of torch's initial weight; None
+            keeps the norm of the truncated weight.
 
     Raises:
         RankError: The rank is not positive, or larger than its mode.
@@ -61,13 +61,14 @@ class TuckerLinear(TuckerLayer):
 
         Args:
             linear: A torch.nn.Linear, not a subclass.
-            rank: See the class; or a `TuckerTensor` that takes the place of the weight.
+            rank: See the class; or a `TuckerTensor` that replaces the weight.
             modes: See the class.
             init_scale: See the class.
 
         Raises:
             UnsupportedLayerError: The layer is of another class.
-            RankError: The rank is not positive, or larger than its mode; the tensor does not fit.
+            RankError: The rank is not positive, or larger than its mode, or a `TuckerTensor` does
+                not fit.
             NonFiniteError: The weight is not finite.
         """
         if type(linear) is not nn.Linear:
@@ -96,7 +97,7 @@ class TuckerLinear(TuckerLayer):
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
     ) -> LayerShape:
-        """The shape of the layer and of an input; layouts in memory make no difference."""
+        """The shapes of the layer and of an input; the memory layout makes no difference."""
         return linear_shape(self.shape, self.ranks, input, input_grad)
 
     def to_dense(self) -> nn.Linear:

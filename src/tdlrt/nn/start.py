@@ -1,4 +1,4 @@
-"""The start of a Tucker layer: core and bases from a dense weight."""
+"""The initial core and bases of a Tucker layer, from a dense weight."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Start: TypeAlias = RankSpec | TuckerTensor
 
 
 def learned_modes(modes: Modes, order: int) -> tuple[int, ...]:
-    """The modes that get a basis: all, or the first two (output and input channels).
+    """The modes that get a basis: all of them, or the first two (output and input channels).
 
     Raises:
         RankError: modes is neither 'all' nor 'channels'.
@@ -34,27 +34,28 @@ def learned_modes(modes: Modes, order: int) -> tuple[int, ...]:
 def initial_tensor(
     weight: Tensor, rank: Start, learned: Collection[int], init_scale: float | None
 ) -> TuckerTensor:
-    """Core and bases for a weight W: its truncated HOSVD, or the tensor that is given.
+    """Core and bases for a weight W: its truncated HOSVD, or a given Tucker tensor.
 
-    The core is scaled so that ||C|| = init_scale ||W||. A mode that is not learned has the
-    identity for its basis.
+    The core is scaled so that ||C|| = init_scale ||W||. The basis of a mode that is not learned is
+    the identity.
 
     Args:
         weight: W, of shape n_1 x ... x n_d.
-        rank: The ranks, or a `TuckerTensor`, of which copies are returned as they are.
+        rank: The ranks, or a `TuckerTensor`, whose core and bases are copied unchanged.
         learned: Modes that are factorised.
-        init_scale: Norm of the start relative to that of W; None keeps the truncated weight.
+        init_scale: Norm of the result relative to that of W; None keeps the norm of the truncated
+            weight.
 
     Returns:
         C and U_i with the type and on the device of W.
 
     Raises:
-        RankError: The rank is not positive, or larger than its mode; init_scale is no positive
-            number, or takes the weight beyond the range of its type.
+        RankError: The rank is not positive, or larger than its mode, or init_scale is not a
+            positive number, or takes the weight beyond the range of its type.
         NonFiniteError: The weight is not finite.
     """
     if isinstance(rank, TuckerTensor):
-        return _stored(weight, *rank)
+        return _copied_like(weight, *rank)
     if init_scale is not None and not (
         isinstance(init_scale, int | float) and 0 < init_scale < sys.float_info.max
     ):
@@ -64,7 +65,7 @@ def initial_tensor(
             "weight: got NaN or infinite values, expected finite ones; the layer cannot be "
             "factorised"
         )
-    # Half-precision types have no QR and no eigenvalues on CPU.
+    # torch has no QR and no eigenvalues of half-precision types on a CPU.
     tensor = weight if weight.dtype == torch.float64 else weight.float()
     norm = torch.linalg.vector_norm(tensor)
     core, projections = truncate(tensor, initial_cutoff(rank, weight.shape), learned)
@@ -73,7 +74,7 @@ def initial_tensor(
         core = core * torch.where(kept > 0, float(init_scale) * norm / kept, 1.0)
         if not torch.isfinite(core.to(weight.dtype)).all():
             raise RankError(
-                f"init_scale: got {init_scale!r}, with which the weight is beyond {weight.dtype}; "
+                f"init_scale: got {init_scale!r}, which makes the weight overflow {weight.dtype}; "
                 "lower it"
             )
     factors = tuple(
@@ -82,23 +83,24 @@ def initial_tensor(
         else polish_basis(projection)
         for size, projection in zip(weight.shape, projections, strict=True)
     )
-    return _stored(weight, core, factors)
+    return _copied_like(weight, core, factors)
 
 
 @torch.no_grad()
 def weighted_start(
     weight: Tensor, rank: RankSpec, modes: Modes, covariance: Tensor
 ) -> TuckerTensor:
-    """Core and bases for a weight W that keep its outputs for inputs with this covariance.
+    """Core and bases whose outputs are close to those of W for inputs with a given covariance.
 
     Args:
         weight: W; the inputs belong to its second mode.
-        rank: The rank, see `factorize_`; a tolerance is one of the outputs.
+        rank: The rank, see `factorize_`. A tolerance bounds the error of the outputs.
         modes: See `factorize_`.
         covariance: Second moments of the inputs, of shape n_2 x n_2.
 
     Raises:
-        RankError: The rank is not positive, or larger than its mode; the covariance does not fit.
+        RankError: The rank is not positive, or larger than its mode, or the covariance does not
+            fit.
         NonFiniteError: The weight or the covariance is not finite.
     """
     expected = (weight.shape[1],) * 2
@@ -115,7 +117,7 @@ def weighted_start(
     return truncate_weighted(weight, covariance.to(weight.device), 1, cutoff, learned)
 
 
-def _stored(weight: Tensor, core: Tensor, factors: Sequence[Tensor]) -> TuckerTensor:
-    """Copies with the type and on the device of a weight."""
+def _copied_like(weight: Tensor, core: Tensor, factors: Sequence[Tensor]) -> TuckerTensor:
+    """Copies of a core and factors, with the type and device of a weight."""
     parts = [part.to(weight, copy=True).contiguous() for part in (core, *factors)]
     return TuckerTensor(parts[0], tuple(parts[1:]))

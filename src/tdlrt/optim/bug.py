@@ -1,4 +1,4 @@
-"""The integrator that takes one gradient for the bases and more for the core in them."""
+"""The integrator `bug`: a step on the bases, then steps on the core, each with its own gradient."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Bug:
     """Basis step, lift, Galerkin steps on the core, truncation.
 
     Args:
-        context: What it works with.
-        core_steps: Steps on the core for one on the bases.
+        context: The objects that both integrators work with.
+        core_steps: Number of core steps after each basis step.
 
     Attributes:
-        core_steps_left: Steps on the core that are due; 0 at rest.
+        core_steps_left: Number of core steps until the step ends; 0 between steps.
 
     Source: arXiv:2305.19059, algorithm 1.
     """
@@ -46,7 +46,7 @@ class Bug:
 
     @property
     def ranks_before(self) -> Mapping[str, Sequence[int]]:
-        """Ranks before the basis step, of the layers that took it."""
+        """Ranks before the basis step, by name of the layers that took it."""
         return self._context.batches.ranks_before
 
     @ranks_before.setter
@@ -54,13 +54,13 @@ class Bug:
         self._context.batches.ranks_before = ranks
 
     def advance(self, team: Team) -> Pass:
-        """Spend the gradients on the bases, or on the core in them, whichever is due.
+        """Take a basis step, or a core step if the step under way has one left.
 
         Args:
-            team: Who computes the steps of which layers.
+            team: The assignment of layers to processes.
 
         Raises:
-            NonFiniteError: Something is not finite; nothing was changed.
+            NonFiniteError: A gradient, a weight or a result is not finite; nothing was changed.
         """
         return self._core_pass(team) if self.core_steps_left else self._basis_pass(team)
 
@@ -84,7 +84,7 @@ class Bug:
     def _lifted(
         self, names: Collection[str], within: Collection[str]
     ) -> tuple[list[tuple[Members, Lifted]], list[list[float]]]:
-        """Layers in augmented bases, and the ranks there."""
+        """Basis steps of layers: their weights in augmented bases, and the ranks there."""
         batches, _, finite, *_ = self._context
         chosen = batches.select(names, within)
         given = finite.given(batches.device, batches.changes(chosen))
@@ -138,7 +138,7 @@ class Bug:
             still = [name for name in names if name not in moving]
             rest = batches.select(still, team.share(batches.slots))
             steps += [(members, members.lifted()) for members in rest]
-            if adaptation.settling:  # layers that this step left alone are cut, too
+            if adaptation.settling:  # layers without a gradient are truncated too
                 others = [n for n in adaptation.trained if n not in self.ranks_before]
                 steps += unmoved(self._context, others)
             left = [members.curvature(observed=False) for members, _ in steps[len(chosen) :]]
@@ -156,7 +156,7 @@ class Bug:
 
     @contextmanager
     def without_basis_gradients(self) -> Iterator[None]:
-        """No gradients of bases inside: a core step has no use for them."""
+        """Compute no gradients of bases inside the block, because a core step does not use them."""
         slots = [self._context.batches.slots[name] for name in self.ranks_before]
         resting = [basis for slot in slots for basis in slot.bases if basis.requires_grad]
         for basis in resting:
@@ -169,10 +169,10 @@ class Bug:
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
-        """Leave the layers in the bases they came with when a closure or a gradient fails.
+        """End the step under way if a closure or a pass inside the block raises an error.
 
-        Before the first core step the model becomes what it was, bit for bit; after it the core
-        steps taken are kept and truncated.
+        Before the first core step the model is restored bit for bit. After it, the core steps that
+        were taken are kept, and the layers are truncated.
         """
         batches = self._context.batches
         before = _Snapshot(self._context, list(batches.slots.values()))
@@ -195,7 +195,7 @@ class Bug:
 
 
 class _Snapshot:
-    """Weights and state of layers, as they were."""
+    """A copy of the weights of layers, and their state, for restoring them."""
 
     def __init__(self, context: Context, slots: Sequence[LayerSlot]) -> None:
         self._context, self._slots = context, slots
@@ -205,7 +205,7 @@ class _Snapshot:
         self._state = {p: dict(context.state[p]) for p in parameters if p in context.state}
 
     def restore(self, names: Collection[str]) -> None:
-        """Put the layers of these names back."""
+        """Restore the weights and the state of these layers."""
         slots = [slot for slot in self._slots if slot.name in names]
         if not slots:
             return

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: found by one transfer to the host, and named."""
+"""Checks that gradients, weights and results are finite, with one transfer to the host."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["Finite", "Given", "WrittenElsewhereError", "core_norms"]
 
 
 def core_norms(core: Tensor) -> Tensor:
-    """||C|| of each member of a stack, B numbers in float64: not finite where an entry is not."""
+    """||C|| of each member of a stack, B numbers in float64; not finite if an entry is not."""
     norms: Tensor = torch.linalg.vector_norm(core.flatten(1), dim=1, dtype=torch.float64)
     return norms
 
 
 class WrittenElsewhereError(Exception):
-    """Weights were written in a way that leaves no trace, such as by `parameter.data`."""
+    """Weights were changed in a way that no version counter shows, such as by `parameter.data`."""
 
 
 class Given(NamedTuple):
-    """What a step was given, as numbers on the device.
+    """Numbers on the device that describe the inputs of a step.
 
     Attributes:
-        norms: Norms of the plain gradients and of what they move.
-        changes: By how much each Tucker weight differs from what the last step left.
+        norms: Norms of the plain parameters that have a gradient, and of their gradients.
+        changes: Norms of the differences between the Tucker weights and the last step's results.
     """
 
     norms: Tensor
@@ -41,24 +41,24 @@ class Finite:
 
     Args:
         names: Names of all parameters of the model.
-        plain: Those of them that are not in Tucker format.
+        plain: The plain parameters among them.
     """
 
     def __init__(self, names: Mapping[Tensor, str], plain: Iterable[Tensor]) -> None:
         self._names, self._plain = names, list(plain)
 
     def given(self, device: torch.device, changes: Tensor | None = None) -> Given:
-        """What a step is given, to be read with its results.
+        """Describe the inputs of a step by numbers that are read together with its results.
 
         Args:
-            device: Where the numbers are wanted.
+            device: Device of the numbers.
             changes: See `Given`; none by default.
         """
         none = torch.zeros(0, device=device)
         return Given(self._plain_norms(device), none if changes is None else changes)
 
     def _plain_norms(self, device: torch.device) -> Tensor:
-        """Not finite where a plain gradient, or what it moves, is not."""
+        """Norms that are not finite if a plain gradient or its parameter is not."""
         moved = [p for p in self._plain if p.grad is not None]
         tensors = [p.detach() for p in moved if p.is_floating_point() or p.is_complex()]
         tensors += [_values(p.grad) for p in moved if p.grad is not None]
@@ -73,19 +73,19 @@ class Finite:
     def check(
         self, given: Given, results: Iterable[Tensor], extra: Iterable[Tensor] = ()
     ) -> list[list[float]]:
-        """Read norms, and whatever else is wanted on the host, in one transfer.
+        """Read the norms, together with other numbers, in one transfer to the host.
 
         Args:
             given: `given()`.
             results: Norms of the results of a step, see `core_norms`.
-            extra: Numbers to bring along.
+            extra: Further tensors to read.
 
         Returns:
-            The extra numbers, tensor by tensor, flat.
+            The numbers of each further tensor, in a flat list.
 
         Raises:
             NonFiniteError: A gradient or a weight is not finite, or a result would not be.
-            WrittenElsewhereError: The step began at other weights than there are.
+            WrittenElsewhereError: The weights differ from those that the step started from.
         """
         device = given.norms.device
         found = torch.stack([(given.changes == 0).all(), *self._found(given, results)])
@@ -107,19 +107,19 @@ class Finite:
         return numbers
 
     def accepted(self, given: Given, results: Iterable[Tensor]) -> Tensor:
-        """Whether everything is finite, a boolean on the device: nothing is read."""
+        """Whether everything is finite, as a boolean on the device: nothing is read on the host."""
         good, right = self._found(given, results)
         return good & right
 
     @staticmethod
     def _found(given: Given, results: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-        """Whether what was given, and whether what was found, is finite; false for NaN."""
+        """Whether the inputs are finite, and whether the results are; false for NaN."""
         norms = [norm.to(given.norms.device).flatten() for norm in results]
         found = torch.cat([*norms, given.norms[:0]])
         return (given.norms < math.inf).all(), (found < math.inf).all()
 
     def _check_entries(self) -> None:
-        """Look closer: a norm can overflow where no entry does."""
+        """Check every entry, because a norm can overflow although all entries are finite."""
         for parameter, name in self._names.items():
             if parameter.grad is None:
                 continue

@@ -1,4 +1,4 @@
-"""A whole training step as one CUDA graph, for as long as ranks stay."""
+"""A whole training step as one CUDA graph, as long as ranks do not change."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["GraphedStep"]
 # Steps before a capture, in which libraries set themselves up; torch's own advice is three.
 _WARM_UP = 3
 
-# Replays between two looks at what was skipped.
+# Replays between two readings of the number of skipped steps.
 _LOOK_EVERY = 100
 
 
 class GraphedStep:
-    """Gradients cleared, loss, backward pass and step of the optimiser, captured and replayed.
+    """A training step, captured in a CUDA graph and replayed: loss, gradients, optimiser.
 
-    A step in which ranks are examined, and the few after ranks have changed, run as ever; the next
-    one is captured. So does a batch of another shape. On a CPU every step does.
+    These steps are not captured and run in the usual way: steps in which ranks are examined, a few
+    steps after ranks have changed, steps on a batch of another shape, and all steps on a CPU.
 
     Args:
         optimizer: A `TDLRT(..., capturable=True)` with integrator 'parallel'.
-        compute_loss: The loss of a batch of tensors; it must not look at values on the host.
+        compute_loss: Computes the loss of a batch of tensors, without reading values on the host.
 
     Raises:
-        IntegratorStateError: The optimiser is not capturable, or takes several gradients a step.
+        IntegratorStateError: The optimiser is not capturable, or its integrator is not `parallel`.
 
     >>> import tdlrt
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -59,13 +59,13 @@ class GraphedStep:
         """Take one training step on a batch.
 
         Args:
-            *inputs: What compute_loss takes.
+            *inputs: Arguments of compute_loss.
 
         Returns:
-            The loss, a scalar without a graph, to be read before the next step.
+            The loss, a detached scalar; the next step overwrites it.
 
         Raises:
-            NonFiniteError: Too many steps in a row were not finite, as skip_nonfinite says.
+            NonFiniteError: More than skip_nonfinite steps in a row were not finite.
         """
         optimizer = self._optimizer
         if not inputs[0].is_cuda:
@@ -93,7 +93,7 @@ class GraphedStep:
         return loss.detach()
 
     def _run_aside(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Run on a stream of its own, as what is captured later must have been."""
+        """Run on a side stream, as CUDA graphs require of the steps before a capture."""
         stream, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
@@ -104,7 +104,7 @@ class GraphedStep:
         return loss
 
     def _drop_if_outdated(self) -> None:
-        """Forget a graph whose tensors are gone, as they are when ranks have changed."""
+        """Drop a graph whose tensors no longer exist, because ranks have changed for instance."""
         version = self._optimizer.storage_version
         if version != self._version:
             self._graph, self._warm, self._version = None, 0, version

@@ -1,4 +1,4 @@
-"""param_groups of a Tucker model: which parameters stand where, and what may not stand there."""
+"""The param_groups of `TDLRT`: which parameters are in which group, and checks of them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def as_list(
 
 
 def tucker_parameters(slots: Collection[LayerSlot]) -> set[int]:
-    """Ids of cores and bases.
+    """Ids of the cores and bases.
 
     Raises:
-        ValueError: Two layers share one.
+        ValueError: Two layers share a core or a basis.
     """
     found = {id(parameter) for slot in slots for parameter in slot.parameters}
     if len(found) < sum(len(slot.parameters) for slot in slots):
@@ -48,7 +48,7 @@ def tucker_parameters(slots: Collection[LayerSlot]) -> set[int]:
 def groups_of(
     parameters: Iterable[Tensor], tucker: Collection[int], given: Iterable[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """A group for cores and bases, one for other parameters, and the user's own behind them."""
+    """A group for cores and bases, one for plain parameters, then the user's own groups."""
     own = [{**group, "params": as_list(group["params"])} for group in given]
     taken = {id(parameter) for group in own for parameter in group["params"]}
     rest = [parameter for parameter in parameters if id(parameter) not in taken]
@@ -85,13 +85,15 @@ def group_of_each_layer(
 
 
 def check_whole(names: Mapping[Tensor, str]) -> None:
-    """Refuse parameters of which each process holds a part.
+    """Refuse sharded parameters, of which each process holds only a part.
 
     Raises:
-        UnsupportedLayerError: There is one.
+        UnsupportedLayerError: A parameter is sharded.
     """
     for parameter, name in names.items():
-        if type(parameter.detach()).__name__ == "DTensor":  # its import takes a while
+        if (
+            type(parameter.detach()).__name__ == "DTensor"
+        ):  # by name, since importing DTensor takes long
             raise UnsupportedLayerError(
                 f"{name}: is a DTensor, expected a plain parameter; TDLRT does not train sharded "
                 "models: leave out fully_shard and tensor parallelism, and train on several "

@@ -1,4 +1,4 @@
-"""What is not in Tucker format: moved by the user's own optimiser, on the groups of `TDLRT`."""
+"""The plain parameters, which torch's own optimiser moves with the options of `TDLRT`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class PlainParameters:
     """The parameters of a model that are not in Tucker format, with their optimiser.
 
     Args:
-        optimizer: A torch optimiser of all parameters of the model; its groups are set in every
-            step, it checks the options and knows the defaults.
-        tucker: Cores and bases, by id.
-        capturable: Whether a step may read nothing on the host.
+        optimizer: A torch optimiser of all parameters of the model. It checks the options and has
+            their defaults; its param_groups are set in every step.
+        tucker: Ids of the cores and bases.
+        capturable: Whether a step must not read anything on the host.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class PlainParameters:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Options of the optimiser, with torch's defaults."""
+        """The options of the optimiser, torch's defaults included."""
         return self._optimizer.defaults
 
     @property
@@ -37,11 +37,11 @@ class PlainParameters:
         return type(self._optimizer).__name__
 
     def among(self, parameters: Iterable[Tensor]) -> list[Tensor]:
-        """Those of the parameters that are not in Tucker format."""
+        """The given parameters without cores and bases."""
         return [parameter for parameter in parameters if id(parameter) not in self._tucker]
 
     def share_state(self, state: MutableMapping[Any, Any]) -> None:
-        """Keep the state in this mapping."""
+        """Store the optimiser's state in a mapping that `TDLRT` has, too."""
         self._optimizer.state = state  # type: ignore[assignment]
 
     def move(self, groups: Sequence[dict[str, Any]]) -> None:
@@ -55,16 +55,16 @@ class PlainParameters:
         for group in own:
             if isinstance(group["lr"], Tensor):
                 if self._capturable and group["lr"].device.type != "cpu" and "fused" in group:
-                    group["fused"] = True  # else SGD reads a tensor on the host
+                    group["fused"] = True  # otherwise SGD reads lr on the host
             elif group.get("foreach", True) is None and not group.get("fused"):
                 group["foreach"] = True  # the same arithmetic in fewer operations
         self._optimizer.step()
 
     def move_if(self, accepted: Tensor, groups: Sequence[dict[str, Any]]) -> None:
-        """Take one step that changes nothing where it was not accepted, read nowhere.
+        """Take one step that changes nothing unless it is accepted, without reading on the host.
 
         Args:
-            accepted: A boolean on the device.
+            accepted: Whether the step counts, a boolean on the device.
             groups: The param_groups of `TDLRT`.
         """
         everything = [parameter for group in groups for parameter in group["params"]]
@@ -74,7 +74,8 @@ class PlainParameters:
             own = [value for p in moved for value in self._optimizer.state.get(p, {}).values()]
             return [value for value in own if isinstance(value, Tensor)]
 
-        # torch writes in place; state that the step makes is as good as none where it is zero.
+        # torch writes in place, so copies are kept. State that this step creates is set to zero if
+        # the step is not accepted, which is equivalent to no state.
         before = {id(t): t.clone() for t in (*moved, *state())}
         self.move(groups)
         for tensor in (*moved, *state()):

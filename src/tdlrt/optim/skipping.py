@@ -1,4 +1,4 @@
-"""Steps that change nothing, since something is not finite: how many there may be in a row."""
+"""Counts of skipped steps, which change nothing because a number is not finite."""
 
 from __future__ import annotations
 
@@ -14,34 +14,36 @@ __all__ = ["SkippedSteps"]
 
 
 class SkippedSteps:
-    """Counts steps that were skipped, on the host or on the device.
+    """Counts skipped steps, on the host or on the device.
 
     Args:
         most: How many steps in a row may be skipped.
-        device: Where steps are counted that read nothing on the host.
+        device: Device on which steps are counted that read nothing on the host.
 
     Attributes:
-        count: Steps skipped so far.
-        in_a_row: Those of them after which no other came.
+        count: Number of steps skipped so far.
+        in_a_row: Number of steps skipped since the last one that was taken.
     """
 
     def __init__(self, most: int, device: torch.device) -> None:
         self.most, self.count, self.in_a_row = most, 0, 0
-        self._on_device = torch.zeros(2, device=device)  # in a row, and in all, not yet counted
+        self._on_device = torch.zeros(
+            2, device=device
+        )  # skipped in a row; skipped and not yet in count
 
     @property
     def uncounted(self) -> int:
-        """Steps skipped on the device that `count` does not hold yet; waits for the device."""
+        """Steps skipped on the device that `count` does not include yet; waits for the device."""
         return int(self._on_device[1])
 
     def load(self, count: int, in_a_row: int) -> None:
-        """Go on from a stored state."""
+        """Continue from stored counts."""
         self.count, self.in_a_row = count, in_a_row
         self._on_device.zero_()
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Turn errors of numbers that are not finite into counts, up to the limit."""
+        """Count a NonFiniteError inside the block instead of raising it, up to the limit."""
         try:
             yield
         except NonFiniteError:
@@ -56,17 +58,17 @@ class SkippedSteps:
         """Count a step on the device.
 
         Args:
-            accepted: Whether it was taken, a boolean there.
+            accepted: Whether the step was taken, a boolean on the device.
         """
         wrong = (~accepted).float()
         in_a_row, count = self._on_device
         self._on_device.copy_(torch.stack([wrong * (in_a_row + 1), count + wrong]))
 
     def read(self) -> None:
-        """Bring what was counted on the device to the host.
+        """Add the count on the device to `count`.
 
         Raises:
-            NonFiniteError: Too many in a row.
+            NonFiniteError: Too many steps in a row were skipped.
         """
         in_a_row, count = map(int, self._on_device.tolist())
         self.count += count
@@ -79,6 +81,6 @@ class SkippedSteps:
             )
 
     def read_after_a_step(self) -> None:
-        """The same after a step that was taken."""
+        """Do the same after a step that was taken, which ends a row of skipped steps."""
         self.read()
         self._on_device[0] = 0

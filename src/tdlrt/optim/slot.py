@@ -1,4 +1,4 @@
-"""A Tucker layer together with its share of the optimiser's state."""
+"""A slot: one Tucker layer together with its part of the optimiser's state."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ OptimizerState: TypeAlias = MutableMapping[Any, Any]
 STEP = "step"
 
 BASIS_CORE = "basis_core"
-"""The core of the last step that moved the bases, while they rest."""
+"""Key of the core at the last step that moved the bases; stored only while the bases rest."""
 
 
 class LayerSlot:
     """Access to one layer, its parameters and their state.
 
-    Core and learned bases stand in `parameters`, in a fixed order; they keep their identity.
-    The state is kept in the optimiser's `state` under the keys of the torch optimiser, the core's
-    part with the core and each basis part with its basis, all of their Parameters' shapes.
+    `parameters` holds the core and the learned bases in a fixed order; they stay the same objects.
+    The optimiser's `state` holds the state under the keys of the torch optimiser: the core part
+    under the core and each basis part under its basis, each in the shape of its Parameter.
 
     Args:
         name: Name of the layer in the model.
@@ -51,8 +51,8 @@ class LayerSlot:
         """Whether the layer takes part in this step.
 
         Raises:
-            IntegratorStateError: Some of its Parameters have a gradient and some have not, or they
-                are not those that the optimiser was constructed with.
+            IntegratorStateError: Only some of its Parameters have a gradient, or they are not those
+                that the optimiser was constructed with.
         """
         if self.layer.core is not self.parameters[0]:
             raise IntegratorStateError(
@@ -63,21 +63,21 @@ class LayerSlot:
         missing = [parameter.grad is None for parameter in self.parameters]
         if any(missing) and not all(missing):
             raise IntegratorStateError(
-                f"{self.name}: got a gradient for some of core and factors and not for others; "
+                f"{self.name}: got a gradient for some of core and factors but not for others; "
                 "freeze or train the whole layer (requires_grad)"
             )
         return not missing[0]
 
     def versions(self) -> list[tuple[int, int]]:
-        """What changes when somebody writes a parameter."""
+        """Address and version of each parameter; they change when other code writes to it."""
         return [(parameter.data_ptr(), parameter._version) for parameter in self.parameters]
 
     def moments(self, state: OptimizerState, names: Collection[str]) -> dict[str, list[Tensor]]:
         """The state by name: a tensor for each parameter, or for the core alone.
 
-        Between the passes of `bug` the core alone has a state, before the first step nothing has.
+        Between the passes of `bug` only the core has a state. Before the first step there is none.
 
-        A state of other ranks is dropped, with a warning.
+        A state that belongs to other ranks is dropped, with a warning.
         """
         found: dict[str, list[Tensor]] = {}
         for parameter in self.parameters:
@@ -100,12 +100,12 @@ class LayerSlot:
     def set_moments(
         self, state: OptimizerState, moments: Mapping[str, Sequence[Tensor]], step: Tensor | None
     ) -> None:
-        """Make these the layer's state.
+        """Replace the layer's state.
 
         Args:
             state: The optimiser's state, changed in place.
-            moments: By name a tensor for each parameter, or for the core alone.
-            step: Steps taken, where the optimiser counts them.
+            moments: The state by name: a tensor for each parameter, or for the core alone.
+            step: Number of steps taken, if the optimiser counts them.
         """
         for parameter in self.parameters:
             state.pop(parameter, None)
@@ -116,11 +116,11 @@ class LayerSlot:
             state[self.layer.core][STEP] = step
 
     def steps(self, state: OptimizerState) -> Tensor | None:
-        """Steps of an optimiser that counts them, a scalar; None before the first."""
+        """Number of steps taken, a scalar; None before the first, or if they are not counted."""
         steps: Tensor | None = state.get(self.layer.core, {}).get(STEP)
         return steps
 
 
 def working_dtype(parameter: Tensor) -> torch.dtype:
-    """Type of the arithmetic: float32 where that of the weight is too small for linear algebra."""
+    """Type of the arithmetic: float32 for half-precision weights, since linear algebra needs it."""
     return parameter.dtype if parameter.dtype == torch.float64 else torch.float32

@@ -1,4 +1,4 @@
-"""A stored state of `TDLRT`: what must fit before anything of it is loaded."""
+"""Checks of a state_dict of `TDLRT`, made before any of it is loaded."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tdlrt.errors import IntegratorStateError
 __all__ = ["EXTRA", "check_state", "owned"]
 
 EXTRA = "tdlrt"
-"""Key of the integrator's position, beside torch's own keys."""
+"""Key of the integrator's own state in the state_dict, next to torch's keys."""
 
 
 def owned(value: Any) -> Any:
-    """A tensor of its own, where the value is a view of a stack."""
+    """A copy of a tensor that is a view of a stack; any other value unchanged."""
     return value.clone() if isinstance(value, Tensor) and value._base is not None else value
 
 
@@ -27,22 +27,23 @@ def check_state(
     groups: Sequence[Mapping[str, Any]],
     names: Mapping[Tensor, str],
 ) -> None:
-    """Refuse a state of another training.
+    """Refuse a state_dict that does not fit the optimiser.
 
     Args:
-        state_dict: The state.
-        integrator: The integrator that is to go on from it.
+        state_dict: The state_dict.
+        integrator: Name of the integrator that is to continue from it.
         optimizer: Name of the plain optimiser's class.
         groups: The param_groups.
         names: Names of the parameters in them.
 
     Raises:
-        IntegratorStateError: It is of another optimiser, integrator or model, or of other ranks.
+        IntegratorStateError: It belongs to another optimiser, integrator or model, or to other
+            ranks.
     """
     extra = state_dict.get(EXTRA)
     if extra is None:
         raise IntegratorStateError(
-            "state_dict: got one without a 'tdlrt' entry, expected what TDLRT.state_dict() gives"
+            "state_dict: got one without a 'tdlrt' entry, expected the result of TDLRT.state_dict()"
         )
     if extra["integrator"] != integrator:
         raise IntegratorStateError(
@@ -67,7 +68,7 @@ def _check_shapes(
     expected = [len(group["params"]) for group in groups]
     if got != expected:
         raise IntegratorStateError(
-            f"state_dict: got groups of {got} parameters, expected {expected}; it is of "
+            f"state_dict: got groups of {got} parameters, expected {expected}; it belongs to "
             "another model"
         )
     for saved, own in zip(saved_groups, groups, strict=True):

@@ -1,4 +1,4 @@
-"""Who computes the steps of which layers: one process all of them, or several a share each."""
+"""The assignment of layers to processes: a *team* computes the steps of all layers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Team"]
 
 
 class Team:
-    """A process that does everything itself; `tdlrt.integrations.sharding` has the other kind."""
+    """A single process that computes all steps; `ShardedTeam` shares them between processes."""
 
     def share(self, names: Collection[str]) -> Collection[str]:
-        """Those of these layers whose steps this process computes."""
+        """The names of those layers whose steps this process computes."""
         return names
 
     @contextmanager
@@ -30,7 +30,7 @@ class Team:
         state: OptimizerState,
         curvatures: MutableMapping[str, Tensor],
     ) -> None:
-        """Give every process the layers that the others have changed, and their state.
+        """Send every process the weights and state of the layers that other processes computed.
 
         Args:
             slots: The layers of the step.

@@ -1,4 +1,4 @@
-"""Forward paths of Tucker layers: their stages, their cost, the choice among them, the passes."""
+"""Forward paths of Tucker layers: their stages, their cost, their choice and the passes."""
 
 from tdlrt.paths.choose import Preference, check_preference, choose_path
 from tdlrt.paths.cost import Purpose, dense_cost, path_cost

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 UNKNOWN_SIZE = 32
-"""Stands for a size that is not known when a layer is traced: a dynamic batch, for instance."""
+"""Assumed for a size that is unknown when a layer is traced, such as a dynamic batch size."""
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -31,30 +31,31 @@ _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d
 def conv_stages(
     core: Tensor, factors: Sequence[Tensor], path: PathName, *, channels_last: bool = False
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """Kernels of the convolutions that a Tucker kernel is applied as.
+    """Kernels of the convolutions by which a Tucker kernel is applied.
 
     'three_stage': the input channels are reduced by U_1^T (1x1), the core acts on r_1 channels,
     and U_0 (1x1) expands to the output channels. 'fold_in' folds U_1 into the core, 'fold_out'
-    U_0, 'dense' both. The spatial factors are always folded: their cost does not grow with batch
-    or image. They are applied as one matrix, their Kronecker product of (taps x spatial ranks).
+    folds U_0, and 'dense' folds both. The spatial factors are always folded, because the cost of
+    that does not grow with the batch or the image. They are applied as one matrix, their Kronecker
+    product (taps x spatial ranks).
 
     Args:
         core: C, of shape r_0 x r_1 x (spatial ranks).
         factors: U_i, of shape n_i x r_i.
         path: One of `PATHS`.
-        channels_last: Layout in memory of the kernel in the middle; the order of its contractions
-            follows, so that the largest tensor is not copied.
+        channels_last: Whether the middle kernel lies in memory with the channels last. The order of
+            contractions depends on it, so that the largest tensor is not copied.
 
     Returns:
-        The kernels (r_1 x n_1 x 1..., or None), (r_0 x r_1 x k...) with n in place of a rank that
-        is folded away, and (n_0 x r_0 x 1..., or None).
+        The kernels (r_1 x n_1 x 1..., or None), (r_0 x r_1 x k...), where n_i replaces the rank of
+        a factor that is folded, and (n_0 x r_0 x 1..., or None).
     """
     sizes = [factor.shape[0] for factor in factors[2:]]
     ones = (1,) * len(sizes)
     spatial = reduce_pairwise(torch.kron, factors[2:])
-    # r_0 x r_1 x taps from here on, in memory r_0 x taps x r_1 if channels_last: the layout of a
-    # convolution's weight would become that of its output. All products are of two matrices:
-    # `matmul` of other shapes rounds in one way or another depending on who requires a gradient.
+    # From here on the shape is r_0 x r_1 x taps, in memory r_0 x taps x r_1 if channels_last: the
+    # output of a convolution gets the layout of its weight. Every product multiplies two matrices,
+    # since `matmul` of other shapes rounds differently depending on which tensor needs a gradient.
     r_out, r_in = core.shape[:2]
     kernel = (core.reshape(r_out * r_in, -1) @ spatial.mT).reshape(r_out, r_in, -1)
     if channels_last:
@@ -97,7 +98,7 @@ def tucker_conv(
         padding: As in torch's convolutions.
         dilation: As in torch's convolutions.
         padding_mode: 'zeros', 'reflect', 'replicate' or 'circular'.
-        border: Widths for `torch.nn.functional.pad`; used where padding_mode is not 'zeros'.
+        border: Widths for `torch.nn.functional.pad`, used if padding_mode is not 'zeros'.
         path: One of `PATHS`.
 
     Returns:
@@ -108,7 +109,7 @@ def tucker_conv(
     reduce, kernel, expand = conv_stages(core, factors, path, channels_last=channels_last)
     if reduce is not None:
         input = convolve(input, reduce)
-    if padding_mode != "zeros":  # padding commutes with the 1x1 and is cheaper after it
+    if padding_mode != "zeros":  # padding commutes with the 1x1 convolution and is cheaper after it
         input, padding = F.pad(input, list(border), mode=padding_mode), 0
     middle_bias = bias if expand is None else None
     output = convolve(input, kernel, middle_bias, stride, padding, dilation)
@@ -116,7 +117,7 @@ def tucker_conv(
 
 
 def linear_stages(core: Tensor, factors: Sequence[Tensor], path: PathName) -> list[Tensor]:
-    """Matrices that are applied one after the other in place of W = U_0 C U_1^T.
+    """Matrices that are applied one after the other instead of W = U_0 C U_1^T.
 
     Args:
         core: C, of shape r_0 x r_1.
@@ -164,17 +165,17 @@ def tucker_linear(
 
 
 def fastest_path(shape: LayerShape, tensors: Sequence[Tensor]) -> PathName:
-    """The path of one call, chosen for training if a tensor that takes part needs a gradient."""
+    """The fastest path of one call, for training if one of the tensors needs a gradient."""
     trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    # A compiler sees through no cache; it runs this once per graph.
+    # A compiler cannot trace a cached function, and calls this only once per graph.
     choose = choose_path if torch.compiler.is_compiling() else cached_path
     return choose((shape,), "training" if trains else "inference")
 
 
 def known_shape(input: Tensor) -> tuple[int, ...]:
-    """The shape, with `UNKNOWN_SIZE` for what a tracer has not fixed, so that no guard is made."""
+    """The shape with `UNKNOWN_SIZE` for sizes that a tracer leaves open, so no guard is made."""
     if torch.compiler.is_compiling():
-        # Imported here because it brings sympy along, which takes longer to load than tdlrt.
+        # Imported here because it imports sympy, which takes longer to load than tdlrt.
         from torch.fx.experimental.symbolic_shapes import has_static_value
 
         return tuple(size if has_static_value(size) else UNKNOWN_SIZE for size in input.shape)
@@ -184,7 +185,8 @@ def known_shape(input: Tensor) -> tuple[int, ...]:
 def is_channels_last(input: Tensor, order: int) -> bool:
     """Whether a batch of images lies in memory with the channels last, by torch's own rule.
 
-    A single channel, or an image of one pixel, can be both; then the strides tell how it was made.
+    A batch with one channel or one pixel has both layouts at once; then the strides show which
+    layout was asked for.
     """
     if order < 4 or input.ndim != order:
         return False

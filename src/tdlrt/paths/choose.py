@@ -1,4 +1,4 @@
-"""The one chooser of a forward path, for layers, conversion to plain torch, export and summary."""
+"""The choice of a forward path, for layers, conversion to plain torch, export and summary alike."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def choose_path(
 ) -> PathName:
     """Choose the forward path of a layer.
 
-    By speed it is the path with the least `path_cost` over all calls, and 'dense' unless another
-    path is at least 15 % cheaper: the costs are off by ten to thirty per cent, alike for similar
-    stages, and to take 'dense' by mistake loses little. By size it is the path with the fewest
-    `path_parameters`, and the fastest one of several that have equally few.
+    With 'speed' it is the path with the least `path_cost` over all calls, and 'dense' unless
+    another path is at least 15 % cheaper: the estimated costs are wrong by ten to thirty per cent,
+    in the same way for similar stages, and a wrong choice of 'dense' costs little time. With 'size'
+    it is the path with the fewest `path_parameters`, and the fastest of them if there are several.
 
     Args:
         calls: Shapes of the layer and its input, one for each call; at least one.
-        purpose: What the layer is run for.
+        purpose: Whether the path is for training, for inference or for plain torch layers.
         prefer: 'speed' or 'size'.
     """
     paths = PATHS
@@ -41,15 +41,15 @@ def choose_path(
         * sum([path_cost(path, call, purpose) for call in calls])
         for path in paths
     ]
-    return paths[costs.index(min(costs))]  # what torch.compile reads, unlike min with a key
+    return paths[costs.index(min(costs))]  # torch.compile cannot trace min with a key
 
 
 cached_path = lru_cache(maxsize=4096)(choose_path)
-"""`choose_path`, remembered."""
+"""`choose_path` with a cache."""
 
 
 def check_preference(prefer: Preference) -> Preference:
-    """Return a preference as it came, if it is one.
+    """Return a preference unchanged if it is valid.
 
     Raises:
         PathError: It is neither 'size' nor 'speed'.

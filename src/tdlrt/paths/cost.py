@@ -39,8 +39,8 @@ class Rates(NamedTuple):
 
     Attributes:
         call: For the call itself.
-        product: Per multiply-add. A convolution's outputs count in sixteens: few channels leave
-            vector registers part empty and cost as much as sixteen.
+        product: Per multiply-add. Output channels of a convolution are rounded up to a multiple of
+            16, because they fill vector registers and a partly filled register costs as much.
         position: Per position of the output.
         byte: Per byte read or written.
     """
@@ -70,10 +70,10 @@ RATES: dict[str, Rates] = {
 
 
 def stage_features(stage: Stage) -> Rates:
-    """What one pass of a stage consists of, in the units of `Rates`."""
+    """The number of units of each of the `Rates` in one pass of a stage."""
     rows_in, rows_out = float(stage.rows_in), float(stage.rows_out)
     outputs = stage.outputs
-    if stage.kind in _WITH_LAYOUT:  # their kernels fill vector registers with output channels
+    if stage.kind in _WITH_LAYOUT:  # see `Rates.product`
         outputs = -(-outputs // _LANES) * _LANES
     products = rows_out * stage.inputs * outputs * stage.taps
     moved = rows_in * stage.inputs + rows_out * stage.outputs
@@ -82,7 +82,7 @@ def stage_features(stage: Stage) -> Rates:
 
 
 def stage_kind(stage: Stage, layout: str) -> str:
-    """The kind of a stage by which `RATES` are kept; layouts make a difference to some."""
+    """The key of a stage in `RATES`, which includes the memory layout for some kinds."""
     return f"{stage.kind}, {layout}" if stage.kind in _WITH_LAYOUT else stage.kind
 
 

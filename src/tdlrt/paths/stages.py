@@ -45,15 +45,15 @@ FOLDS_IN: tuple[PathName, ...] = ("fold_in", "dense")
 FOLDS_OUT: tuple[PathName, ...] = ("fold_out", "dense")
 
 MANY_ROWS = 2**16
-"""Positions of an input of unknown size: so many that the cost of the calls does not count."""
+"""Positions assumed for an input of unknown size: so many that the cost of a call is negligible."""
 
 
 class Stage(NamedTuple):
     """One convolution or matrix product.
 
     Attributes:
-        kind: 'convolution', 'pointwise' (1x1), 'linear', or what folds factors into the core:
-            'spatial' and 'fold'.
+        kind: 'convolution', 'pointwise' (1x1) or 'linear' for a stage on the input; 'spatial' or
+            'fold' for a product that folds factors into the core.
         rows_in: Positions, over the whole batch, that are read.
         rows_out: Positions that are written.
         inputs: Channels of a position read.
@@ -72,7 +72,7 @@ class Stage(NamedTuple):
 
 
 class LayerShape(NamedTuple):
-    """All that the cost of a layer depends on.
+    """Everything that the cost of a layer depends on.
 
     Attributes:
         weight: Shape (n_1, ..., n_d) of the weight.
@@ -80,8 +80,8 @@ class LayerShape(NamedTuple):
         rows_in: Positions of the input over the whole batch.
         rows_out: Positions of the output.
         channels_last: Whether the input lies in memory with the channels last.
-        input_grad: Whether training needs the gradient of the input; that of a network's first
-            layer is not needed.
+        input_grad: Whether training needs the gradient of the input, which it does not in the first
+            layer of a network.
     """
 
     weight: tuple[int, ...]
@@ -95,7 +95,7 @@ class LayerShape(NamedTuple):
 def linear_shape(
     weight: Sequence[int], ranks: Sequence[int], input: Sequence[int], input_grad: bool = True
 ) -> LayerShape:
-    """What a linear layer costs depends on, for an input of shape (..., n_1)."""
+    """The `LayerShape` of a linear layer for an input of shape (..., n_1)."""
     rows = math.prod(input[:-1])
     return LayerShape(tuple(weight), tuple(ranks), rows, rows, input_grad=input_grad)
 
@@ -111,12 +111,12 @@ def conv_shape(
     channels_last: bool = False,
     input_grad: bool = True,
 ) -> LayerShape:
-    """What a convolution costs depends on, for an input of shape (batch, n_1, spatial...) or less.
+    """The `LayerShape` of a convolution for an input of shape (batch, n_1, spatial...).
 
     Args:
         weight: Shape of the weight, n_0 x n_1 x kernel.
         ranks: Ranks of the weight.
-        input: Shape of the input, with the batch or without.
+        input: Shape of the input, with or without the batch.
         stride: As in torch's convolutions.
         padding: As in torch's convolutions.
         dilation: As in torch's convolutions.
@@ -135,7 +135,7 @@ def conv_shape(
         outputs = tuple(
             max((size + 2 * pad - gap * (taps - 1) - 1) // step + 1, 0)
             for size, pad, gap, taps, step in zip(
-                # An input of too few dimensions is refused where it is convolved.
+                # The convolution itself refuses an input with too few dimensions.
                 spatial,
                 widths,
                 dilations,
@@ -195,12 +195,12 @@ def path_macs(path: PathName, shape: LayerShape) -> int:
 
 
 def path_parameters(path: PathName, shape: LayerShape) -> int:
-    """Numbers in the kernels that are applied to the input, which plain torch layers store."""
+    """Number of parameters of the stages on the input, which plain torch layers store."""
     return sum(stage.inputs * stage.outputs * stage.taps for stage in path_stages(path, shape)[1])
 
 
 def check_path(path: PathChoice) -> PathChoice:
-    """Return the choice of a path as it came, if it is one.
+    """Return the choice of a path unchanged if it is valid.
 
     Raises:
         PathError: It is neither 'auto' nor one of `PATHS`.
@@ -208,7 +208,7 @@ def check_path(path: PathChoice) -> PathChoice:
     if path != "auto" and path not in PATHS:
         raise PathError(
             f"path: got {path!r}, expected 'auto' or one of {', '.join(map(repr, PATHS))}; "
-            "'auto' takes the cheapest"
+            "'auto' chooses the cheapest path"
         )
     return path
 

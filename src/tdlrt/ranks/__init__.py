@@ -1,4 +1,8 @@
-"""Rank policies: how many directions a layer may keep, at the start and while it trains."""
+"""Rank policies: how many directions a layer keeps in each mode, at the start and in training.
+
+A *direction* of mode i is a left singular vector of Mat_i(W); a layer of rank r_i has r_i of them.
+*Spare* directions are kept beyond what a policy asks for, to give new directions time to grow.
+"""
 
 from tdlrt.ranks.budget import ParameterBudget
 from tdlrt.ranks.by_name import ByName

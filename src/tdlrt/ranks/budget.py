@@ -24,9 +24,9 @@ _LEAST_SHARE = 0.5
 class ParameterBudget(RankPolicy):
     """The largest ranks whose parameters fit one budget for the whole network.
 
-    Directions are removed from the layers until the rest fits. The next direction to be removed is
-    that of all layers and modes with the least worth per parameter saved. With F the mean square
-    of the gradient of the layer's core, a direction with singular value sigma is worth
+    Directions are removed until the parameters fit. The next direction to be removed is the one of
+    all layers and modes that is worth least per parameter saved. If F is the mean square of the
+    gradient of the layer's core, a direction with singular value sigma is worth
 
         sigma^2 sqrt(F) / ||C||,
 
@@ -46,12 +46,11 @@ class ParameterBudget(RankPolicy):
         min_rank: Smallest rank of a mode.
         max_rank: Largest rank of a mode; None for no bound.
         multiple_of: Ranks are cut to multiples of this.
-        spare: Share of the budget by which it may be exceeded until the ranks are frozen: spare
-            directions, so that new ones have time to grow.
+        spare: Share by which the budget may be exceeded until the ranks are frozen, for spare
+            directions, which give new directions time to grow.
 
     Raises:
-        RankError: A value is out of its range, or not exactly one of fraction and parameters is
-            given.
+        RankError: A value is out of range, or not exactly one of fraction and parameters is given.
     """
 
     fraction: float | Schedule | None = None
@@ -96,7 +95,7 @@ class ParameterBudget(RankPolicy):
         }
 
     def worth(self, name: str, candidate: Candidate, mode: int) -> Sequence[float]:
-        """Share of each direction of a mode in the layer, sigma_k^2 / ||C||^2, largest sigma first.
+        """The share sigma_k^2 / ||C||^2 of each direction of a mode in the layer, largest first.
 
         A subclass may measure the worth of directions in another way.
 
@@ -114,7 +113,7 @@ class ParameterBudget(RankPolicy):
             candidates: The layers by name.
 
         Returns:
-            The numbers by name; 1 for a layer whose gradients so far were zero or not seen.
+            The numbers by name; 1 for a layer that had no gradient so far, or only zero gradients.
         """
         known = {
             name: math.sqrt(c.curvature * c.squared_norm)
@@ -129,8 +128,8 @@ class ParameterBudget(RankPolicy):
         """Refuse a budget below the smallest possible one.
 
         Raises:
-            RankError: Even the smallest ranks need more, or frozen layers leave the others less
-                than half of their share.
+            RankError: Even the smallest ranks have more parameters, or frozen layers leave the
+                others less than half of their share.
         """
         trained = [c for c in candidates.values() if not c.frozen]
         kept = _parameters(c for c in candidates.values() if c.frozen)

@@ -1,4 +1,4 @@
-"""A policy per layer, by patterns of names."""
+"""A policy for each layer, selected by patterns of layer names."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class ByName(RankPolicy):
     its own pattern alone.
 
     Args:
-        policies: Policies by pattern; the order of the patterns counts.
+        policies: Policies by pattern; the order of the patterns matters.
 
     Raises:
-        RankError: One of them is not a policy.
+        RankError: One of the values is not a policy.
     """
 
     policies: Mapping[str, RankPolicy]
@@ -43,14 +43,14 @@ class ByName(RankPolicy):
         return any(policy.needs_spectra for policy in self.policies.values())
 
     def cutoffs(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, Cutoff]:
-        """The cut-offs that the policy of each layer chooses."""
+        """The cutoffs that the policy of each layer chooses."""
         cutoffs: dict[str, Cutoff] = {}
         for policy, group in self._groups(candidates):
             cutoffs |= policy.cutoffs(group, step)
         return cutoffs
 
     def check(self, candidates: Mapping[str, Candidate]) -> None:
-        """Refuse a pattern to which no layer is left, and policies that cannot be met.
+        """Refuse a pattern that gets no layer, and policies that cannot be met.
 
         Raises:
             RankError: A policy cannot be met.
@@ -67,8 +67,8 @@ class ByName(RankPolicy):
         for pattern, policy in self.policies.items():
             if not any(policy is used for used, _ in groups):
                 raise NothingMatchedError(
-                    f"rank_policy[{pattern!r}]: earlier patterns take all of its layers; put it "
-                    "before them"
+                    f"rank_policy[{pattern!r}]: earlier patterns take all of its layers; put this "
+                    "pattern before them"
                 )
         for policy, group in groups:
             policy.check(group)

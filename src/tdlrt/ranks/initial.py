@@ -1,4 +1,4 @@
-"""Initial ranks: what a user's `rank` means for a weight."""
+"""Initial ranks: the ranks that the option `rank` gives a weight."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tdlrt.ranks.tolerance import RelativeTolerance
 
 __all__ = ["RankSpec", "explicit_ranks", "initial_cutoff"]
 
-# Modes this small start full under a fractional rank: there is nothing to save in them.
+# Modes of at most this size start at full rank if `rank` is a fraction: they have little to save.
 SMALL_MODE = 4
 
 RankSpec: TypeAlias = float | int | Sequence[int] | Literal["full"] | RelativeTolerance
@@ -24,11 +24,12 @@ _EXPECTED = (
 
 
 def initial_cutoff(spec: RankSpec, shape: Sequence[int]) -> Cutoff:
-    """The cut-off that a user's `rank` means for a weight.
+    """The cutoff that the option `rank` gives a weight.
 
-    A fraction is one of the sizes of the channel modes (the first two), rounded, at least 1; the
-    other modes and modes of size 4 or less start full. An int is clipped to each mode. A tuple is
-    taken as it is, 'full' keeps every rank, and a `RelativeTolerance` looks at the weight.
+    A fraction applies to the sizes of the channel modes (the first two), rounded, at least 1; all
+    other modes, and modes of size 4 or less, start at full rank. An int is clipped to the size of
+    each mode. A tuple is used unchanged, 'full' keeps every rank, and a `RelativeTolerance` chooses
+    ranks by the singular values of the weight.
 
     Args:
         spec: The rank.
@@ -43,7 +44,7 @@ def initial_cutoff(spec: RankSpec, shape: Sequence[int]) -> Cutoff:
 
 
 def explicit_ranks(spec: object, shape: Sequence[int]) -> tuple[int, ...]:
-    """Ranks that a fraction, an int, a tuple or 'full' means for a weight of the given shape.
+    """The ranks that a fraction, an int, a tuple or 'full' gives a weight of a given shape.
 
     Raises:
         RankError: The rank is none of these, not positive, or larger than its mode.

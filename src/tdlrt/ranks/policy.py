@@ -21,18 +21,18 @@ class Candidate(NamedTuple):
 
     Attributes:
         ranks: (r_1, ..., r_d) before the step.
-        available: (r_1, ..., r_d) of the core from which directions may be kept. A step adds new
-            directions to the bases, so these may be up to twice the ranks before the step. They
-            are the layer's own for a policy without `needs_spectra`, for which nothing is read.
+        available: (r_1, ..., r_d) of the core that is truncated. A step adds new directions to the
+            bases, so these may be up to twice the ranks before the step. For a policy without
+            `needs_spectra` they are the layer's present ranks, because nothing is read on the host.
         shape: (n_1, ..., n_d) of the weight: outputs, inputs, then the kernel.
-        modes: The modes that are factorised, from 0; any other mode i has r_i = n_i for good.
-        squared_norm: ||C||^2; for a policy that `needs_spectra`.
-        spectra: By mode, sigma_k^2 / ||C||^2 of the singular values of Mat_i(C), largest first;
-            for a policy that `needs_spectra`.
-        curvature: Mean square of the entries of grad_C L, averaged over recent steps; for a policy
-            that `needs_spectra`, and None where no gradient was seen yet.
-        resting: Whether the layer has no gradient in this step and so keeps its ranks.
-        frozen: Whether it requires none (`requires_grad=False`).
+        modes: The modes that are factorised, from 0; any other mode i always has r_i = n_i.
+        squared_norm: ||C||^2, for a policy that `needs_spectra`.
+        spectra: By mode, sigma_k^2 / ||C||^2 of the singular values of Mat_i(C), largest first, for
+            a policy that `needs_spectra`.
+        curvature: Mean square of the entries of grad_C L, averaged over recent steps, for a policy
+            that `needs_spectra`; None if the layer had no gradient yet.
+        resting: Whether the layer has no gradient in this step and therefore keeps its ranks.
+        frozen: Whether the layer requires no gradient (`requires_grad=False`).
     """
 
     ranks: Sequence[int]
@@ -47,11 +47,11 @@ class Candidate(NamedTuple):
 
     @property
     def dense_parameters(self) -> int:
-        """Numbers in the dense weight: n_1 n_2 ... n_d."""
+        """Number of entries of the dense weight: n_1 n_2 ... n_d."""
         return math.prod(self.shape)
 
     def parameters_at(self, ranks: Sequence[int]) -> int:
-        """Numbers in the core and in the learned bases at some ranks: prod r_i + sum n_i r_i.
+        """Number of parameters of core and learned bases at given ranks: prod r_i + sum n_i r_i.
 
         >>> Candidate((3, 3), (3, 3), shape=(10, 20), modes=(0, 1)).parameters_at((2, 2))
         64
@@ -60,40 +60,41 @@ class Candidate(NamedTuple):
 
 
 class RankPolicy(ABC):
-    """Says which ranks to keep, for all layers at once; derive from it for a policy of your own.
+    """Base class of rank policies, which choose the ranks of all layers at once.
 
     `TDLRT` calls `check` when it gets the policy, `cutoffs` at the end of every step in which
-    ranks are examined, and `settled` when they are frozen. A policy is not stored with the
-    optimiser's state, so it should not change: make it a frozen dataclass.
+    ranks are examined, and `settled` when ranks are frozen. Derive your own policy from this class.
+    A policy is not stored in the optimiser's state_dict, so it should not change during a training:
+    make it a frozen dataclass.
     """
 
     @property
     def needs_spectra(self) -> bool:
-        """Whether the policy reads singular values; a class attribute may say so.
+        """Whether `cutoffs` reads singular values; a subclass may set it as a class attribute.
 
-        If so, `cutoffs` is given all layers, those that rest included, with the spectra of those
-        that move. They come to the host in one transfer. Otherwise it is given the layers that
-        move alone, and nothing is read for it.
+        If true, `cutoffs` gets all layers, including those without a gradient, and the spectra of
+        those with one. The spectra are copied to the host in one transfer. If false, `cutoffs` gets
+        only the layers that have a gradient, and nothing is copied to the host.
         """
         return True
 
     @abstractmethod
     def cutoffs(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, Cutoff]:
-        """Where to cut each layer.
+        """Choose a cutoff for each layer.
 
         Args:
             candidates: The layers by name.
             step: Number of the step, from 1.
 
         Returns:
-            A cut-off by name for every candidate: limits of at least 1, one per mode, alone or
-            with a tolerance. The caller brings down ranks beyond what a layer has, or above the
-            product of its other ranks. The limit of a mode that is not factorised has no effect,
-            and a matrix keeps the smaller of its two ranks.
+            A cutoff for every candidate by name. It has one limit per mode, of at least 1, and
+            possibly a tolerance. The caller lowers limits that exceed the available rank or the
+            product of the other ranks. The limit of a mode that is not factorised has no effect,
+            and for a matrix the smaller of its two limits counts.
         """
 
     def check(self, candidates: Mapping[str, Candidate]) -> None:  # noqa: B027
-        """Refuse layers for which the policy cannot be met; by default none are.
+        """Refuse layers for which the policy cannot be met. By default every layer is accepted.
 
         Args:
             candidates: The layers by name, without spectra, norms and curvatures.
@@ -103,19 +104,19 @@ class RankPolicy(ABC):
         """
 
     def settled(self) -> RankPolicy:
-        """The policy that chooses the ranks one last time, as they are frozen.
+        """The policy that chooses the final ranks when ranks are frozen.
 
-        By default `FixedRank()`: the ranks at that moment stay.
+        By default `FixedRank()`, which keeps the ranks of that moment.
         """
         return FixedRank()
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedRank(RankPolicy):
-    """Every layer keeps the ranks it has; the directions still rotate."""
+    """Every layer keeps its ranks; its bases still rotate."""
 
     needs_spectra = False
 
     def cutoffs(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, Cutoff]:
-        """The ranks r_i, whatever the singular values are."""
+        """The present ranks r_i as limits."""
         return {name: Cutoff(tuple(candidate.ranks)) for name, candidate in candidates.items()}

@@ -23,7 +23,7 @@ class Schedule(ABC):
     @property
     @abstractmethod
     def extremes(self) -> tuple[float, float]:
-        """Smallest and largest value over all steps; both have to be valid."""
+        """Smallest and largest value over all steps; both must be valid."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class LinearSchedule(_Ramp):
         steps: Length of the ramp.
 
     Raises:
-        RankError: A value is no finite number, or steps is not positive.
+        RankError: A value is not a finite number, or steps is not positive.
     """
 
     _power = 1
 
 
 class CubicSchedule(_Ramp):
-    """end + (start - end) (1 - t / steps)^3 at step t, and `end` afterwards: fast at first.
+    """end + (start - end) (1 - t / steps)^3 at step t, and `end` afterwards; it is fast at first.
 
     Args:
         start: Value before the first step.
@@ -74,7 +74,7 @@ class CubicSchedule(_Ramp):
         steps: Length of the ramp.
 
     Raises:
-        RankError: A value is no finite number, or steps is not positive.
+        RankError: A value is not a finite number, or steps is not positive.
 
     Source: Zhu, Gupta, arXiv:1710.01878, equation 1.
 
@@ -91,10 +91,12 @@ def value_at(number: float | Schedule, step: int) -> float:
 
 
 def check_values(name: str, number: object, expected: str, holds: Callable[[float], bool]) -> None:
-    """Refuse a number, or a schedule with values, out of the range; see `check_number`.
+    """Refuse a number, or a schedule with an extreme value, that is out of range.
+
+    See `check_number` for the arguments.
 
     Raises:
-        RankError: One is.
+        RankError: A value is not a number, or out of range.
     """
     for value in number.extremes if isinstance(number, Schedule) else (number,):
         check_number(name, value, expected, holds, given=number)

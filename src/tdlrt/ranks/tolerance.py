@@ -1,4 +1,4 @@
-"""A relative tolerance for every layer by itself."""
+"""A relative tolerance for each layer separately."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from tdlrt.ranks.schedule import Schedule, check_values, value_at
 
 __all__ = ["DEFAULT_TAU", "RelativeTolerance"]
 
-# The tolerance where neither one nor a policy is given.
+# The tolerance if neither a tolerance nor a policy is given.
 DEFAULT_TAU = 0.1
 
 
 @dataclass(frozen=True)
 class RelativeTolerance(RankPolicy):
-    """Smallest ranks with ||C - C_truncated|| <= tau ||C||, layer by layer.
+    """Smallest ranks with ||C - C_truncated|| <= tau ||C||, for each layer separately.
 
     The squared budget tau^2 ||C||^2 is shared equally by the modes (a matrix has one truncation,
-    which gets all of it), so the bound holds by construction. The bounds on ranks come after it.
+    which gets all of it), so the tolerance holds by construction. The bounds on ranks are applied
+    afterwards.
 
     Args:
         tau: Relative tolerance in [0, 1), or a schedule of it; 0 discards nothing.
         min_rank: Smallest rank of a mode.
         max_rank: Largest rank of a mode; None for no bound.
-        multiple_of: Ranks are rounded up to a multiple of this (mode sizes permitting).
-        spare: Share of a rank, rounded up, that is kept beyond what tau asks: spare directions. A
-            new direction has a singular value of the order of the learning rate; without this room
-            it has one step to outgrow the tolerance, and ranks hardly grow. The spare directions
-            are cut when the ranks are frozen.
+        multiple_of: Ranks are rounded up to a multiple of this, if the mode size permits.
+        spare: Spare directions that are kept beyond the tolerance, as a share of the rank, rounded
+            up. A new direction has a singular value of the order of the learning rate. Without
+            spare directions it has one step to grow beyond the tolerance, and ranks hardly grow.
+            Spare directions are cut when ranks are frozen.
 
     Raises:
-        RankError: A value is out of its range.
+        RankError: A value is out of range.
 
     Source: arXiv:2305.19059, algorithm 1.
     """
@@ -54,11 +55,11 @@ class RelativeTolerance(RankPolicy):
         check_bounds(self.min_rank, self.max_rank, self.multiple_of, self.spare)
 
     def cutoffs(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, Cutoff]:
-        """The tolerance of this step."""
+        """The tolerance of this step, as a cutoff for each layer."""
         return {name: self.cutoff(candidate.shape, step) for name, candidate in candidates.items()}
 
     def cutoff(self, shape: Sequence[int], step: int = 0) -> Cutoff:
-        """Where to cut one layer.
+        """The cutoff of one layer.
 
         Args:
             shape: (n_1, ..., n_d) of the weight.

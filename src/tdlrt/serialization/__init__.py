@@ -1,4 +1,4 @@
-"""Models in files: `save` and `load`."""
+"""Models in safetensors files: `save` and `load`."""
 
 from tdlrt.serialization.checkpoints import load, save
 

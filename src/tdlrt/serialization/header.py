@@ -1,4 +1,4 @@
-"""What a file says of itself: version, layers in Tucker format, shared tensors, checksum."""
+"""The header of a file: version, layers in Tucker format, shared tensors, checksum."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEY = "tdlrt"
 
 
 class LayerFormat(NamedTuple):
-    """A layer in Tucker format.
+    """The Tucker format of one layer.
 
     Attributes:
         ranks: (r_1, ..., r_d).
@@ -34,12 +34,12 @@ class LayerFormat(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a file holds beside tensors.
+    """What a file holds besides tensors.
 
     Attributes:
         layers: Layers in Tucker format by name.
-        aliases: Names of tensors that are stored under another name, and that name.
-        metadata: Texts of the user.
+        aliases: For each further name of a shared tensor, the name that it is stored under.
+        metadata: The user's own strings.
     """
 
     layers: dict[str, LayerFormat]
@@ -47,21 +47,24 @@ class Header:
     metadata: dict[str, str]
 
     def to_json(self, checksum: int | None = None) -> str:
-        """As text, with keys in order; equal headers give equal texts."""
+        """The header as JSON with sorted keys, so that equal headers give equal texts."""
         layers = {name: layer._asdict() for name, layer in self.layers.items()}
         fields = {"version": FORMAT, "checksum": checksum, **asdict(self), "layers": layers}
         return json.dumps(fields, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str | None) -> tuple[Header, int]:
-        """The header in a text of this or an earlier version, and the checksum beside it.
+        """Read a header of this or an earlier version.
+
+        Returns:
+            The header, and the checksum that is stored with it.
 
         Raises:
-            CheckpointError: There is none, or it is damaged or of a newer version.
+            CheckpointError: There is no header, or it is damaged or of a newer version.
         """
         if text is None:
             raise CheckpointError(
-                "is a safetensors file, but tdlrt.save did not write it; take "
+                "is a safetensors file, but tdlrt.save did not write it; use "
                 "safetensors.torch.load_model"
             )
         try:
@@ -69,14 +72,14 @@ class Header:
         except (ValueError, RecursionError):
             fields = None
         version = fields.get("version") if isinstance(fields, dict) else None
-        if type(version) is not int:  # True is none, though it equals 1
+        if type(version) is not int:  # type(), because True equals 1
             version = None
         if version is not None and version > FORMAT:
             raise CheckpointError(
-                f"has format {version}, expected at most {FORMAT}; a newer tdlrt wrote it, upgrade"
+                f"has format {version}, expected at most {FORMAT}; upgrade tdlrt to read it"
             )
         if version != FORMAT or not _is_well_formed(fields):
-            raise CheckpointError("has a damaged header; take another copy of it")
+            raise CheckpointError("has a damaged header; use another copy of the file")
         layers = {
             name: LayerFormat(tuple(layer["ranks"]), tuple(layer["learned"]))
             for name, layer in fields["layers"].items()
@@ -86,7 +89,7 @@ class Header:
 
 
 def checksum(header: Header, tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 of a header and of tensors on the CPU, in the order of their names."""
+    """CRC-32 of a header and of tensors on the CPU, the tensors in alphabetical order."""
     value = zlib.crc32(header.to_json().encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -1,10 +1,10 @@
-"""Surgery on models: dense layers into Tucker format, and back to plain torch."""
+"""Replacing the layers of a model: dense layers by Tucker layers, and these by torch layers."""
 
+from tdlrt.surgery.conversion import to_dense, to_plain
 from tdlrt.surgery.factorization_report import FactorizationReport, FactorizationRow
 from tdlrt.surgery.factorize import DEFAULT_INIT_SCALE, factorize_
 from tdlrt.surgery.layer_types import build_layer, dense_shape, has_own_layout, register_layer
-from tdlrt.surgery.plain import to_dense, to_plain
-from tdlrt.surgery.selection import Patterns, as_list, obstacle, plan_surgery, tied_weights
+from tdlrt.surgery.selection import Patterns, obstacle, pattern_list, plan_surgery, tied_weights
 from tdlrt.surgery.swap import replace_modules
 
 __all__ = [
@@ -12,12 +12,12 @@ __all__ = [
     "FactorizationReport",
     "FactorizationRow",
     "Patterns",
-    "as_list",
     "build_layer",
     "dense_shape",
     "factorize_",
     "has_own_layout",
     "obstacle",
+    "pattern_list",
     "plan_surgery",
     "register_layer",
     "replace_modules",

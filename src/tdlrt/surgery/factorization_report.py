@@ -1,27 +1,27 @@
-"""What `factorize_` does to each layer, as a table."""
+"""The report of `factorize_`: a table with a row per layer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tdlrt.tables import format_shape, format_table
+from tdlrt.text_tables import format_shape, format_table
 
 __all__ = ["FactorizationReport", "FactorizationRow"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FactorizationRow:
-    """What happened, or would happen, to one layer.
+    """The outcome for one layer.
 
     Attributes:
         name: Name of the layer in the model.
-        kind: Its class before.
-        shape: Shape of its weight.
-        ranks: Ranks at the start, or None where the layer is left alone.
-        parameters: Numbers that stand for the weight afterwards.
-        dense_parameters: Numbers in the dense weight.
-        note: Why it was left alone, or what is worth knowing.
+        kind: Class of the layer before.
+        shape: Shape of the weight.
+        ranks: Initial ranks; None if the layer stays dense.
+        parameters: Number of parameters of the weight afterwards.
+        dense_parameters: Number of entries of the dense weight.
+        note: Why the layer stays dense, or a remark.
     """
 
     name: str
@@ -35,20 +35,20 @@ class FactorizationRow:
 
 @dataclass(frozen=True, kw_only=True)
 class FactorizationReport:
-    """The plan or the outcome of `factorize_`; prints as a table."""
+    """The result of `factorize_`, or its plan if dry_run is set; prints as a table."""
 
     rows: tuple[FactorizationRow, ...]
 
-    _now: ClassVar[str] = "now"
+    _parameters_header: ClassVar[str] = "now"
 
     @property
     def factorized(self) -> tuple[FactorizationRow, ...]:
-        """Rows of the layers put in Tucker format."""
+        """Rows of the layers that get Tucker format."""
         return tuple(row for row in self.rows if row.ranks is not None)
 
     @property
     def skipped(self) -> tuple[FactorizationRow, ...]:
-        """Rows of the layers left alone, the reason in `note`."""
+        """Rows of the layers that stay dense, with the reason in `note`."""
         return tuple(row for row in self.rows if row.ranks is None)
 
     def __str__(self) -> str:
@@ -63,11 +63,11 @@ class FactorizationReport:
             ]
             for row in self.rows
         ]
-        header = ["layer", "shape", "ranks", "dense", self._now, "note"]
-        return f"{format_table(header, table)}\n{self._total}"
+        header = ["layer", "shape", "ranks", "dense", self._parameters_header, "note"]
+        return f"{format_table(header, table)}\n{self._total_line}"
 
     @property
-    def _total(self) -> str:
+    def _total_line(self) -> str:
         hits = self.factorized
         before = sum(row.dense_parameters for row in hits)
         after = sum(row.parameters for row in hits)

@@ -1,4 +1,4 @@
-"""`factorize_`: the layers of a model into Tucker format."""
+"""`factorize_`: puts the layers of a model in Tucker format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tdlrt.surgery.swap import replace_modules
 
 __all__ = ["DEFAULT_INIT_SCALE", "factorize_"]
 
-# Norm of the start relative to the layer's own, for training from scratch (docs/algorithm.md).
+# Norm of the initial weight relative to the dense layer's, for training from scratch
+# (docs/algorithm.md).
 DEFAULT_INIT_SCALE = 0.3
 
 
@@ -35,29 +36,31 @@ def factorize_(
 ) -> FactorizationReport:
     """Put the convolutions and linear layers of a model in Tucker format, in place.
 
-    Layers of exactly the types Conv1d/2d/3d and Linear are taken, and of those that
-    `tdlrt.surgery.register_layer` was told of. Left alone, with the reason in the report: the
-    output head (a Linear registered last), grouped and transposed convolutions, layers that would
-    not be smaller even at rank 1, tied weights and layers with hooks. Shared modules stay shared,
-    biases keep their Parameter. Everything is validated and computed before anything is changed.
+    Layers whose type is exactly Conv1d/2d/3d or Linear are factorised, and those of types that were
+    registered with `tdlrt.surgery.register_layer`. These are left dense, with the reason in the
+    report: the output head (a Linear registered last), grouped and transposed convolutions, layers
+    that would not be smaller even at rank 1, tied weights and layers with hooks. Shared modules
+    stay shared, and biases stay the same Parameters. Everything is validated and computed before
+    anything is changed.
 
     Args:
-        model: The model; changed in place unless dry_run.
-        rank: Initial rank, for all layers or by name pattern (the first that matches; layers that
-            none matches are left alone). A fraction in (0, 1] of the channel modes, an int, a tuple
-            with one rank per mode, 'full', or a `RelativeTolerance`.
+        model: The model; changed in place unless dry_run is set.
+        rank: Initial rank, for all layers or by name pattern. The first pattern that matches
+            counts, and layers that no pattern matches stay dense. A rank is a fraction in (0, 1] of
+            the channel modes, an int, a tuple with one rank per mode, 'full' or a
+            `RelativeTolerance`.
         modes: 'all', or 'channels' to leave kernel modes unfactorised (Tucker-2).
-        include: Only layers whose name matches one of these patterns (`*`, `?`, `[..]`), the output
-            head too if it does.
-        exclude: No layer whose name matches one of these patterns.
-        init_scale: Norm of the start relative to the layer's own; None keeps the truncated weight
-            as it is. 'auto' is None where the rank asks to keep the network ('full' or a
-            tolerance) and 0.3 otherwise: from a smaller start the learned directions stand out,
-            and the tolerance can tell them from the rest.
+        include: Only layers whose name matches one of these patterns (`*`, `?`, `[..]`) are
+            factorised, including the output head if it matches.
+        exclude: Layers whose name matches one of these patterns stay dense.
+        init_scale: Norm of the initial weight relative to the dense layer's; None keeps the norm of
+            the truncated weight. 'auto' is None if the rank asks to keep the network ('full' or a
+            tolerance) and 0.3 otherwise: after a small start, learned directions stand out, and a
+            tolerance can tell them from the others.
         covariances: Second moments of the inputs by layer name, from `input_covariances`, for a
-            trained network. The truncation then keeps what the layer does to such inputs (a
-            tolerance bounds that error), and init_scale stays 'auto', which is None here. A layer
-            that is not in it is truncated as it is.
+            trained network. The truncation then minimises the error of the outputs for such inputs,
+            which a tolerance bounds, and init_scale must stay 'auto', which is None here. Layers
+            without a covariance are truncated in the usual way.
         dry_run: Only report what would be done.
 
     Returns:
@@ -65,17 +68,17 @@ def factorize_(
 
     Raises:
         NothingMatchedError: No layer can be factorised, or a pattern matches no layer.
-        RankError: A rank is not positive, or larger than its mode; a covariance does not fit its
-            layer, or comes with an init_scale.
-        UnsupportedLayerError: The model is itself a layer; use e.g. TuckerConv2d.from_conv.
+        RankError: A rank is not positive, or larger than its mode, or a covariance does not fit its
+            layer or is given together with an init_scale.
+        UnsupportedLayerError: The model is itself a layer; use for example TuckerConv2d.from_conv.
         NonFiniteError: A weight is not finite.
     """
     ranks = rank if isinstance(rank, Mapping) else {"*": rank}
     weighted = {} if covariances is None else _by_layer(model, covariances)
     if weighted and init_scale != "auto":
         raise RankError(
-            f"init_scale: got {init_scale} together with covariances, which keep the outputs as "
-            "they are; leave it out"
+            f"init_scale: got {init_scale} together with covariances, which preserve the outputs; "
+            "leave init_scale out"
         )
 
     def build(module: nn.Module, spec: RankSpec) -> TuckerLayer:
@@ -99,7 +102,7 @@ def _by_layer(model: nn.Module, covariances: Mapping[str, Tensor]) -> dict[nn.Mo
     unknown = [name for name in covariances if name not in modules]
     if unknown:
         raise NothingMatchedError(
-            f"covariances: got {unknown[0]!r}, which is no layer of the model; expected what "
+            f"covariances: got {unknown[0]!r}, which is not a layer of the model; pass what "
             "tdlrt.input_covariances(model, batches) returns"
         )
     return {modules[name]: covariance for name, covariance in covariances.items()}

@@ -1,4 +1,4 @@
-"""Which dense layers become which Tucker layers: a registry that users may extend."""
+"""The registry of dense layer types and their Tucker layers, which users can extend."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 
 class Build(Protocol):
-    """Makes the Tucker layer that takes the place of a dense layer, such as `from_linear`."""
+    """A function that makes the Tucker layer for a dense layer, such as `from_linear`."""
 
     def __call__(
         self, layer: Any, /, *, rank: Start, modes: Modes, init_scale: float | None
@@ -48,24 +48,25 @@ def register_layer(
     *,
     weight: Callable[[Any], Tensor] | None = None,
 ) -> None:
-    """Let `factorize_`, `load` and `add_adapters_` put a Tucker layer in the place of a layer type.
+    """Let `factorize_`, `load` and `add_adapters_` replace layers of a type by Tucker layers.
 
-    The type counts exactly: its subclasses are registered by themselves. A type that is registered
-    again has the new Tucker layer from then on. A dense layer must hold its weight as a Parameter
-    named `weight` and its bias, or None, as `bias`.
+    Subclasses of the type are not included and have to be registered separately. A second call for
+    the same type replaces the first. A dense layer must hold its weight as a Parameter named
+    `weight` and its bias, or None, as `bias`.
 
     Args:
         dense_type: The class of the dense layers.
-        build: Called as build(layer, rank=..., modes=..., init_scale=...), with the meaning that
-            these have for `TuckerLinear.from_linear`; returns the Tucker layer. It may be a
-            `from_...` of the layers in `tdlrt.nn` or of classes derived from them.
+        build: Called as build(layer, rank=..., modes=..., init_scale=...), with the arguments of
+            `TuckerLinear.from_linear`; returns the Tucker layer. It may be a `from_...` method of a
+            layer in `tdlrt.nn` or of a class derived from it.
         weight: Returns the weight W of a dense layer, of shape n_1 x ... x n_d in the order
-            outputs, inputs, kernel; None where the Parameter `weight` has that order. Layers with
-            a `weight` function get no adapter, since it cannot be merged into the Parameter.
+            outputs, inputs, kernel; None if the Parameter `weight` already has that order. Layers
+            with a `weight` function get no adapter, because an update could not be merged into the
+            Parameter.
 
     Raises:
-        UnsupportedLayerError: dense_type is not a class of modules, or is a Tucker layer; or build
-            or weight cannot be called.
+        UnsupportedLayerError: dense_type is not a class of modules or is a Tucker layer, or build
+            or weight is not callable.
     """
     if not (isinstance(dense_type, type) and issubclass(dense_type, nn.Module)):
         raise UnsupportedLayerError(
@@ -86,7 +87,7 @@ def register_layer(
 
 
 def is_registered(module: nn.Module) -> bool:
-    """Whether there is a Tucker layer for modules of exactly this type."""
+    """Whether a Tucker layer is registered for exactly the type of a module."""
     return type(module) in _LAYER_TYPES
 
 
@@ -102,12 +103,14 @@ def build_layer(
 
     Args:
         module: The dense layer.
-        rank: Initial rank, or a `TuckerTensor` in the place of the weight.
+        rank: Initial rank, or a `TuckerTensor` that replaces the weight.
         modes: See `factorize_`.
-        init_scale: Norm of the start relative to the layer's own; None keeps the truncated weight.
+        init_scale: Norm of the initial weight relative to the dense layer's; None keeps the norm of
+            the truncated weight.
 
     Raises:
-        UnsupportedLayerError: The registered function returns no Tucker layer of the shape of W.
+        UnsupportedLayerError: The registered function does not return a Tucker layer of the shape
+            of W.
     """
     layer = _LAYER_TYPES[type(module)].build(module, rank=rank, modes=modes, init_scale=init_scale)
     shape = dense_shape(module)
@@ -128,5 +131,5 @@ def dense_weight(module: nn.Module) -> Tensor:
 
 
 def dense_shape(module: nn.Module) -> tuple[int, ...]:
-    """Shape of the weight W of a layer, outputs x inputs x kernel, in Tucker format or dense."""
+    """Shape of the weight W of a Tucker or dense layer, outputs x inputs x kernel."""
     return tuple(dense_weight(module).shape) if has_own_layout(module) else weight_shape(module)

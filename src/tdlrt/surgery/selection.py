@@ -1,4 +1,4 @@
-"""Which layers of a model get a Tucker layer, and why others do not."""
+"""Which layers of a model are replaced by Tucker layers, and why others are not."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import nn
 
 from tdlrt.errors import NothingMatchedError, UnsupportedLayerError
 from tdlrt.nn import TuckerLayer
-from tdlrt.nn.adapters import adapted_modules
+from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.start import Modes
 from tdlrt.ranks import RankSpec, RelativeTolerance, explicit_ranks
 from tdlrt.surgery.factorization_report import FactorizationReport, FactorizationRow
 from tdlrt.surgery.layer_types import dense_shape, is_registered
 
-__all__ = ["Patterns", "as_list", "obstacle", "plan_surgery", "tied_weights"]
+__all__ = ["Patterns", "obstacle", "pattern_list", "plan_surgery", "tied_weights"]
 
 Patterns: TypeAlias = str | Sequence[str]
 
@@ -34,19 +34,19 @@ def plan_surgery(
     exclude: Patterns | None,
     reasons: Mapping[nn.Module, str] = MappingProxyType({}),
 ) -> tuple[FactorizationReport, dict[nn.Module, TuckerLayer]]:
-    """Choose the layers of a model that get a Tucker layer, and build these; nothing is replaced.
+    """Choose the layers of a model to factorise and build their Tucker layers; replace nothing.
 
     Args:
         model: The model; not changed.
-        build: Makes the Tucker layer for a torch layer and a rank.
+        build: Makes the Tucker layer from a dense layer and a rank.
         ranks: Ranks by name pattern.
         modes: See `factorize_`.
         include: See `factorize_`.
         exclude: See `factorize_`.
-        reasons: Why some modules are left alone that would be taken otherwise.
+        reasons: Modules that stay dense for a further reason, and that reason.
 
     Returns:
-        A report, and the Tucker layer of each layer taken.
+        A report, and the Tucker layer for each layer that is factorised.
 
     Raises:
         NothingMatchedError: No layer can be factorised, or a pattern matches no layer.
@@ -68,9 +68,9 @@ def plan_surgery(
         reason = reason or _layer_reason(module, tied, modes)
         if reason is None and pattern is not None:
             layers[module] = build(module, ranks[pattern])
-            rows.append(_hit(name, module, layers[module], ranks[pattern]))
+            rows.append(_factorized_row(name, module, layers[module], ranks[pattern]))
         else:
-            rows.append(_skip(name, module, reason or ""))
+            rows.append(_skipped_row(name, module, reason or ""))
     report = FactorizationReport(rows=tuple(rows))
     if not layers:
         raise NothingMatchedError(f"model: no layer can be factorised\n{report}")
@@ -78,11 +78,11 @@ def plan_surgery(
 
 
 def _considered(model: nn.Module) -> dict[str, nn.Module]:
-    """Layers that get a row in the report, taken or not, by their first name in the model."""
+    """All layers that get a row in the report, factorised or not, by their first name."""
     if _is_considered(model):
         raise UnsupportedLayerError(
             f"model: got a single {type(model).__name__}, which cannot be replaced in place; use "
-            "tdlrt.nn.TuckerConv2d.from_conv or its like, or wrap it in torch.nn.Sequential"
+            "tdlrt.nn.TuckerConv2d.from_conv or a similar method, or wrap it in torch.nn.Sequential"
         )
     return {name: module for name, module in model.named_modules() if _is_considered(module)}
 
@@ -100,8 +100,8 @@ def _check_patterns(
 ) -> None:
     groups = {
         "rank": [pattern for pattern in ranks if pattern != "*"],
-        "include": as_list(include),
-        "exclude": as_list(exclude),
+        "include": pattern_list(include),
+        "exclude": pattern_list(exclude),
     }
     for argument, patterns in groups.items():
         for pattern in patterns:
@@ -123,7 +123,7 @@ def _selection_reason(
 
 
 def _layer_reason(module: nn.Module, tied: set[nn.Module], modes: Modes) -> str | None:
-    """Why a layer is not factorised, or None."""
+    """The reason why a layer stays dense, or None."""
     shape = dense_shape(module)
     reason = obstacle(module, tied)
     if reason is None and _smallest_size(shape, modes) >= math.prod(shape):
@@ -132,10 +132,10 @@ def _layer_reason(module: nn.Module, tied: set[nn.Module], modes: Modes) -> str 
 
 
 def obstacle(module: nn.Module, tied: set[nn.Module]) -> str | None:
-    """Why a layer cannot be replaced by a Tucker layer, or None; `tied` are the `tied_weights`."""
+    """Why no Tucker layer can replace a layer, or None. `tied` is the result of `tied_weights`."""
     kind = type(module).__name__
     if isinstance(module, TuckerLayer):
-        return "in Tucker format already"
+        return "already in Tucker format"
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return "transposed convolution"
     if not is_registered(module):
@@ -172,7 +172,9 @@ def tied_weights(model: nn.Module) -> set[nn.Module]:
     return {module for key, module in owners if counts[key] > 1}
 
 
-def _hit(name: str, module: nn.Module, layer: TuckerLayer, spec: RankSpec) -> FactorizationRow:
+def _factorized_row(
+    name: str, module: nn.Module, layer: TuckerLayer, spec: RankSpec
+) -> FactorizationRow:
     dense, now = math.prod(layer.shape), layer.weight_parameters
     note = _clipping_note(spec, layer)
     if not note and now > dense:
@@ -190,13 +192,13 @@ def _hit(name: str, module: nn.Module, layer: TuckerLayer, spec: RankSpec) -> Fa
 
 def _clipping_note(spec: RankSpec, layer: TuckerLayer) -> str:
     if isinstance(spec, RelativeTolerance) or len(layer.shape) == 2:
-        return ""  # the ranks of a matrix are one number, whatever was asked
+        return ""  # a matrix has one rank, whatever was asked for
     asked = explicit_ranks(spec, layer.shape)
     cuts = [(one, other) for one, other in zip(asked, layer.ranks, strict=True) if one > other]
     return "".join(f"rank {one} cut to {other}, the others' product" for one, other in cuts)
 
 
-def _skip(name: str, module: nn.Module, reason: str) -> FactorizationRow:
+def _skipped_row(name: str, module: nn.Module, reason: str) -> FactorizationRow:
     shape = dense_shape(module)
     size = math.prod(shape)
     return FactorizationRow(
@@ -211,11 +213,11 @@ def _skip(name: str, module: nn.Module, reason: str) -> FactorizationRow:
 
 
 def _matches(name: str, patterns: Patterns) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in as_list(patterns))
+    return any(fnmatchcase(name, pattern) for pattern in pattern_list(patterns))
 
 
-def as_list(patterns: Patterns | None) -> list[str]:
-    """Name patterns, given as one, several or none."""
+def pattern_list(patterns: Patterns | None) -> list[str]:
+    """The name patterns in a list; None is an empty list."""
     if patterns is None:
         return []
     return [patterns] if isinstance(patterns, str) else list(patterns)

@@ -1,4 +1,4 @@
-"""The one place where modules of a model are replaced by others."""
+"""`replace_modules`, by which all other code replaces modules of a model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["replace_modules"]
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
-    """Put other modules in the place of some, in place.
+    """Replace modules of a model, in place.
 
-    A module that the model holds under several names is replaced under all of them, so shared
-    modules stay shared.
+    A module that occurs under several names is replaced under all of them, so shared modules stay
+    shared.
 
     Args:
-        model: The model; it cannot be replaced itself.
-        replacements: The new module of each module that is to be replaced.
+        model: The model, which is not replaced itself.
+        replacements: The new module for each module that is replaced.
     """
     for parent in list(model.modules()):
         for name, child in parent._modules.items():

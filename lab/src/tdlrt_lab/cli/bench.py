@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tdlrt.tables import format_shape
+from tdlrt.text_tables import format_shape
 from tdlrt_lab.cli.terminal_tables import number_table
 
 __all__ = ["layer_times", "network_times"]

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from tdlrt.tables import format_shape
+from tdlrt.text_tables import format_shape
 from tdlrt_lab.cli.terminal_tables import closing_line, layer_table
 from tdlrt_lab.data import ImageData
 from tdlrt_lab.run.results import EpochMetrics, RunDirectory

@@ -11,7 +11,7 @@ from tdlrt.nn import TuckerLayer
 from tdlrt.nn.calls import watch_calls, zeros_for
 from tdlrt.nn.layer import tucker_layers
 from tdlrt.paths import LayerShape, Purpose, dense_cost, path_cost
-from tdlrt.tables import format_shape
+from tdlrt.text_tables import format_shape
 
 __all__ = ["plan_layers", "plan_table"]
 

@@ -5,7 +5,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from tdlrt.tables import format_shape
+from tdlrt.text_tables import format_shape
 
 __all__ = ["closing_line", "layer_table", "number_table"]
 

@@ -1,4 +1,4 @@
-"""What torch's optimisers mean for a Tucker weight, one file each."""
+"""Rules: the meaning of torch's optimisers for a Tucker weight, one file for each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def resolve_rule(optimizer_cls: type[torch.optim.Optimizer]) -> type[Rule]:
     """The rule of a torch optimiser.
 
     Raises:
-        UnsupportedOptimizerError: It has none.
+        UnsupportedOptimizerError: The optimiser has no rule.
     """
     if optimizer_cls not in _RULES:
         known = ", ".join(f"torch.optim.{cls.__name__}" for cls in _RULES)

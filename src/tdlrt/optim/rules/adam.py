@@ -22,8 +22,8 @@ class AdamRule(Rule):
 
     m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g o g, and the direction of step t is
     (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps), entry by entry in the coordinates of the core
-    and the basis parts. After a truncation these are the coordinates of the HOSVD, so
-    the directions of the core come scaled one by one.
+    and the basis parts. After a truncation these are the coordinates of the HOSVD, so every
+    singular direction of the core is scaled separately.
 
     Source: torch.optim.Adam; arXiv:2506.17475 for low-rank weights.
     """
@@ -44,7 +44,7 @@ class AdamRule(Rule):
             "betas": (float(first), float(second)),
             "eps": float(group["eps"]),
             "amsgrad": bool(group["amsgrad"]),
-            # torch < 2.7 has no such option: there only the class tells.
+            # torch < 2.7 has no such option; there AdamWRule sets it.
             "decoupled": bool(group.get("decoupled_weight_decay", False)),
         }
 
@@ -72,7 +72,7 @@ class AdamRule(Rule):
             advanced[_LARGEST] = squares
         roots = torch._foreach_sqrt(squares)
         roots = torch._foreach_div(roots, _biases(beta2, steps, second, 0.5))
-        # Where there is nothing but zeros, as in the padding of a stack, the direction is zero.
+        # Never a division by zero, so that the direction is zero in the padding of a stack.
         scale = torch._foreach_add(roots, max(self.eps, torch.finfo(weight.dtype).tiny))
         scaled = torch._foreach_div(first, scale)
         direction = list(torch._foreach_div(scaled, _biases(beta1, steps, first)))
@@ -84,8 +84,8 @@ class AdamRule(Rule):
 def _biases(
     beta: float, steps: Sequence[Tensor], blocks: list[Tensor], power: float = 1
 ) -> list[Tensor]:
-    """(1 - beta^t)^power, t the number of the step, to divide each block by."""
-    known: dict[int, Tensor] = {}  # most blocks share one number
+    """The bias corrections (1 - beta^t)^power at step t, by which each block is divided."""
+    known: dict[int, Tensor] = {}  # most blocks share one tensor of step numbers
     for number in steps:
         if id(number) not in known:
             bias = (1 - beta ** number.double()).pow(power)
@@ -98,7 +98,7 @@ def _biases(
 
 @dataclass(frozen=True, kw_only=True)
 class AdamWRule(AdamRule):
-    """Adam with weight decay that goes past the moments: C (1 - lr weight_decay) - lr direction.
+    """Adam with decoupled weight decay: C (1 - lr weight_decay) - lr direction.
 
     Source: torch.optim.AdamW, arXiv:1711.05101.
     """

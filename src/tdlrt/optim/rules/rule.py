@@ -1,4 +1,4 @@
-"""What a torch optimiser means for a Tucker weight: the interface that each one implements."""
+"""The interface of a rule, the meaning of a torch optimiser for a Tucker weight."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from tdlrt.linalg import TangentSpace, TangentVector, reject
 __all__ = ["Moments", "Rule"]
 
 Moments = Mapping[str, TangentVector]
-"""State of the optimiser for a stack of layers, by torch's name; empty before the first step."""
+"""The optimiser's state for a stack of layers, by torch's names; empty before the first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(ABC):
-    """Hyperparameters of a torch optimiser, and what it does to one block of coordinates.
+    """Hyperparameters of a torch optimiser, and its step on blocks of coordinates.
 
-    A Tucker weight has the blocks of a tangent vector: the core and a part per moving basis. The
-    optimiser acts on each as it does on an ordinary tensor. W itself is a tangent vector with a
-    core part only, so weight decay never touches a basis. Blocks come in stacks of B layers.
+    The coordinates of a Tucker weight come in the blocks of a tangent vector: the core and one part
+    per moving basis. The optimiser treats each block like an ordinary tensor. W itself is a tangent
+    vector with a core part only, so weight decay never changes a basis. Blocks are stacks of B
+    layers.
 
     Attributes:
-        first_moments: Names of the state that is linear in the gradient. It moves along by
+        first_moments: Names of the state that is linear in the gradient. It is transported by
             orthogonal projection onto the new tangent space.
-        second_moments: Names of the state that holds means of squares, per coordinate. It moves
-            along by `tdlrt.linalg.Transport.squares`.
-        counts_steps: Whether the direction depends on the number of the step.
-        refused: Options without a counterpart for Tucker weights.
+        second_moments: Names of the state that holds a mean of squares per coordinate. It is
+            transported by `tdlrt.linalg.Transport.squares`.
+        counts_steps: Whether the direction depends on the step number.
+        refused: Options that have no counterpart for Tucker weights.
     """
 
     first_moments: ClassVar[tuple[str, ...]]
@@ -50,7 +51,7 @@ class Rule(ABC):
 
         Args:
             group: The options.
-            capturable: Leave lr the tensor that it is, so that nothing is waited for.
+            capturable: Keep lr a tensor, so that reading it does not wait for the device.
 
         Raises:
             UnsupportedOptimizerError: An option has no counterpart for Tucker weights.
@@ -85,12 +86,12 @@ class Rule(ABC):
 
         Args:
             gradients: The gradients, B x ... each; the first is the core's.
-            weight: The core, for weight decay; W has nothing in the other blocks.
-            moments: The state, block by block; empty before the first step.
-            steps: Number of this step for each layer, from 1, block by block: B numbers each.
+            weight: The core, for weight decay; W is zero in the other blocks.
+            moments: The state by name, a tensor per block; empty before the first step.
+            steps: The number of this step, from 1, for each block: a tensor of B numbers.
 
         Returns:
-            The direction D of the step W - lr D, and the new state, block by block.
+            The direction D of the step W - lr D, and the new state, a tensor per block.
         """
 
     def direction(
@@ -107,8 +108,8 @@ class Rule(ABC):
             gradient: P(grad L(W)).
             moments: The state, in coordinates of the same tangent space.
             space: The tangent space at W.
-            steps: Number of this step for each layer, from 1: B numbers.
-            basis_steps: The same of the bases, where they did not move in every step.
+            steps: The number of this step for each layer, from 1: B numbers.
+            basis_steps: The number of this step for the bases, if these rested in some steps.
 
         Returns:
             The direction D of the step W - lr D, a tangent vector, and the new state.
@@ -120,7 +121,7 @@ class Rule(ABC):
             {name: [m.core, *(m.parts[i] for i in modes)] for name, m in moments.items()},
             [steps, *[steps if basis_steps is None else basis_steps] * len(modes)],
         )
-        if self.second_moments:  # scaling single coordinates leaves the tangent space
+        if self.second_moments:  # scaling of coordinates leaves the tangent space
             parts = [reject(space.factor(i), part) for i, part in zip(modes, parts, strict=True)]
         advanced = {
             name: TangentVector(state[0], dict(zip(modes, state[1:], strict=True)))

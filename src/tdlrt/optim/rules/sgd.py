@@ -20,8 +20,8 @@ _MOMENTUM = "momentum_buffer"
 class SGDRule(Rule):
     """Stochastic gradient descent.
 
-    M = momentum M + (1 - dampening) (grad L + weight_decay W), the first M being the gradient
-    alone; the direction is M, with `nesterov` grad L + weight_decay W + momentum M.
+    G = grad L + weight_decay W and M = momentum M + (1 - dampening) G, where the first M is G. The
+    direction is M, or G + momentum M with `nesterov`.
 
     Source: torch.optim.SGD; arXiv:2506.17475 for the tangent space.
     """

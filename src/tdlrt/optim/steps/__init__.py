@@ -1,7 +1,7 @@
-"""The two integrators as pure functions on stacks: points, gradients and state in, new ones out.
+"""The steps of both integrators as pure functions on stacks of weights, gradients and state.
 
-They check nothing and read nothing on the host. Every function works on all members of a stack at
-once; one layer is a stack of one.
+The functions check nothing and read nothing on the host. Each works on all members of a stack at
+once; a single layer is a stack of one member.
 """
 
 from tdlrt.optim.steps.bug import basis_step, core_step, retract_lifted

@@ -29,8 +29,9 @@ __all__ = ["basis_step", "core_step", "retract_lifted"]
 def basis_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Lifted:
     """Basis step and lift of `bug`: the weight stays, the bases become orth[U_i | K_i(1)].
 
-    K_i(1) = K_i - lr D_{K_i}; only the span counts, so neither K_i nor lr appears. The state
-    that goes on is the one from before this gradient, which the core step sees again.
+    K_i(1) = K_i - lr D_{K_i}. Only the span of [U_i | K_i(1)] matters, so neither K_i nor lr
+    appears. The result has the state from before this gradient, because the core step uses the
+    core part of the gradient again.
 
     Args:
         iterate: W_0 and the state there.
@@ -77,10 +78,10 @@ def core_step(lifted: Lifted, gradient: Tensor, rule: Rule) -> Lifted:
 def retract_lifted(
     lifted: Lifted, before: Layout, truncation: Truncation, layout: Layout, rule: Rule
 ) -> Iterate:
-    """Truncate at the end of a step of `bug`, and move the state.
+    """Truncate the result of a step of `bug`, and transport the state.
 
-    A second moment has no basis parts in augmented bases B_i: those come from the core's, with the
-    rows of B_i as coordinates, A(B_i) Mat_i(v x_{j != i} A(P_j^T)) A(Q'_i^T)^T.
+    In augmented bases B_i a second moment v has a core part only. Its basis parts follow from that,
+    with the rows of B_i as coordinates: A(B_i) Mat_i(v x_{j != i} A(P_j^T)) A(Q'_i^T)^T.
 
     Args:
         lifted: The weight and the state in augmented bases.
@@ -109,7 +110,7 @@ def _lowered_squares(
     before: Layout,
     space: TangentSpace,
 ) -> TangentVector:
-    """A second moment of the core in augmented bases, after their truncation."""
+    """A second moment after the truncation, from its core part in the augmented bases."""
     layout, dtype = space.layout, core.dtype
     turns = [
         None if p is None else stochastic(p.mT, before.shares(mode, layout, dtype))
@@ -122,7 +123,7 @@ def _lowered_squares(
             continue
         rest = unfold(multi_mode_product(core, turns, skip=mode), mode, 1)
         rows = stochastic(space.rows(mode), layout.row_shares(mode, dtype))
-        # The product of the small matrices first: the basis is the longest of the three.
+        # The two small matrices are multiplied first, because the basis has the most rows.
         part = stochastic(basis, before.column_shares(mode, dtype)) @ (rest @ rows.mT)
         parts[mode] = space.masked(part, mode)
     return TangentVector(multi_mode_product(core, turns), parts)

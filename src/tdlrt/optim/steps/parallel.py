@@ -27,10 +27,10 @@ __all__ = ["augmented_step", "fixed_rank_step", "retract"]
 
 
 def augmented_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Augmented:
-    """One single-pass step W_0 - lr D, not truncated yet.
+    """One single-pass step W_0 - lr D before its truncation.
 
-    For plain gradient descent D = P(grad L(W_0)). The bases [U_i | V_i] hold all of it, V_i being
-    the directions that D adds.
+    For plain gradient descent D = P(grad L(W_0)). The augmented bases [U_i | V_i] represent the
+    result exactly, where V_i are the new directions of D.
 
     Args:
         iterate: W_0 and the state there.
@@ -51,7 +51,7 @@ def augmented_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> Aug
 
 
 def retract(augmented: Augmented, truncation: Truncation, layout: Layout, rule: Rule) -> Iterate:
-    """Truncate after a step of `parallel`, by the HOSVD, and move the state.
+    """Truncate the result of a step of `parallel` by the HOSVD, and transport the state.
 
     Args:
         augmented: The weight and the state.
@@ -72,8 +72,8 @@ def fixed_rank_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> It
     """One single-pass step W_1 = (W_0 - lr D) x_i U_i' U_i'^T that keeps the ranks.
 
     U_i' = orth K_i(1) are the bases of the basis step. They need no singular values and differ from
-    those of the HOSVD by O(lr^2). Where the columns of K_i(1) are dependent up to rounding, U_i
-    stays for this step.
+    the bases of the HOSVD by O(lr^2). If the columns of K_i(1) are dependent up to rounding, U_i
+    stays unchanged in this step.
 
     Args:
         iterate: W_0 and the state there.
@@ -99,6 +99,6 @@ def fixed_rank_step(iterate: Iterate, gradient: TangentVector, rule: Rule) -> It
     cut = transport.cut(direction)
     core = (transport.point() - rule.lr * cut.core).contiguous()
     target = TangentSpace(core, bases, layout)
-    # The momentum of the heavy ball is the direction itself.
+    # With heavy-ball momentum, the first moment is the direction itself.
     state = moved_state(rule, moments, transport, target, known=(direction, cut))
     return Iterate(target, state, iterate.steps + 1)

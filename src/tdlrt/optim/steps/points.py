@@ -13,17 +13,17 @@ from tdlrt.optim.rules import Moments
 __all__ = ["Augmented", "Factors", "Iterate", "Lifted"]
 
 Factors = Sequence[Tensor | None]
-"""Bases of a stack by mode, B x n_i x r_i; None for a mode that is not factorised."""
+"""The bases of a stack by mode, B x n_i x r_i; None for a mode that is not factorised."""
 
 
 class Iterate(NamedTuple):
-    """Tucker weights, with the tangent space there, and the state of their optimiser.
+    """Tucker weights with their tangent space and the optimiser's state.
 
     Attributes:
         space: The tangent space at W = space.core x_j space.factors[j].
         moments: The state, in coordinates of this space; empty before the first step.
-        steps: Steps taken by each member.
-        basis_steps: Steps taken by its bases, where they have rested in some; None where in none.
+        steps: Number of steps that each member has taken.
+        basis_steps: Number of steps that moved its bases; None if the bases have never rested.
     """
 
     space: TangentSpace
@@ -37,9 +37,9 @@ class Augmented(NamedTuple):
 
     Attributes:
         core: The core.
-        factors: The bases.
+        factors: The augmented bases.
         ranks: True ranks of each member, B x d in int64.
-        origin: The weight before the step, and the state after it in coordinates there.
+        origin: The weight before the step, with the new state in the coordinates of that weight.
     """
 
     core: Tensor
@@ -53,10 +53,10 @@ class Lifted(NamedTuple):
 
     Attributes:
         core: The core.
-        factors: The bases.
+        factors: The augmented bases.
         ranks: True ranks of each member, B x d in int64.
         moments: The state of the core in these bases.
-        steps: Steps taken by each member.
+        steps: Number of steps that each member has taken.
     """
 
     core: Tensor

@@ -55,7 +55,7 @@ def moved_state(
     target: TangentSpace,
     known: tuple[TangentVector, Cut] | None = None,
 ) -> dict[str, TangentVector]:
-    """State at the target; `known` is a tangent vector whose cut is there already."""
+    """The state at the target. `known` is a tangent vector whose `Cut` is already computed."""
     moved: dict[str, TangentVector] = {}
     for name, moment in moments.items():
         if name not in rule.first_moments:
@@ -70,7 +70,7 @@ def moved_state(
 def truncated(
     bases: Factors, truncation: Truncation, layout: Layout
 ) -> tuple[TangentSpace, list[Tensor | None]]:
-    """The truncated weights in stacks with room for their ranks alone, and the projections."""
+    """The truncated weights in stacks as small as their ranks permit, and the projections."""
     columns = layout.columns
     core = truncation.core[(slice(None), *(slice(0, r) for r in columns))].contiguous()
     factors, projections = list(bases), list(truncation.projections)
@@ -82,7 +82,7 @@ def truncated(
 
 
 class NewBases:
-    """The bases [U_i | V_i] of a step, true columns first, and how tensors come into them."""
+    """The augmented bases [U_i | V_i] of a step, true columns first, and changes into them."""
 
     def __init__(self, space: TangentSpace, direction: TangentVector) -> None:
         layout = space.layout
@@ -97,7 +97,7 @@ class NewBases:
             self._fresh[mode] = fresh
             joined = torch.cat([space.factor(mode), new], dim=2)
             padding = layout.padding(mode)
-            if padding is not None:  # the padding of U_i stands in front of V_i
+            if padding is not None:  # the padding of U_i has to move behind V_i
                 absent = torch.cat([padding > 0, ~fresh], dim=1)
                 self._orders[mode] = absent.int().argsort(dim=1, stable=True)
                 joined = joined.take_along_dim(self._orders[mode][:, None, :], dim=2)
@@ -106,7 +106,7 @@ class NewBases:
         self.ranks = torch.stack(ranks, dim=1)
 
     def packed(self, core: Tensor) -> Tensor:
-        """A core in [U_i | V_i] with true entries first, in every mode."""
+        """A core in the bases [U_i | V_i], reordered so that true entries come first."""
         for mode in self._orders:
             core = self._packed_in(core, mode)
         return core
@@ -118,7 +118,7 @@ class NewBases:
         return core.take_along_dim(order.view(shape), dim=1 + mode)
 
     def lifted_squares(self, core: Tensor) -> Tensor:
-        """A second moment of the core: new coordinates get the mean of the mode."""
+        """A second moment of the core in the new bases; new coordinates get the mode's mean."""
         ranks = self._layout.rank_tensor()
         for mode, fresh in self._fresh.items():
             shape = [-1, *[1] * (core.ndim - 1)]

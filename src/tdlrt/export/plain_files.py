@@ -1,4 +1,4 @@
-"""Format `plain`: the weights as safetensors, and in the header how to make their layers."""
+"""Format `plain`: weights as safetensors, with the arguments of their layers in the header."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
 
 
 def load_plain(path: str | Path, model: nn.Module) -> nn.Module:
-    """The network of a file in format `plain`, made from the model it was trained as.
+    """The network in a file of format `plain`, as a copy of a model with the file's layers.
 
     Args:
         path: The file.
-        model: The network as it was before `factorize_`; its weights do not matter and it is not
-            changed.
+        model: The network as it was before `factorize_`, with any weights; not changed.
 
     Returns:
         A copy of the model with the layers and weights of the file.
 
     Raises:
-        ExportError: The file is broken, of another format or version, or of another network.
+        ExportError: The file is broken, has another format or version, or belongs to another
+            network.
     """
     try:
         return load(Path(path).read_bytes(), model)
@@ -50,7 +50,7 @@ def load_plain(path: str | Path, model: nn.Module) -> nn.Module:
 
 
 def dump(source: Source) -> bytes:
-    """The file of a network."""
+    """The content of a file for a network."""
     tensors = {
         # Cloned, since safetensors refuses modules that share a tensor.
         name: tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -66,7 +66,7 @@ def dump(source: Source) -> bytes:
 
 
 def load(data: bytes, model: nn.Module) -> nn.Module:
-    """The network in the bytes of a file; layers are made without memory, then given theirs."""
+    """The network in a file's content. Layers are made on the meta device, then get its weights."""
     tensors, layers = _read(data)
     result = copy.deepcopy(model)
     try:
@@ -77,15 +77,15 @@ def load(data: bytes, model: nn.Module) -> nn.Module:
         result.load_state_dict(tensors, assign=True)
     except ExportError:
         raise
-    except Exception as error:  # of arguments of any type and size nearly anything
+    except Exception as error:  # arguments of any type and size can raise nearly anything
         raise ExportError(
-            f"does not fit the model ({error}); give the network as it was before factorize_"
+            f"does not fit the model ({error}); pass the network as it was before factorize_"
         ) from error
     return result
 
 
 def _read(data: bytes) -> tuple[dict[str, Tensor], dict[str, list[dict[str, Any]]]]:
-    """Tensors and description of the layers in the bytes of a file."""
+    """The tensors and the descriptions of the layers in a file's content."""
     try:
         tensors = load_tensors(data)
         length = int.from_bytes(data[:8], "little")
@@ -97,11 +97,11 @@ def _read(data: bytes) -> tuple[dict[str, Tensor], dict[str, list[dict[str, Any]
             )
         return tensors, json.loads(header["layers"])
     except (SafetensorError, KeyError, ValueError, RecursionError, MemoryError) as error:
-        raise ExportError(f"not a readable export ({error}); export the network anew") from error
+        raise ExportError(f"not a readable export ({error}); export the network again") from error
 
 
 def _changed_layers(model: nn.Module, plain: nn.Module) -> dict[str, list[dict[str, Any]]]:
-    """The layers of `plain` that a new dense network does not have like this, by name."""
+    """Descriptions, by name, of the layers that differ between `plain` and the dense network."""
     modules = dict(plain.named_modules(remove_duplicate=False))
     return {
         name: [_describe(stage) for stage in _stages(modules[name])]
@@ -111,7 +111,7 @@ def _changed_layers(model: nn.Module, plain: nn.Module) -> dict[str, list[dict[s
 
 
 def _is_fused(layer: nn.Module, plain: nn.Module) -> bool:
-    """Whether a batch norm went into a layer, or was such a norm."""
+    """Whether a layer was fused with a batch norm, or is a batch norm that was fused."""
     gone = type(layer) is not type(plain)
     return gone or (getattr(layer, "bias", None) is None) != (getattr(plain, "bias", None) is None)
 
@@ -128,7 +128,7 @@ def _describe(layer: nn.Module) -> dict[str, Any]:
 
 
 def _make(kind: str, **arguments: Any) -> nn.Module:
-    """The layer of a description, its weights without memory."""
+    """The layer that a description stands for, on the meta device."""
     if kind not in _ARGUMENTS:
         raise ExportError(f"layer of class {kind!r}; expected one of {', '.join(_ARGUMENTS)}")
     make: Any = getattr(nn, kind)
@@ -138,7 +138,7 @@ def _make(kind: str, **arguments: Any) -> nn.Module:
 
 
 def _with_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    """The model with a layer put in place; the layer itself if that is all of it."""
+    """The model with one layer replaced; the new layer itself if the model is that layer."""
     if not name:
         return layer
     parent, _, child = name.rpartition(".")

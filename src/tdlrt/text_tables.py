@@ -1,4 +1,4 @@
-"""Plain text for reports that are printed: shapes and tables."""
+"""Shapes and tables as plain text, for printed reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["format_shape", "format_table"]
 
 
 def format_shape(sizes: Sequence[int]) -> str:
-    """A shape, or ranks, as one word.
+    """A shape or a tuple of ranks, written as one word.
 
     >>> format_shape([20, 1, 5, 5])
     '20x1x5x5'
@@ -17,7 +17,7 @@ def format_shape(sizes: Sequence[int]) -> str:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Align columns by spaces: text columns to the left, columns of numbers to the right.
+    """Align columns by spaces: text to the left, numbers to the right.
 
     >>> print(format_table(["layer", "size"], [["a", "10"], ["bcd", "5"]]))
     layer  size

@@ -1,4 +1,4 @@
-"""The tensors of a model as a file holds them, and whether those of a file fit a model."""
+"""The tensors of a state_dict as a file stores them, and the tensors that a model expects."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from tdlrt.serialization.header import LayerFormat
 from tdlrt.surgery import dense_shape, obstacle, tied_weights
 
 __all__ = [
-    "Slot",
+    "ExpectedTensor",
     "check_names",
     "check_shape",
     "check_values",
     "distinct_tensors",
+    "expected_tensors",
     "key",
-    "plan_slots",
 ]
 
-# These convert into one another; any other type has to be the same.
+# A stored tensor of one of these types may be loaded into any other of them.
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
-class Slot(NamedTuple):
-    """The place of a tensor in a model.
+class ExpectedTensor(NamedTuple):
+    """What a model expects of one tensor of its state_dict.
 
     Attributes:
-        shape: Its shape.
-        dtype: Its type.
-        owner: Equal for two places that share their numbers.
+        shape: Shape of the tensor.
+        dtype: Type of the tensor.
+        owner: Equal for two entries of the state_dict that share their memory.
     """
 
     shape: tuple[int, ...]
@@ -42,10 +42,13 @@ class Slot(NamedTuple):
 
 
 def distinct_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Copies on the CPU of the tensors of a state, each once, and the names that repeat others.
+    """Copies of the tensors of a state_dict on the CPU; a shared tensor is copied once.
+
+    Returns:
+        The copies by name, and for each further name of a shared tensor the name of its copy.
 
     Raises:
-        CheckpointError: Something in the state is no tensor in memory.
+        CheckpointError: A value of the state_dict is not a tensor in memory.
     """
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -60,28 +63,31 @@ def distinct_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[
     return tensors, aliases
 
 
-def plan_slots(
+def expected_tensors(
     model: nn.Module, layers: Mapping[str, LayerFormat]
-) -> tuple[dict[str, Slot], dict[nn.Module, str]]:
-    """The model's slots once its layers have the format of a file, and the dense layers to replace.
+) -> tuple[dict[str, ExpectedTensor], dict[nn.Module, str]]:
+    """The tensors that a model expects once its layers have the format of a file.
 
     Args:
         model: Not changed.
         layers: Layers that the file holds in Tucker format, by name.
 
+    Returns:
+        The expected tensors by name, and the name of each dense layer that has to be replaced.
+
     Raises:
         CheckpointError: The layers do not fit those of the model.
     """
-    slots = {}
+    expected = {}
     for name, value in model.state_dict().items():
         _check_storable(name, value)
-        slots[name] = Slot(tuple(value.shape), value.dtype, _owner(name, value))
+        expected[name] = ExpectedTensor(tuple(value.shape), value.dtype, _owner(name, value))
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
         if isinstance(module, TuckerLayer) and name not in layers:
             raise CheckpointError(
-                f"layer {name!r}: dense in the file, in Tucker format in the model; load it into "
-                "the dense network"
+                f"layer {name!r}: dense in the file, in Tucker format in the model; load the file "
+                "into the dense network"
             )
     tied = tied_weights(model)
     dense: dict[nn.Module, str] = {}
@@ -95,23 +101,23 @@ def plan_slots(
             _check_replaceable(name, module, tied)
             dense.setdefault(module, name)
         _check_format(name, module, layer)
-        slots |= _tucker_slots(name, module, layer)
-        slots.pop(key(name, "weight"), None)
-    return slots, dense
+        expected |= _expected_parts(name, module, layer)
+        expected.pop(key(name, "weight"), None)
+    return expected, dense
 
 
 def key(layer: str, part: str) -> str:
-    """Name in the state_dict of a part of a layer; the model itself has the name ''."""
+    """Name of a part of a layer in the state_dict; the layer's name is '' if it is the model."""
     return f"{layer}.{part}" if layer else part
 
 
-def check_names(names: set[str], slots: Mapping[str, Slot]) -> None:
-    """Check that a file has a tensor for every slot, and no other.
+def check_names(names: set[str], expected: Mapping[str, ExpectedTensor]) -> None:
+    """Check that a file has every tensor that the model expects, and no other.
 
     Raises:
-        CheckpointError: It has not.
+        CheckpointError: A tensor is missing or unexpected.
     """
-    missing, unexpected = sorted(slots.keys() - names), sorted(names - slots.keys())
+    missing, unexpected = sorted(expected.keys() - names), sorted(names - expected.keys())
     if missing or unexpected:
         raise CheckpointError(
             f"does not fit the model (missing: {_listed(missing)}; unexpected: "
@@ -119,35 +125,37 @@ def check_names(names: set[str], slots: Mapping[str, Slot]) -> None:
         )
 
 
-def check_shape(name: str, shape: tuple[int, ...], slot: Slot) -> None:
-    """Check the shape of a tensor.
+def check_shape(name: str, shape: tuple[int, ...], expected: ExpectedTensor) -> None:
+    """Check the shape of a stored tensor.
 
     Raises:
-        CheckpointError: It is another one.
+        CheckpointError: The model expects another shape.
     """
-    if shape != slot.shape:
+    if shape != expected.shape:
         raise CheckpointError(
-            f"{name}: got shape {shape}, expected {slot.shape}; it is of another network"
+            f"{name}: got shape {shape}, expected {expected.shape}; the file belongs to another "
+            "network"
         )
 
 
-def check_values(state: Mapping[str, Tensor], slots: Mapping[str, Slot]) -> None:
-    """Check the types of tensors, and that slots which share their numbers get the same ones.
+def check_values(state: Mapping[str, Tensor], expected: Mapping[str, ExpectedTensor]) -> None:
+    """Check the types of tensors, and that tensors which the model shares have equal values.
 
     Raises:
-        CheckpointError: One does not fit.
+        CheckpointError: A type differs, or two tensors that the model shares are not equal.
     """
     twins: dict[Hashable, str] = {}
-    for name, slot in slots.items():
-        tensor, twin = state[name], state[twins.setdefault(slot.owner, name)]
-        if tensor.dtype != slot.dtype and not {tensor.dtype, slot.dtype} <= _FLOATS:
+    for name, wanted in expected.items():
+        tensor, twin = state[name], state[twins.setdefault(wanted.owner, name)]
+        if tensor.dtype != wanted.dtype and not {tensor.dtype, wanted.dtype} <= _FLOATS:
             raise CheckpointError(
-                f"{name}: got type {tensor.dtype}, expected {slot.dtype}; it is of another network"
+                f"{name}: got type {tensor.dtype}, expected {wanted.dtype}; the file belongs to "
+                "another network"
             )
         if tensor is not twin and not torch.equal(tensor, twin):
             raise CheckpointError(
-                f"{name}: differs from {twins[slot.owner]}, which is the same tensor in the model; "
-                "expected the network that was saved"
+                f"{name}: differs from {twins[wanted.owner]}, which is the same tensor in the "
+                "model; expected the network that was saved"
             )
 
 
@@ -172,8 +180,8 @@ def _check_replaceable(name: str, module: nn.Module, tied: set[nn.Module]) -> No
     reason = obstacle(module, tied) if name else "it is the model; wrap it in torch.nn.Sequential"
     if reason:
         raise CheckpointError(
-            f"layer {name!r}: in Tucker format in the file, and no Tucker layer can take its place "
-            f"in the model: {reason}"
+            f"layer {name!r}: in Tucker format in the file, but the model's layer cannot be "
+            f"replaced by a Tucker layer: {reason}"
         )
 
 
@@ -192,17 +200,18 @@ def _check_format(name: str, module: nn.Module, layer: LayerFormat) -> None:
     if isinstance(module, TuckerLayer) and module.learned_modes != learned:
         raise CheckpointError(
             f"layer {name!r}: the modes {learned} are learned in the file and "
-            f"{module.learned_modes} in the model; load it into the dense network"
+            f"{module.learned_modes} in the model; load the file into the dense network"
         )
 
 
-def _tucker_slots(name: str, module: nn.Module, layer: LayerFormat) -> dict[str, Slot]:
+def _expected_parts(name: str, module: nn.Module, layer: LayerFormat) -> dict[str, ExpectedTensor]:
+    """The core and the bases of a layer that a file holds in Tucker format."""
     own = module.core if isinstance(module, TuckerLayer) else module.get_parameter("weight")
     shapes: dict[str, tuple[int, ...]] = {"core": layer.ranks}
     for mode, sizes in enumerate(zip(dense_shape(module), layer.ranks, strict=True)):
         shapes[f"factors.{mode}"] = sizes
     return {
-        key(name, part): Slot(shape, own.dtype, (id(module), part))
+        key(name, part): ExpectedTensor(shape, own.dtype, (id(module), part))
         for part, shape in shapes.items()
     }
 

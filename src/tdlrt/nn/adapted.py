@@ -1,4 +1,4 @@
-"""What stands in for a module while it is fine-tuned: the frozen one, and a change beside it."""
+"""Modules that combine a frozen module with a trained part while a model is fine-tuned."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ __all__ = ["AdaptedModule", "AdapterLayer", "TrainedCopy", "adapted_modules", "a
 
 
 class AdaptedModule(nn.Module):
-    """A frozen module and what is trained beside it.
+    """A frozen module together with a trained part.
 
-    Attributes that it lacks are those of the module it stands for, such as `stride`.
+    Attributes that it does not have itself, such as `stride`, are read from one of its submodules.
 
     Attributes:
-        base: The module as it was, frozen.
+        base: The original module, frozen.
     """
 
     base: nn.Module
 
-    # Name of the submodule whose attributes are taken for the whole.
+    # Name of the submodule from which missing attributes are read.
     _acts_as: ClassVar[str]
 
     def merged(self) -> nn.Module:
-        """The module with the change taken in."""
+        """The module with the trained part merged into it."""
         raise NotImplementedError
 
     @property
-    def stands_in_for(self) -> int:
-        """Number of frozen parameters that `merged` replaces."""
+    def replaced_parameters(self) -> int:
+        """Number of frozen parameters that the result of `merged` replaces."""
         raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
@@ -56,7 +56,7 @@ class AdapterLayer(AdaptedModule):
     Attributes:
         base: The torch layer.
         update: The Tucker layer.
-        scale: s, a buffer: it goes with the state_dict.
+        scale: s, a buffer, so that the state_dict contains it.
     """
 
     update: TuckerLayer
@@ -72,7 +72,7 @@ class AdapterLayer(AdaptedModule):
         self.train(base.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Apply both."""
+        """Add the outputs of the frozen layer and of the scaled update."""
         output: Tensor = self.base(input) + self.scale * self.update(input)
         return output
 
@@ -83,28 +83,28 @@ class AdapterLayer(AdaptedModule):
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
-        """A torch layer with `weight`; its bias is the base's."""
+        """A torch layer with the weight `weight` and the bias of the base."""
         merged = copy.copy(self.base)
         weight = nn.Parameter(self.weight.to(self.base.get_parameter("weight").dtype), False)
         merged._parameters = {**self.base._parameters, "weight": weight}
         return merged.train(self.training)
 
     @property
-    def stands_in_for(self) -> int:
+    def replaced_parameters(self) -> int:
         """Size of the frozen weight."""
         return self.base.get_parameter("weight").numel()
 
 
 class TrainedCopy(AdaptedModule):
-    """A frozen module and the copy of it that is used and trained in its place.
+    """A frozen module and a copy of it that is used and trained instead.
 
     Args:
         base: The module.
-        requires_grad: Whether the parameters of the copy are trained. Without it only buffers
-            change: the running statistics of a batch norm.
+        requires_grad: Whether the parameters of the copy are trained. If not, only buffers change,
+            such as the running statistics of a batch norm.
 
     Attributes:
-        base: The module as it was.
+        base: The original module.
         trained: The copy.
     """
 
@@ -127,15 +127,15 @@ class TrainedCopy(AdaptedModule):
         return self.trained.requires_grad_(False)
 
     @property
-    def stands_in_for(self) -> int:
+    def replaced_parameters(self) -> int:
         """Size of the frozen module."""
         return sum(parameter.numel() for parameter in self.base.parameters())
 
 
 def adapter_parts(model: nn.Module) -> nn.Module:
-    """A module that holds what adapters have beside the frozen modules, under the same names.
+    """A module with the trained parts of all adapted modules, under the same names.
 
-    Its tensors are those of the model: to load into it is to load into the model.
+    It shares its tensors with the model, so loading into it loads into the model.
     """
     parts = nn.Module()
     for name, module in adapted_modules(model).items():
@@ -144,7 +144,7 @@ def adapter_parts(model: nn.Module) -> nn.Module:
         beside._buffers = dict(module._buffers)
         *path, last = name.split(".")
         place: nn.Module = parts
-        for key in path:  # load_state_dict takes a dot for a step into a module
+        for key in path:  # load_state_dict expects a submodule for every dot in a name
             place = place._modules.setdefault(key, nn.Module())  # type: ignore[assignment]
         place._modules[last] = beside
     return parts

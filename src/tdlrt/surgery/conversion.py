@@ -1,4 +1,4 @@
-"""`to_plain` and `to_dense`: Tucker layers back to layers of torch."""
+"""`to_plain` and `to_dense`: Tucker layers converted to torch layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from tdlrt.nn import TuckerLayer
-from tdlrt.nn.adapters import AdaptedModule, adapted_modules
+from tdlrt.nn.adapted import AdaptedModule, adapted_modules
 from tdlrt.nn.calls import watch_calls, zeros_for
 from tdlrt.nn.fusion import fuse_batch_norms_
 from tdlrt.paths import LayerShape, Preference, check_preference
@@ -18,7 +18,7 @@ __all__ = ["to_dense", "to_plain"]
 
 
 def to_dense(model: nn.Module) -> nn.Module:
-    """Copy of a model with every Tucker layer replaced by the torch layer with its full weight.
+    """Copy of a model in which a torch layer with the full weight replaces every Tucker layer.
 
     Adapters are merged.
 
@@ -38,33 +38,34 @@ def to_plain(
     prefer: Preference = "size",
     fuse_batch_norm: bool = False,
 ) -> nn.Module:
-    """Copy of a model in which every Tucker layer is one torch layer or a sequence of small ones.
+    """Copy of a model in which one or several small torch layers replace every Tucker layer.
 
-    A convolution becomes 1x1, core, 1x1, a linear layer two linear layers; or fewer, as `prefer`
-    says. A `path` set on the layer is followed; one that `autotune_` measured is followed for
-    speed only. Adapters are merged. Nothing of this library is needed to run or load the result.
+    A convolution becomes 1x1, core, 1x1, and a linear layer becomes two linear layers, or fewer
+    depending on `prefer`. A `path` that was set on the layer is followed; a path that `autotune_`
+    measured only if speed is preferred. Adapters are merged. The result runs and loads without this
+    library.
 
     Args:
         model: Any model; not changed.
-        input_size: Shape of the input with the batch, such as (1, 3, 32, 32), to choose for; found
-            by one forward pass on zeros. None stands for many positions (batch times image).
-        prefer: 'size' takes the torch layers with the fewest parameters. They never have more than
-            the Tucker layer, unless the ranks of its kernel modes are below the kernel's size:
-            torch has no layer for that, so the bases of these modes are multiplied into the core.
-            'speed' takes the torch layers that are expected to be the fastest, which may be one
-            dense layer.
+        input_size: Shape of the input with the batch, such as (1, 3, 32, 32), for which paths are
+            chosen; one forward pass on zeros finds the inputs of the layers. If None, many
+            positions (batch size times image size) are assumed.
+        prefer: 'size' chooses the torch layers with the fewest parameters. They never have more
+            than the Tucker layer, unless kernel modes have ranks below the size of the kernel:
+            torch has no layer for these modes, so their bases are multiplied into the core. 'speed'
+            chooses the torch layers that are expected to be fastest, possibly one dense layer.
         fuse_batch_norm: Fold each BatchNorm in evaluation mode into the layer right before it and
-            put an Identity in its place. Done where the next module is certain: as seen in a
-            trace by torch.fx or, if the model cannot be traced, next to each other in a
-            torch.nn.Sequential. After a linear layer it also takes `input_size`, which shows
-            that the features are normalised. Elsewhere batch norms stay.
+            replace it by an Identity. This needs certainty that the BatchNorm directly follows the
+            layer, from a trace by torch.fx or, if the model cannot be traced, from their order in a
+            torch.nn.Sequential. After a linear layer it also needs `input_size`, which shows that
+            the features are normalised. Other batch norms stay.
 
     Returns:
         A new model with equal outputs.
 
     Raises:
         PathError: prefer is neither 'size' nor 'speed'.
-        TypeError: input_size is no sequence of ints.
+        TypeError: input_size is not a sequence of ints.
         ValueError: A size in it is negative or far too large.
     """
     check_preference(prefer)
@@ -81,7 +82,7 @@ def to_plain(
 def _called_shapes(
     model: nn.Module, input_size: Sequence[int]
 ) -> dict[nn.Module, list[LayerShape]]:
-    """The calls of each Tucker layer without a path of its own, in a forward pass."""
+    """The shapes of all calls in one forward pass, for each Tucker layer whose path is 'auto'."""
     layers = [
         module
         for module in model.modules()
@@ -98,7 +99,7 @@ def _called_shapes(
 
 
 def _converted(model: nn.Module, convert: Callable[[TuckerLayer], nn.Module]) -> nn.Module:
-    """The model with adapters merged and every Tucker layer converted, in place where possible."""
+    """The model with adapters merged and Tucker layers converted, in place unless it is a layer."""
     if isinstance(model, TuckerLayer):
         return convert(model)
     if isinstance(model, AdaptedModule):

@@ -295,3 +295,20 @@ def test_code_that_reads_the_weight_of_a_layer_gets_the_dense_one(training: bool
     images = gaussian((2, 5, 16), 0, torch.float32)
     with torch.set_grad_enabled(training):
         torch.testing.assert_close(module.train(training)(images), dense(images))
+
+
+def test_the_replicas_of_data_parallel_compute_the_same():
+    """What torch.nn.parallel.replicate makes for each device, here on one."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 40))
+    tdlrt.factorize_(model, rank=0.5)
+    modules = list(model.modules())
+    replicas = [module._replicate_for_data_parallel() for module in modules]
+    for module, replica in zip(modules, replicas, strict=True):
+        for name, child in module._modules.items():
+            setattr(replica, name, replicas[modules.index(child)])
+        for name, parameter in module._parameters.items():
+            setattr(replica, name, parameter * 1)
+    inputs = torch.randn(2, 3, 8, 8)
+    assert torch.equal(replicas[0](inputs), model(inputs))
+    replicas[0](inputs).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

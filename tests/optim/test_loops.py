@@ -594,3 +594,24 @@ def test_ranks_freeze_after_so_many_whole_steps():
 def test_freeze_after_outside_its_range(freeze_after):
     with pytest.raises(ValueError, match=r"freeze_after: got .* expected an int of at least 1"):
         optimizer_for(Small().model, freeze_after=freeze_after)
+
+
+# --- copies -------------------------------------------------------------------------------------
+
+
+@INTEGRATORS
+@EVERY_OPTIMIZER
+@pytest.mark.parametrize("calls", [0, 3])
+def test_a_copy_of_model_and_optimiser_goes_on_alone(optimizer_name, integrator, calls):
+    problem = Small(optimizer_name, integrator=integrator, tau=0.3)
+    scheduler = schedulers.StepLR(problem.optimizer, 2)
+    problem.call(calls)
+    other = Small(optimizer_name, integrator=integrator, tau=0.3)
+    other.model, other.optimizer = copy.deepcopy((problem.model, problem.optimizer))
+    before = copy.deepcopy((problem.model.state_dict(), problem.optimizer.state_dict()))
+    other.call(4)
+    assert_same(before, (problem.model.state_dict(), problem.optimizer.state_dict()))
+    problem.call(4)
+    assert_same(problem.model.state_dict(), other.model.state_dict())
+    assert_same(problem.optimizer.state_dict()["state"], other.optimizer.state_dict()["state"])
+    scheduler.step()

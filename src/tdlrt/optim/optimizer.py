@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -410,14 +411,31 @@ class TDLRT(torch.optim.Optimizer):
             yield
         torch.clear_autocast_cache()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy of the optimiser for the copy of its model that the same deepcopy makes.
+
+        `copy.deepcopy((model, optimizer))` copies both, as it does for torch's optimisers.
+        """
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        # `step` is on the instance where a learning-rate scheduler has wrapped it.
+        made_anew = ("_plain", "_batches", "_context", "_bug", "_parallel", "team", "step")
+        for name, value in self.__dict__.items():
+            if name not in made_anew:
+                copied.__dict__[name] = copy.deepcopy(value, memo)
+        copied.team = self.team
+        copied._plain = self._plain.copied(tucker_parameters(copied._slots.values()), memo)
+        copied._bind(self._bug.core_steps_left, self._bug.ranks_before)
+        return copied
+
     def __getstate__(self) -> dict[str, Any]:
-        """Refuse copies and pickles: this object belongs to its model's layers.
+        """Refuse to be pickled, because the optimiser holds its model's layers.
 
         Raises:
             IntegratorStateError: Always.
         """
         raise IntegratorStateError(
-            "optimizer: TDLRT holds its model's layers and cannot be copied or pickled; construct "
+            "optimizer: TDLRT holds its model's layers and cannot be pickled; construct "
             "one for the copied model and load this one's state_dict() there"
         )
 

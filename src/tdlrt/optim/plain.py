@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, MutableMapping, Sequence
 from typing import Any
 
@@ -43,6 +44,11 @@ class PlainParameters:
     def share_state(self, state: MutableMapping[Any, Any]) -> None:
         """Store the optimiser's state in a mapping that `TDLRT` has, too."""
         self._optimizer.state = state  # type: ignore[assignment]
+
+    def copied(self, tucker: Collection[int], memo: dict[int, Any]) -> PlainParameters:
+        """A copy for a copied model, of whose cores and bases the ids are given."""
+        optimizer = copy.deepcopy(self._optimizer, memo)
+        return PlainParameters(optimizer, tucker, capturable=self._capturable)
 
     def move(self, groups: Sequence[dict[str, Any]]) -> None:
         """Take one step.

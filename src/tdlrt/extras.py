@@ -11,12 +11,13 @@ __all__ = ["needs_extra"]
 
 
 @contextmanager
-def needs_extra(extra: str, purpose: str) -> Iterator[None]:
+def needs_extra(extra: str, purpose: str, distribution: str = "tdlrt") -> Iterator[None]:
     """Import optional packages inside.
 
     Args:
         extra: Name of the extra that brings them.
         purpose: What needs them, as the subject of the message.
+        distribution: The package that has the extra.
 
     Raises:
         MissingExtraError: One of them is not installed.
@@ -27,5 +28,5 @@ def needs_extra(extra: str, purpose: str) -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         raise MissingExtraError(
             f"{purpose} needs the package {package}, which is not installed; "
-            f"run: pip install 'tdlrt[{extra}]'"
+            f"run: pip install '{distribution}[{extra}]'"
         ) from error

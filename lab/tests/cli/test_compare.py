@@ -82,6 +82,10 @@ BAD = {
     "type": ([*DIGITS, "--tau", "much"], "options: rows.tdlrt.tau 'much': expected float"),
     "seeds": ([*DIGITS, "--seeds", "0,a"], "--seeds 0,a: expected different integers"),
     "device": ([*DIGITS, "--devices", "cuda:99"], "device 'cuda:99': not available"),
+    "device and ray": (
+        [*DIGITS, "--devices", "cpu", "--ray", "local"],
+        "--devices cpu beside --ray: Ray hands out the GPUs; drop one",
+    ),
     "file": (["compare", "none.yaml"], "none.yaml: cannot be read as YAML"),
     "both": (["compare", CONFIG, "--tau", "0.1"], "--tau 0.1: expected beside a model"),
     "row of a file": (["compare", CONFIG, "--set", "cp.lr=1"], "--set cp.: expected an option of"),

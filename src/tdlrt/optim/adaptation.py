@@ -1,4 +1,4 @@
-"""When ranks are examined, by which policy, and what that makes of the layers of a step."""
+"""In which steps ranks are examined, and the ranks that the policy chooses then."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tdlrt.ranks import Candidate, FixedRank, RankPolicy
 
 __all__ = ["Adaptation", "Examined"]
 
-# With no period given ranks are examined in each of the first steps, while they change fast, and
-# then every so many: docs/results.md has what other periods do to accuracy and compression.
+# Without adapt_every, ranks are examined in each of the first steps, in which they change fast, and
+# every ten steps afterwards: docs/results.md shows the effect of other periods.
 _EARLY_STEPS = 100
 _LATER_EVERY = 10
 
-# Steps without a look at a layer's ranks after which a user is told.
+# After so many steps in which a layer's ranks were not examined, the user gets a warning.
 _LONG_WITHOUT_ADAPTATION = 1000
 
 
@@ -53,7 +53,7 @@ class Examined(NamedTuple):
 
 
 class Adaptation:
-    """Which policy has a say in the step under way, and what it says.
+    """The policy that applies to the step under way, and its choice of ranks.
 
     Args:
         policy: The user's policy.
@@ -63,9 +63,9 @@ class Adaptation:
 
     Attributes:
         steps: Whole steps taken.
-        frozen: Whether ranks stay from now on.
-        settling: Whether they are to be cut once more, at the end of the step under way.
-        postponed: Whether an examination that was due waits for a step in which no bases rest.
+        frozen: Whether the ranks stay fixed from now on.
+        settling: Whether they are truncated a last time at the end of the step under way.
+        postponed: Whether an examination was due in a step in which bases rested.
         curvatures: Mean squares of the gradients by layer.
     """
 
@@ -121,7 +121,7 @@ class Adaptation:
 
     @property
     def observes(self) -> bool:
-        """Whether anybody will ask for curvatures again."""
+        """Whether the curvatures are still needed."""
         return not self.frozen or self.settling
 
     def load(

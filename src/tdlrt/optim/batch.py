@@ -86,11 +86,11 @@ class Batch:
 
     @property
     def _exact(self) -> bool:
-        """Whether the parameters hold what the stacks do, to the last bit."""
+        """Whether the parameters have the type of the stacks, and so the same numbers."""
         return self.slots[0].layer.core.dtype == self._dtype
 
     def _stacks(self, core_alone: bool = False) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """Zeros for the core and the learned bases, and each member's part of them."""
+        """Stacks of zeros for the cores and the learned bases, and each member's views of them."""
         layout = self.layout
         shapes: list[tuple[int, ...]] = [layout.columns]
         if not core_alone:
@@ -102,10 +102,10 @@ class Batch:
             member_views(stacks, layout, place, layout.ranks[place]) for place in places
         ]
 
-    # --- what others may have written -------------------------------------------------------------
+    # --- changes from outside -------------------------------------------------------------
 
     def is_current(self) -> bool:
-        """Whether shapes and state are still those of the layers."""
+        """Whether the ranks and the state of the layers are still those of the stacks."""
         counts = int(self._rule.counts_steps)
         for place, slot in enumerate(self.slots):
             if slot.layer.ranks != self.layout.ranks[place]:
@@ -121,7 +121,7 @@ class Batch:
         return True
 
     def refresh(self) -> None:
-        """Take over what somebody else has written into weights or curvatures."""
+        """Read weights and curvatures again if they were written from outside."""
         written = self._versions != [slot.versions() for slot in self.slots]
         if written:
             self.reread()
@@ -130,7 +130,7 @@ class Batch:
         self._read_curvatures()
 
     def reread(self) -> None:
-        """Take over weights that others have written, and bring the state along."""
+        """Read weights that were written from outside, and transport the state to them."""
         known = self._moments and all(len(of) > 1 for of in self._moments.values())
         before = self._copied() if known else None
         self._read_weights(written=True)
@@ -145,7 +145,7 @@ class Batch:
                     part.copy_(moment.parts[mode])
 
     def _copied(self) -> Iterate:
-        """Weights and state as they are, in tensors of their own."""
+        """A copy of the present weights and state."""
         space, moments, steps, _ = self.iterate()
         factors = [None if factor is None else factor.clone() for factor in space.factors]
         own = TangentSpace(space.core.clone(), factors, self.layout, dict(space.factorizations))
@@ -165,7 +165,7 @@ class Batch:
         self._versions = [slot.versions() for slot in self.slots]
 
     def _make_orthonormal(self) -> None:
-        """Bases that others have written are made orthonormal in the stacks, without a change of W.
+        """Make bases that were written from outside orthonormal in the stacks; W does not change.
 
         Raises:
             IntegratorStateError: The columns of a basis are dependent.
@@ -182,7 +182,7 @@ class Batch:
                 views[mode].copy_(basis)
 
     def changes(self) -> list[Tensor]:
-        """By how much each parameter differs from the stack, where it should not."""
+        """Norms of the differences between the parameters and the stacks; all should be zero."""
         just_read, self._just_read = self._just_read, False
         given, self._given = self._given, []
         if given:
@@ -210,7 +210,7 @@ class Batch:
                     own[BASIS_CORE][0].copy_(core[0])
 
     def _rest_bases(self) -> None:
-        """Note the cores of today, which moments refer to for as long as the bases stay."""
+        """Keep the present cores: the moments refer to them while the bases rest."""
         (self._basis_cores,), views = self._stacks(core_alone=True)
         self._basis_cores.copy_(self._weights[0])
         for slot, own, of in zip(self.slots, self._moment_views, views, strict=True):
@@ -224,7 +224,7 @@ class Batch:
                 del self._state[slot.layer.core][BASIS_CORE]
 
     def _make_moments(self, names: Iterable[str], *, core_alone: bool = False) -> None:
-        """Zeros for the state, published as the optimiser's."""
+        """Make stacks of zeros for the state; the optimiser's state becomes views of them."""
         self._moments, self._moment_views = {}, [{} for _ in self.slots]
         for name in names:
             self._moments[name], views = self._stacks(core_alone)
@@ -237,7 +237,7 @@ class Batch:
     def _scalars(
         self, values: Sequence[Tensor | None], dtype: torch.dtype, missing: float
     ) -> Tensor:
-        """One number of each member."""
+        """A tensor with one number for each member."""
         blank = torch.full((), missing, dtype=dtype, device=self._device)
         given = [blank if value is None else value.to(blank) for value in values]
         return torch.stack(given)
@@ -263,7 +263,7 @@ class Batch:
         return self._indices[places]
 
     def iterate(self) -> Iterate:
-        """Weights and state at rest."""
+        """The weights with their tangent space, and the state."""
         own = self._stored()
         if self._basis_cores is None:
             return own
@@ -272,7 +272,7 @@ class Batch:
         return own._replace(space=today, moments=moments)
 
     def _stored(self) -> Iterate:
-        """The stacks: while bases rest, with the rows of their last step."""
+        """The contents of the stacks; while bases rest, with the rows Q_i of their last step."""
         if self._space is None:
             core, factors = self._weights[0], self._factors()
             then = core if self._basis_cores is None else self._basis_cores
@@ -282,7 +282,7 @@ class Batch:
         return Iterate(self._space, moments, self._steps)
 
     def lifted(self) -> Lifted:
-        """Weights and the core's state, for a step on the core alone."""
+        """The weights and the state of the core, for a step that moves the core only."""
         moments = {name: stacks[0] for name, stacks in self._moments.items()}
         ranks = self.layout.rank_tensor()
         return Lifted(self._weights[0], self._factors(), ranks, moments, self._steps)
@@ -296,7 +296,7 @@ class Batch:
         return TangentVector(stacks[0], {mode: by_mode[mode] for mode in self.layout.moving})
 
     def gradients(self, places: Iterable[int], *, core_alone: bool = False) -> TangentVector:
-        """What autograd left in `.grad` of these members, which is only read."""
+        """The gradients of these members; `.grad` is read and not changed."""
         views, gradients, places = [], [], list(places)
         for place in places:
             own = self.slots[place].parameters[: 1 if core_alone else None]
@@ -318,7 +318,7 @@ class Batch:
     def has_room(
         self, result: Iterate | Lifted, places: Sequence[int], ranks: Sequence[Sequence[int]]
     ) -> bool:
-        """Whether results belong into the stacks there are: same ranks, same kind of state."""
+        """Whether results fit the present stacks: the same ranks and the same kind of state."""
         mine = [self.layout.ranks[place] for place in places]
         core = result.core if isinstance(result, Lifted) else result.space.core
         same = core.shape[1:] == self._weights[0].shape[1:] and [tuple(r) for r in ranks] == mine
@@ -334,7 +334,7 @@ class Batch:
         index: Tensor | None,
         accepted: Tensor | None = None,
     ) -> None:
-        """Put results at the ranks there are in place: in stacks, parameters and state.
+        """Write results with the present ranks to stacks, parameters and state.
 
         Args:
             result: Weights and state of some members.
@@ -357,7 +357,7 @@ class Batch:
             put([self._basis_cores], [new[1]], index)
 
     def store_core(self, result: Lifted, places: Sequence[int], index: Tensor | None) -> None:
-        """Put the results of a step on the core alone in place, at rest.
+        """Write the results of a step that moved the cores only, while the bases rest.
 
         Args:
             result: Weights and state of some members.
@@ -367,7 +367,7 @@ class Batch:
         if tuple(result.moments) != tuple(self._moments):
             self._make_moments(result.moments)
         if not self._moments:
-            self._space = None  # whose rows no moment refers to
+            self._space = None  # no moment refers to its rows
         elif self._basis_cores is None:
             self._rest_bases()
         put(self._tensors_of(self.lifted()), self._tensors_of(result), index)
@@ -375,7 +375,7 @@ class Batch:
 
     def _tensors_of(self, iterate: Iterate | Lifted) -> list[Tensor]:
         steps = iterate.steps.to(self._steps)
-        if isinstance(iterate, Lifted):  # of which a step changes the core alone
+        if isinstance(iterate, Lifted):  # a step changes only its core
             return [steps, iterate.core, *iterate.moments.values()]
         space, moving = iterate.space, self.layout.moving
         tensors = [steps, space.core]
@@ -395,7 +395,7 @@ class Batch:
             self._turns.pop(place, None)
 
     def curvature(self, *, observed: bool) -> Tensor:
-        """Running mean squares of the entries of grad_C L, with the last gradients `observed`."""
+        """Running mean squares of the entries of grad_C L, the last gradients included on request."""
         past = self._curvature
         if not observed:
             return past

@@ -1,4 +1,4 @@
-"""The batches of an optimiser: made from the layers, and written back to them."""
+"""The batches of an optimiser: how they are made, and how results reach the layers."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Batches:
         return found
 
     def changes(self, chosen: Iterable[Members]) -> Tensor:
-        """By how much weights differ from what the last step left, see `Given`."""
+        """Differences of the weights from those after the last step, see `Given`."""
         found = [change for members in chosen for change in members.batch.changes()]
         return torch.stack(found) if found else torch.zeros(0, device=self.device)
 
@@ -112,12 +112,12 @@ class Batches:
         self.generation += 1
 
     def reread(self) -> None:
-        """Take over weights that others have written without a trace."""
+        """Read the weights of all batches again."""
         for batch in self._batches:
             batch.reread()
 
     def forget(self) -> None:
-        """Make all batches anew the next time, from what the layers hold."""
+        """Make all batches again from the layers when they are next needed."""
         self._batches, self._within, self._left = [], (), {}
         self.generation += 1
 

@@ -1,4 +1,4 @@
-"""What both integrators share: what they work with, and how their steps end."""
+"""What both integrators share: the objects they work with, and the truncation after a step."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ __all__ = [
 Ranks: TypeAlias = Sequence[Sequence[int]]
 
 Result: TypeAlias = tuple[Members, Iterate | Lifted, Ranks]
-"""Layers, their weights and state after a step, and their ranks there."""
+"""Layers with their weights, their state and their ranks after a step."""
 
 
 Computed = TypeVar("Computed")
 
 
 class Context(NamedTuple):
-    """What an integrator works with.
+    """The objects that an integrator works with.
 
     Attributes:
         batches: The layers.
@@ -62,7 +62,7 @@ class Context(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """What the gradients of one backward pass were spent on.
+    """The effect of the gradients of one backward pass.
 
     Attributes:
         moves_plain: Whether parameters that are not in Tucker format move with it.
@@ -81,7 +81,7 @@ class Pass(NamedTuple):
 
 
 def on_current_weights(context: Context, compute: Callable[[], Computed]) -> Computed:
-    """The result of a step, which is computed once more if its weights were out of date.
+    """The result of a step. It is computed again if the stacks held outdated weights.
 
     Raises:
         NonFiniteError: As `compute` does.
@@ -99,7 +99,7 @@ def active_layers(batches: Batches) -> list[str]:
 
 
 def unmoved(context: Context, names: Collection[str]) -> list[tuple[Members, Augmented]]:
-    """Layers as they are, to be truncated without a step."""
+    """Layers at their present weights, to be truncated without a step."""
     chosen = context.batches.select(names, context.batches.slots)
     steps = []
     for members in chosen:
@@ -117,7 +117,7 @@ def truncate_together(
     given: Given,
     ranks_before: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Result]:
-    """Truncate all layers to the ranks that the policy chooses for them together.
+    """Truncate all layers to the ranks that the policy chooses for all of them together.
 
     Args:
         context: What the integrator works with.
@@ -144,7 +144,7 @@ def truncate_together(
 
 
 def truncate_unmoved(context: Context) -> None:
-    """Cut all layers that were trained, without a step, to the ranks that the policy chooses."""
+    """Truncate all trained layers, without a step, to the ranks that the policy chooses."""
     steps = unmoved(context, context.adaptation.trained)
     curvatures = [members.curvature(observed=False) for members, _ in steps]
     given = context.finite.given(context.batches.device)

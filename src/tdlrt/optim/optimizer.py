@@ -162,7 +162,7 @@ class TDLRT(torch.optim.Optimizer):
     def _bind(
         self, core_steps_left: int = 0, ranks_before: Mapping[str, Sequence[int]] | None = None
     ) -> None:
-        """Let the integrator work on today's state."""
+        """Make the integrators for the present state."""
         self._plain.share_state(self.state)
         curvatures = self._adaptation.curvatures
         self._batches = Batches(
@@ -180,7 +180,7 @@ class TDLRT(torch.optim.Optimizer):
         self._parallel = Parallel(self._context)
 
     def _make_rates(self) -> None:
-        """Make lr tensors where steps are to be captured."""
+        """Make every lr a tensor if steps are to be captured."""
         if self.capturable:
             for group in self.param_groups:
                 rate = torch.as_tensor(group["lr"], dtype=torch.float32)
@@ -190,7 +190,7 @@ class TDLRT(torch.optim.Optimizer):
         return self._rule_type.from_group(self.param_groups[group], capturable=self.capturable)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Called by torch for every group at construction; afterwards the groups stay as they are.
+        """Add a group; torch calls this at construction, and later groups are refused.
 
         Every parameter of the model is in a group from the start, and no other can be added: of
         those it would not be known whether they are bases of a Tucker layer.
@@ -248,7 +248,7 @@ class TDLRT(torch.optim.Optimizer):
 
     @property
     def storage_version(self) -> tuple[int, ...]:
-        """Changes when tensors that a captured step refers to are gone."""
+        """A version that changes when tensors of a captured step no longer exist."""
         cores = (slot.layer.core.data_ptr() for slot in self._slots.values())
         return self._bindings, self._batches.generation, *cores
 
@@ -289,7 +289,7 @@ class TDLRT(torch.optim.Optimizer):
         return total
 
     def _moving(self) -> tuple[Collection[str], Collection[str]]:
-        """Layers of which the next step moves the core alone, and those that it moves in whole."""
+        """Layers whose core alone moves in the next step, and layers that move as a whole."""
         if self._bug.core_steps_left:
             return self._bug.ranks_before, ()
         active = active_layers(self._batches)
@@ -348,7 +348,7 @@ class TDLRT(torch.optim.Optimizer):
                 core.grad = None
 
     def _advance(self) -> None:
-        """Let the integrator, and then the plain optimiser, take up the gradients there are."""
+        """Let the integrator and then the plain optimiser use the present gradients."""
         with self._plain_arithmetic(), _threads(self._batches.work):
             if self._context.state is not self.state:
                 self._bind(self._bug.core_steps_left, self._bug.ranks_before)
@@ -364,7 +364,7 @@ class TDLRT(torch.optim.Optimizer):
             self._read_on_host = done.accepted is None
 
     def end_step(self, examined: Iterable[str] = (), *, postponed: bool = False) -> None:
-        """Count a step: `step` does, and whoever replays one that was captured."""
+        """Count a step; `step` and the replay of a captured step call this."""
         self._adaptation.end_step(examined, postponed=postponed)
         self._freeze_if_due()
 
@@ -373,7 +373,7 @@ class TDLRT(torch.optim.Optimizer):
             self.freeze_ranks()
 
     def _count_skipped_before(self) -> None:
-        """After a step that read on the host: count what was skipped on the device before it."""
+        """Count steps that were skipped on the device, after a step that reads on the host."""
         if self.capturable and self._read_on_host:
             self._skipped.read_after_a_step()
 
@@ -406,7 +406,7 @@ class TDLRT(torch.optim.Optimizer):
 
     @contextmanager
     def _plain_arithmetic(self) -> Iterator[None]:
-        """No autocast inside, and none of its casts of weights from before outside."""
+        """Disable autocast inside the block, and drop its cached casts of weights afterwards."""
         with torch.no_grad(), torch.autocast(self._batches.device.type, enabled=False):
             yield
         torch.clear_autocast_cache()
@@ -495,7 +495,7 @@ class TDLRT(torch.optim.Optimizer):
 
 @contextmanager
 def _threads(work: float) -> Iterator[None]:
-    """One thread of torch's where a step is small: then waiting for a second one costs more."""
+    """Use one thread of torch for a small step, because waiting for a second one costs more."""
     threads = torch.get_num_threads()
     if work > _LEAST_WORK or threads == 1:
         yield

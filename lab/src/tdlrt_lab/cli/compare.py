@@ -28,6 +28,7 @@ from tdlrt_lab.sweep.plan import (
     describe,
     read_sweep,
 )
+from tdlrt_lab.sweep.ray_engine import execute_on_ray
 
 __all__ = ["compare"]
 
@@ -61,10 +62,24 @@ def compare(
     seeds: Annotated[str | None, _option("0,1,2", SWEEP, show_default="the file's, or 0")] = None,
     jobs: Annotated[
         int | None,
-        _option("Runs at a time.", SWEEP, min=1, show_default="one, or one per device"),
+        _option(
+            "Runs at a time; with --ray, on each machine.",
+            SWEEP,
+            min=1,
+            show_default="one, or one per device",
+        ),
     ] = None,
     devices: Annotated[
         str | None, _option("Devices that the runs take in turn: cuda:0,cuda:1", SWEEP)
+    ] = None,
+    ray: Annotated[
+        str | None,
+        _option(
+            "Do the runs on the machines of a Ray cluster, which must share OUT: auto, HOST:PORT "
+            "or ray://HOST:PORT; local starts one here.",
+            SWEEP,
+            metavar="local|ADDRESS",
+        ),
     ] = None,
     out: Annotated[
         str | None, _option("Directory of the sweep.", OUTPUT, show_default="runs/NAME")
@@ -79,6 +94,8 @@ def compare(
     continue, and a run that fails does not stop the others. Several calls with
     the same OUT share the work. tdlrt report OUT shows the results.
     """
+    if ray is not None and devices is not None:
+        raise SweepError(f"--devices {devices} beside --ray: Ray hands out the GPUs; drop one")
     shared = _settings(values or [])
     if data_dir is not None:
         shared[""]["data_dir"] = data_dir
@@ -95,7 +112,10 @@ def compare(
     check_data(runs)
     describe(found, directory)
     with nullcontext(JsonDisplay(runs)) if as_json else display_on(Console(), runs) as display:
-        execute(runs, display.show, jobs=jobs or max(1, len(places)), devices=places)
+        if ray is not None:
+            execute_on_ray(runs, display.show, ray, jobs=jobs)
+        else:
+            execute(runs, display.show, jobs=jobs or max(1, len(places)), devices=places)
         display.close()
     failed = [event["run"] for event in display.last.values() if event["event"] == "failed"]
     if failed:

@@ -28,6 +28,7 @@ ENABLES = {
     "hf": "Hugging Face: the Hub, the Trainer of transformers, Accelerate",
     "lightning": "a callback for Lightning",
     "log": "curves of training runs in TensorBoard",
+    "ray": "tdlrt compare on several machines",
     "bench": "other methods to compare with: TensorLy-Torch, Torch-Pruning, PEFT",
 }
 
@@ -101,11 +102,13 @@ def _extra(name: str) -> dict[str, Any]:
 
 
 def _requirements(extra: str) -> Iterator[tuple[str, str]]:
-    """Packages of an extra and their oldest versions, from the metadata of this package."""
-    for line in metadata.requires("tdlrt") or []:
-        match = re.fullmatch(rf"([\w-]+)>=([\d.]+)\s*;\s*extra == ['\"]{extra}['\"]", line)
-        if match:
-            yield match[1], match[2]
+    """Packages of an extra and their oldest versions, from the metadata of both packages."""
+    wanted = rf"([\w-]+)(?:\[\w+\])?>=([\d.]+)\s*;\s*extra == ['\"]{extra}['\"]"
+    for package in ("tdlrt", "tdlrt-lab"):
+        for line in metadata.requires(package) or []:
+            match = re.fullmatch(wanted, line)
+            if match:
+                yield match[1], match[2]
 
 
 def _version(package: str) -> str | None:

@@ -26,7 +26,7 @@ from tdlrt_lab.run.signals import stop_requests
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.sweep.plan import SweepError, SweepRun
 
-__all__ = ["Emit", "Event", "command", "exclusive", "execute", "work"]
+__all__ = ["Emit", "Event", "command", "exclusive", "execute", "fail", "pending", "work"]
 
 Event = dict[str, Any]
 Emit = Callable[[Event], None]
@@ -60,13 +60,18 @@ def execute(
     for one in runs:
         if devices and one.config.device != "auto":
             raise SweepError(f"{one.name}: device {one.config.device!r} beside --devices; drop one")
+    waiting = pending(runs, emit)
+    if jobs == 1 and not devices:
+        work(waiting, emit)
+    elif waiting:
+        _Pool(waiting, emit, jobs, devices).serve()
+
+
+def pending(runs: Sequence[SweepRun], emit: Emit) -> list[SweepRun]:
+    """The runs that are not done; what came out of the others is told."""
     for one in (one for one in runs if one.done):
         emit(_finished(one, one.directory.read_summary()))
-    pending = [one for one in runs if not one.done]
-    if jobs == 1 and not devices:
-        work(pending, emit)
-    elif pending:
-        _Pool(pending, emit, jobs, devices).serve()
+    return [one for one in runs if not one.done]
 
 
 def work(runs: Sequence[SweepRun], emit: Emit) -> None:
@@ -98,7 +103,7 @@ def _attempt(one: SweepRun, emit: Emit, stop: threading.Event) -> None:
         except Interrupted as error:
             raise Interrupted(f"{one.name}: {error}") from error
         except Exception as error:  # whatever a run dies of, the others go on
-            _fail(one, emit, error)
+            fail(one, emit, error)
         else:
             one.failure.unlink(missing_ok=True)
             emit(_finished(one, summary))
@@ -108,7 +113,7 @@ def _finished(one: SweepRun, summary: dict[str, Any]) -> Event:
     return {"event": "finished", "run": one.name, **{name: summary[name] for name in SHOWN}}
 
 
-def _fail(one: SweepRun, emit: Emit, error: Exception | str) -> None:
+def fail(one: SweepRun, emit: Emit, error: Exception | str) -> None:
     """Store why a run failed, beside its directory, and tell."""
     text, trace = str(error), ""
     if isinstance(error, Exception):
@@ -233,7 +238,7 @@ class _Pool:
             errors.seek(0)
             last = (errors.read().splitlines() or ["no message"])[-1]
             if "failed" not in kinds:
-                _fail(one, self._tell, f"its process ended with {process.returncode}: {last}")
+                fail(one, self._tell, f"its process ended with {process.returncode}: {last}")
 
     def _talk(self, process: "subprocess.Popen[str]", order: str) -> Iterator[str]:
         if process.stdin is None or process.stdout is None:

@@ -395,7 +395,7 @@ class Batch:
             self._turns.pop(place, None)
 
     def curvature(self, *, observed: bool) -> Tensor:
-        """Running mean squares of the entries of grad_C L, the last gradients included on request."""
+        """Running mean squares of the entries of grad_C L, with the last gradients if `observed`."""
         past = self._curvature
         if not observed:
             return past

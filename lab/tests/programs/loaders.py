@@ -220,7 +220,8 @@ class _Results(Loader):
     """The summary of a run, its metrics, and a recorded result."""
 
     samples = (
-        b'{"row": "a", "model": "lenet5", "accuracy": 99.1, "seed": 0, "ranks": {"conv1": [2, 1, 3, 3]},'
+        b'{"row": "a", "model": "lenet5", "accuracy": 99.1, "seed": 0,'
+        b' "ranks": {"conv1": [2, 1, 3, 3]},'
         b' "layers": [{"name": "conv1", "shape": [20, 1, 5, 5]}], "versions": {"tdlrt": "0.1.0"}}',
         b'{"epoch": 1, "loss": 0.5, "train_accuracy": 90.0, "test_accuracy": 91.0, "compression":'
         b' 0.9, "network_compression": 0.8, "parameters": 10, "ranks": {"conv1": [2, 1, 3, 3]},'

@@ -24,7 +24,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read ({error}); expected a JSON object a line") from error
+        raise RunError(f"{path}: cannot be read ({error}); expected JSON lines") from error
     results = [parse_object(line, f"{path}, line {n}") for n, line in enumerate(lines, start=1)]
     for number, result in enumerate(results, start=1):
         if not (isinstance(result.get("row"), str) and isinstance(result.get("seed"), int)):

@@ -3,8 +3,13 @@
 `experiments/recorded/NAME.yaml` describes one, `benchmarks/results/NAME.jsonl` holds its results.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from tdlrt_lab.reports.collect import Run
+from tdlrt_lab.run.results import RunDirectory
+from tdlrt_lab.sweep.recorded import read_results
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
@@ -54,3 +59,22 @@ BEFORE = {
 def stored_options(result: Result) -> dict[str, Any]:
     """All options of the run that a result is of."""
     return {**BEFORE, **result["config"]}
+
+
+def recorded(name: str) -> list[Result]:
+    """The results of an experiment."""
+    return read_results(RESULTS / f"{name}.jsonl")
+
+
+def as_runs(results: Iterable[Result]) -> list[Run]:
+    """Results as the lab's reports take them; the run directories are not needed."""
+    return [
+        Run(
+            path=f"{result['row']}/seed{result['seed']}",
+            directory=RunDirectory(result["row"]),
+            config=stored_options(result),
+            summary=result,
+            history=[],
+        )
+        for result in results
+    ]

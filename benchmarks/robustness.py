@@ -23,6 +23,7 @@ from torch.nn import functional as F
 import tdlrt
 from comparisons import EXPERIMENTS
 from tdlrt_lab.data import ImageData, load_data
+from tdlrt_lab.run.accuracy import accuracy
 from tdlrt_lab.run.checkpoint import load_checkpoint
 from tdlrt_lab.run.results import machine, versions
 from tdlrt_lab.run.training import Training
@@ -130,13 +131,6 @@ def attack(
         moved = torch.minimum(torch.maximum(torch.cat(parts), images - eps), images + eps)
         moved = moved.clamp(0, 1)
     return moved
-
-
-@torch.inference_mode()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of right answers in percent."""
-    batches = zip(images.split(BATCH), labels.split(BATCH), strict=True)
-    return 100 * sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(labels)
 
 
 @torch.inference_mode()

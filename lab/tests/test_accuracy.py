@@ -83,7 +83,7 @@ def test_a_result_with_other_options_is_not_taken_for_the_row(start, write):
 
 
 def test_unknown_names(start):
-    with pytest.raises(SystemExit, match=r"--only tense: fits no row; .* digits/budget_budget=0.2, digits/d"):
+    with pytest.raises(SystemExit, match=r"--only tense: fits no row; .*=0.2, digits/dense"):
         start("--only", "dense", "tense")
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import tdlrt
 from adapter_tasks import Split, Task
 
-BATCH, TEST_BATCH = 64, 500
+BATCH = 64
 
 
 @dataclass
@@ -153,11 +153,3 @@ def take_step(adapted: Adapted, x: Tensor, y: Tensor, step: int) -> None:
 def backward(adapted: Adapted, x: Tensor, y: Tensor) -> None:
     adapted.optimizer.zero_grad()
     F.cross_entropy(adapted.model(x), y).backward()
-
-
-@torch.inference_mode()
-def accuracy(model: nn.Module, part: Split) -> float:
-    """Share of right answers in percent."""
-    model.eval()
-    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in part.batches(TEST_BATCH))
-    return 100 * right / len(part)

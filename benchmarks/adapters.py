@@ -29,7 +29,6 @@ from adapter_methods import (
     METHODS,
     REFERENCES,
     Adapted,
-    accuracy,
     backward,
     take_step,
     train,
@@ -39,6 +38,7 @@ from memory import in_process, kept_bytes, peak
 from tdlrt.files import write_atomically
 from tdlrt_lab.data import ImageData, load_data
 from tdlrt_lab.documents import fill_section
+from tdlrt_lab.run.accuracy import accuracy
 from tdlrt_lab.run.results import machine, versions
 from tdlrt_lab.spread import format_spread
 
@@ -70,10 +70,14 @@ class Bench:
             steps = self.task.images[1] * -(-len(self.parts["first"]) // BATCH)
             start = Adapted(model, torch.optim.Adam(model.parameters(), 1e-3))
             train(start, self.parts["first"], steps, self.task.images[1])
-            reached = accuracy(model, self.parts["first test"])
+            reached = self.accuracy(model, "first test")
             self.result["first_training"][f"{self.name}, seed {seed}"] = reached
             self.bases[seed] = model
         return self.bases[seed]
+
+    def accuracy(self, model: nn.Module, part: str) -> float:
+        """Share of a part's images, in percent, that a network classifies rightly."""
+        return accuracy(model.eval(), self.parts[part].images, self.parts[part].labels)
 
     def run(self, method: str, rank: int | None, lr: float, seed: int) -> dict[str, Any]:
         """One fine-tuning."""
@@ -91,8 +95,8 @@ class Bench:
         measured = {
             "budget": budget,
             "parameters": adapted.parameters(),
-            "held_out": accuracy(adapted.model, self.parts["held out"]),
-            "accuracy": accuracy(adapted.model, self.parts["test"]),
+            "held_out": self.accuracy(adapted.model, "held out"),
+            "accuracy": self.accuracy(adapted.model, "test"),
         }
         print(key | measured, flush=True)
         self.result["runs"].append(key | measured)

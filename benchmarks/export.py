@@ -26,7 +26,7 @@ from tdlrt.export import FORMATS, export, load_network
 from tdlrt.files import write_atomically
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.exporting import accuracy, calibration_images, inference_times, load_run
+from tdlrt_lab.run.exporting import accuracy_on, calibration_images, inference_times, load_run
 from tdlrt_lab.run.results import machine, versions
 from tdlrt_lab.run.runner import run
 
@@ -109,8 +109,8 @@ def measure(
         "dense_parameters": sum(parameter.numel() for parameter in dense.parameters()),
         "bytes": report.bytes,
         "size_ratio": report.size_ratio,
-        "accuracy": None if data is None else accuracy(exported, data),
-        "trained_accuracy": None if data is None else accuracy(network, data),
+        "accuracy": None if data is None else accuracy_on(exported, data),
+        "trained_accuracy": None if data is None else accuracy_on(network, data),
         "seconds": report.seconds,
         "cpu_seconds": cpu_seconds,
         "dense_ms": 1e3 * times["dense"],

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from scipy.stats import ttest_ind_from_stats
 
-from comparisons import Result, repetitions
+from comparisons import Result, as_runs
 from tdlrt_lab.methods import METHODS
+from tdlrt_lab.reports.collect import repetitions
 from tdlrt_lab.spread import format_spread
 
 LEVEL = 0.05
@@ -151,7 +152,8 @@ def mean(group: Sequence[Result], name: str) -> float:
 def against(results: Sequence[Result]) -> list[list[str]]:
     """A line per size of tdlrt: distances to dense and to factors that are trained directly."""
     groups: dict[str, list[list[Result]]] = {}
-    for group in repetitions(results):
+    for runs in repetitions(as_runs(results)):
+        group = [run.summary for run in runs]
         groups.setdefault(group[0]["method"], []).append(group)
     dense = max((mean(group, "accuracy") for group in groups.get("dense", ())), default=math.nan)
     lines = []

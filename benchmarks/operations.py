@@ -40,10 +40,10 @@ from torch.utils._pytree import tree_leaves
 
 import tdlrt
 from allocator import keep_freed_memory
-from results_table import provenance
 from tdlrt.files import write_atomically
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.models import build_model
+from tdlrt_lab.reports.tables import provenance
 from tdlrt_lab.run.results import machine, versions
 from tdlrt_lab.run.timing import Case
 
@@ -413,7 +413,7 @@ def section(result: Row) -> list[str]:
     if timed_rows:
         lines += ["", *STEPS_TEXT.splitlines(), ""]
         lines += table(STEPS_HEAD, [step_cells(row) for row in timed_rows])
-    return [*lines, "", *(f"- {fact}" for fact in provenance(list(parts.values())))]
+    return [*lines, "", *(f"- {fact}" for fact in provenance(parts.values()))]
 
 
 OPERATIONS_HEAD = (

@@ -23,6 +23,7 @@ import tdlrt
 from tdlrt_lab.data import ImageData, load_data
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.models import build_model
+from tdlrt_lab.run.exporting import accuracy_on
 from tdlrt_lab.run.results import machine, versions
 from tdlrt_lab.spread import format_spread
 
@@ -31,7 +32,7 @@ RESULT = ROOT / "benchmarks/results/pretrained.json"
 DOCUMENT = ROOT / "docs/adapters.md"
 RANKS = (0.3, 0.1, 0.05)
 SEEDS = (0, 1, 2)
-BATCH, TEST_BATCH = 64, 500
+BATCH = 64
 IMAGES, TUNING, SAMPLE = 20_000, 6000, 1000
 RATE = 1e-3
 
@@ -46,7 +47,7 @@ def main() -> None:
         torch.manual_seed(seed)
         dense = build_model("lenet5", data.image_shape, len(data.classes))
         train(dense, torch.optim.Adam(dense.parameters(), RATE), data, IMAGES, epochs=2)
-        before = accuracy(dense, data)
+        before = accuracy_on(dense.eval(), data)
         sample = [images for images, _ in batches(data, torch.arange(SAMPLE))]
         covariances = tdlrt.input_covariances(dense, sample)
         for rank in RANKS:
@@ -75,7 +76,7 @@ def measure(
     model = copy.deepcopy(dense)
     scale = None if covariances is None else "auto"
     tdlrt.factorize_(model, rank=rank, init_scale=scale, covariances=covariances)
-    truncated = accuracy(model, data)
+    truncated = accuracy_on(model.eval(), data)
     torch.manual_seed(1000 + seed)
     policy = tdlrt.FixedRank()
     optimizer = tdlrt.TDLRT(model, torch.optim.Adam, lr=RATE, rank_policy=policy)
@@ -85,18 +86,13 @@ def measure(
         "parameters": sizes.parameters,
         "compression": sizes.compression,
         "truncated": truncated,
-        "tuned": accuracy(model, data),
+        "tuned": accuracy_on(model.eval(), data),
     }
 
 
 def batches(data: ImageData, order: Tensor, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:
     for part in order.split(size):
-        yield normalised(data, data.train_images[part]), data.train_labels[part]
-
-
-def normalised(data: ImageData, images: Tensor) -> Tensor:
-    mean = 255 * torch.tensor(data.mean).view(1, -1, 1, 1)
-    return (images - mean) / (255 * torch.tensor(data.std).view(1, -1, 1, 1))
+        yield data.normalise(data.train_images[part]), data.train_labels[part]
 
 
 def train(
@@ -112,15 +108,6 @@ def train(
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
             schedule.step()
-
-
-@torch.inference_mode()
-def accuracy(model: nn.Module, data: ImageData) -> float:
-    """Share of right answers on the test images in percent."""
-    model.eval()
-    parts = zip(data.test_images.split(TEST_BATCH), data.test_labels.split(TEST_BATCH), strict=True)
-    right = sum(int((model(normalised(data, x)).argmax(1) == y).sum()) for x, y in parts)
-    return 100 * right / len(data.test_labels)
 
 
 def write_table(rows: list[dict[str, Any]]) -> None:

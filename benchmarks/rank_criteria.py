@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from comparisons import EXPERIMENTS, RESULTS
+from comparisons import EXPERIMENTS, RESULTS, recorded
 from tdlrt.linalg import unfold
 from tdlrt.ranks import Candidate, ParameterBudget
 from tdlrt_lab.config import RunConfig
@@ -36,6 +36,7 @@ from tdlrt_lab.data import ImageData, load_data
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.run.results import machine, versions
 from tdlrt_lab.run.training import Training
+from tdlrt_lab.sweep.plan import read_sweep
 
 RESULT = RESULTS / "rank_criteria.json"
 DOCUMENT = Path(__file__).parent.parent / "docs/algorithm.md"
@@ -49,12 +50,14 @@ def main() -> None:
     arguments = parser.parse_args()
     data = load_data("mnist", arguments.data_dir)
     runs = json.loads(RESULT.read_text())["runs"] if RESULT.exists() else []
+    sweep = read_sweep(EXPERIMENTS["mnist_budget"], {"seeds": arguments.seeds})
+    configs = {(run.row, run.config.seed): run.config for run in sweep.runs(".")}
     done = [(run["row"], run["seed"], run["criterion"]) for run in runs]
     for seed in arguments.seeds:
         for row in ROWS:
             for criterion in CRITERIA:
                 if (row, seed, criterion) not in done:
-                    config = EXPERIMENTS["mnist_budget"].config(row, seed)
+                    config = configs[row, seed]
                     runs.append(
                         {"row": row, "criterion": criterion} | measure(config, data, criterion)
                     )
@@ -177,8 +180,8 @@ def write_table(runs: list[dict[str, Any]]) -> None:
         cells = []
         for row in ROWS:
             if criterion == "library":
-                files = [RESULTS / "mnist_budget" / f"{row}_seed{seed}.json" for seed in seeds]
-                found = [json.loads(file.read_text()) for file in files]
+                library = recorded("mnist_budget")
+                found = [r for r in library if r["row"] == row and r["seed"] in seeds]
             else:
                 found = [r for r in runs if (r["row"], r["criterion"]) == (row, criterion)]
             values = [run["accuracy"] for run in found]

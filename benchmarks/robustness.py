@@ -2,7 +2,7 @@
 
     python benchmarks/robustness.py --data-dir DATA_DIR
 
-Attacks networks of the experiments `mnist_budget` and `mnist_robustness` (see comparisons.py),
+Attacks networks of the experiments `mnist_budget` and `mnist_robustness` (in experiments/recorded),
 whose runs must be there (`python benchmarks/accuracy.py --only mnist_budget mnist_robustness`).
 FGSM moves every pixel by eps along the sign of the loss gradient; PGD takes 10 such steps of
 eps / 4 from a random start and stays within eps. Pixels are in [0, 1]. The first `--images` test
@@ -23,10 +23,12 @@ from torch.nn import functional as F
 import tdlrt
 from comparisons import EXPERIMENTS
 from tdlrt_lab.data import ImageData, load_data
+from tdlrt_lab.run.accuracy import accuracy
 from tdlrt_lab.run.checkpoint import load_checkpoint
-from tdlrt_lab.run.results import RunDirectory, machine, versions
+from tdlrt_lab.run.results import machine, versions
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.spread import format_spread
+from tdlrt_lab.sweep.plan import read_sweep
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/robustness.json"
@@ -52,17 +54,17 @@ def main() -> None:
     data = load_data("mnist", arguments.data_dir)
     rows = []
     for experiment, row in NETWORKS:
-        for seed in arguments.seeds:
-            config = EXPERIMENTS[experiment].config(row, seed, arguments.data_dir)
-            training = Training(config, data)
-            directory = RunDirectory(arguments.runs / experiment / f"{row}_seed{seed}")
-            load_checkpoint(training, directory.checkpoint)
-            rows.append(
-                {"row": row, "seed": seed, "method": config.method}
-                | {"weight": config.spectral_penalty}
-                | measure(training, data, arguments.images)
-            )
-            print(rows[-1], flush=True)
+        sweep = read_sweep(EXPERIMENTS[experiment], {"seeds": arguments.seeds})
+        for run in sweep.runs(arguments.runs / experiment):
+            if run.row == row:
+                training = Training(run.config, data)
+                load_checkpoint(training, run.directory.checkpoint)
+                rows.append(
+                    {"row": row, "seed": run.config.seed, "method": run.config.method}
+                    | {"weight": run.config.spectral_penalty}
+                    | measure(training, data, arguments.images)
+                )
+                print(rows[-1], flush=True)
     command = f"python benchmarks/robustness.py --data-dir DATA_DIR --images {arguments.images}"
     result = {
         "command": command,
@@ -129,13 +131,6 @@ def attack(
         moved = torch.minimum(torch.maximum(torch.cat(parts), images - eps), images + eps)
         moved = moved.clamp(0, 1)
     return moved
-
-
-@torch.inference_mode()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of right answers in percent."""
-    batches = zip(images.split(BATCH), labels.split(BATCH), strict=True)
-    return 100 * sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(labels)
 
 
 @torch.inference_mode()

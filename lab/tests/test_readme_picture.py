@@ -1,5 +1,7 @@
 import pytest
 
+from tdlrt_lab.sweep.plan import read_sweep
+
 
 @pytest.fixture
 def picture(script):
@@ -15,9 +17,9 @@ def test_it_draws_the_results_that_the_readme_shows(picture, monkeypatch, tmp_pa
 
 
 def test_points_and_bands_are_means_and_deviations(picture):
-    experiment = picture.EXPERIMENTS["mnist_budget"]
-    results = picture.read_results(picture.RESULTS / "mnist_budget")
-    (axes,) = picture.draw({"mnist_budget": (experiment, results)}).axes
+    results = picture.recorded("mnist_budget")
+    sweep = read_sweep(picture.EXPERIMENTS["mnist_budget"])
+    (axes,) = picture.draw([picture.compared(sweep, results)]).axes
     dense = [r["accuracy"] for r in results if r["method"] == "dense"]
     (line,) = [line for line in axes.lines if line.get_label() == "dense"]
     assert line.get_ydata()[0] == pytest.approx(sum(dense) / len(dense))

@@ -5,7 +5,7 @@ import pytest
 from tdlrt.errors import RunError
 from tdlrt.files import write_atomically
 from tdlrt_lab.config import RunConfig
-from tdlrt_lab.run.results import EpochMetrics, RunDirectory, read_results
+from tdlrt_lab.run.results import EpochMetrics, RunDirectory
 
 CONFIG = RunConfig(model="lenet5", data="digits")
 
@@ -100,14 +100,3 @@ def test_broken_summary(finished):
     finished.summary.write_text('{"accuracy": ')
     with pytest.raises(RunError, match=r"summary\.json: no result of a finished run"):
         finished.read_summary()
-
-
-def test_collected_results(tmp_path):
-    with pytest.raises(RunError, match=r"holds no result files"):
-        read_results(tmp_path)
-    for name in ("b", "a"):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"name": name}))
-    assert read_results(tmp_path) == [{"name": "a"}, {"name": "b"}]
-    (tmp_path / "c.json").write_text("[")
-    with pytest.raises(RunError, match=r"c\.json: no result of a finished run"):
-        read_results(tmp_path)

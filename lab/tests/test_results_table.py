@@ -1,6 +1,7 @@
 import pytest
 
 from tdlrt_lab.config import RunConfig
+from tdlrt_lab.sweep.plan import Sweep, read_sweep
 
 
 @pytest.fixture
@@ -10,12 +11,13 @@ def table(script):
 
 @pytest.fixture
 def mnist(script):
-    return script("comparisons").EXPERIMENTS["mnist_lenet5"]
+    return read_sweep(script("comparisons").EXPERIMENTS["mnist_lenet5"])
 
 
 def result(method, seed, accuracy, **options):
     config = RunConfig(model="lenet5", data="mnist", method=method, seed=seed, **options)
     return {
+        "row": method,
         "command": f"tdlrt train lenet5 --data mnist --seed {seed}",
         "model": "lenet5",
         "data": "mnist",
@@ -53,7 +55,7 @@ def test_rows_hold_mean_and_deviation_over_the_seeds(table, mnist):
     assert lines.count("tdlrt train lenet5 --data mnist --seed 0") == 3
 
 
-def test_labels_name_what_a_row_does_not_share_with_the_experiment(table, mnist, script):
+def test_labels_name_what_a_row_does_not_share_with_the_experiment(table, mnist):
     rank = {"conv2": [16, 8, 5, 5], "fc*": 0.5}
     results = [
         result("tucker", 0, 97.0, rank=rank),
@@ -69,9 +71,9 @@ def test_labels_name_what_a_row_does_not_share_with_the_experiment(table, mnist,
         "tucker, rank `conv2=16x8x5x5,fc*=0.5`",
     ]
     shares = {**mnist.options, "optimizer": "adamw", "warmup": 0.1}
-    other = script("comparisons").Experiment(subject="", note="", options=shares, rows={})
+    other = Sweep(options=shares, rows={})
     row = result("tdlrt", 0, 98.0, optimizer="adamw", warmup=0.1)
-    assert table.label(other, row["config"]) == "tdlrt, tau 0.1"
+    assert table.label(other, [], row["config"]) == "tdlrt, tau 0.1"
     assert "optimizer adamw, warmup 0.1" in table.setting(other)
 
 
@@ -82,14 +84,14 @@ def test_results_from_before_an_option_are_read(table, mnist):
     assert len(rows(table.section("mnist_lenet5", mnist, [old, new]))) == 1
 
 
-def test_many_seeds_are_written_as_a_range(table):
-    assert table.seed_list([0, 1, 2]) == "0, 1, 2"
-    assert table.seed_list([0, 1, 2, 3, 4]) == "0 to 4"
-    assert table.seed_list([0, 1, 2, 4]) == "0, 1, 2, 4"
+def test_many_seeds_are_written_as_a_range(table, mnist):
+    for seeds, text in (((0, 1, 2), "0, 1, 2"), (range(5), "0 to 4"), ((0, 1, 2, 4), "0, 1, 2, 4")):
+        section = table.compared(mnist, [result("tdlrt", seed, 98.0) for seed in seeds])
+        assert table.seed_list(section.groups[0]) == text
 
 
 def test_experiments_have_a_table_each(table, script):
-    cifar = script("comparisons").EXPERIMENTS["cifar10_rescnn"]
+    cifar = read_sweep(script("comparisons").EXPERIMENTS["cifar10_rescnn"])
     results = [result("tdlrt", seed, accuracy) for seed, accuracy in enumerate((70.0, 72.0))]
     text = table.section("cifar10_rescnn", cifar, results)
     assert text.startswith("## rescnn on cifar10: 4 epochs\n")
@@ -99,10 +101,9 @@ def test_experiments_have_a_table_each(table, script):
     assert "| 2 | 71.00 ± 1.41 | 50.0 |" in short.splitlines()[-1]
 
 
-def test_a_part_of_the_training_images_is_part_of_the_setting(table, script):
+def test_a_part_of_the_training_images_is_part_of_the_setting(table):
     shares = {"model": "rescnn", "data": "cifar10", "train_images": 20_000}
-    experiment = script("comparisons").Experiment(subject="", note="", options=shares, rows={})
-    assert "the first 20,000 training images" in table.setting(experiment)
+    assert "the first 20,000 training images" in table.setting(Sweep(options=shares, rows={}))
 
 
 @pytest.fixture

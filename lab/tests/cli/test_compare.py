@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tdlrt_lab.cli.compare import display_on
+from tdlrt_lab.cli.display import SweepDisplay
+from tdlrt_lab.cli.screens import LiveScreen
 from tdlrt_lab.sweep.plan import Sweep
 
 DIGITS = ["compare", "lenet5", "--data", "digits", "--set", "epochs=1", "--set", "batch_size=256"]
@@ -127,13 +128,15 @@ def test_a_terminal_shows_one_table_that_is_kept_up_to_date():
     shared = {"model": "lenet5", "data": "digits"}
     runs = Sweep(options=shared, rows={"a": {}, "b": {"tau": 0.2}}, seeds=(0, 1)).runs("out")
     numbers = {"accuracy": 90.0, "compression": 0.5, "seconds": 3.0}
-    with display_on(console, runs) as display:
+    with LiveScreen(console) as screen:
+        display = SweepDisplay(screen, runs)
         display.show({"event": "started", "run": "a/seed0", "epoch": 0, "epochs": 9})
         display.show({"event": "epoch", "run": "a/seed0", "epoch": 4, "epochs": 9})
         display.show({"event": "failed", "run": "b/seed0", "error": "no memory"})
         display.show({"event": "busy", "run": "b/seed1"})
         display.show({"event": "finished", "run": "a/seed1", **numbers})
-        display.close()
+        display.close("results there")
+        assert display.failed == ["b/seed0"]
     written = console.file.getvalue()
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
     assert "1/2 done, epoch 4/9" in text

@@ -4,7 +4,8 @@ import re
 import pytest
 from rich.console import Console
 
-from tdlrt_lab.cli.display import LiveDisplay
+from tdlrt_lab.cli.display import RunDisplay
+from tdlrt_lab.cli.screens import LiveScreen
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.run.runner import run
 
@@ -18,8 +19,8 @@ def test_terminal_shows_lines_ranks_and_progress(terminal, tmp_path):
     config = RunConfig(
         model="lenet5", data="digits", epochs=2, batch_size=256, tau=0.5, init_scale=1.0
     )
-    with LiveDisplay(terminal, "there") as display:
-        run(config, tmp_path / "run", observer=display, baseline=True)
+    with LiveScreen(terminal) as screen:
+        run(config, tmp_path / "run", observer=RunDisplay(screen, "there"), baseline=True)
     written = terminal.file.getvalue()
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
     assert "conv1 10x1x5x5" in text  # the ranks at the start
@@ -32,8 +33,8 @@ def test_terminal_shows_lines_ranks_and_progress(terminal, tmp_path):
 
 
 def test_terminal_is_left_in_order_after_an_error(terminal):
-    with pytest.raises(RuntimeError), LiveDisplay(terminal, "there") as display:
-        display.loading("train", 1000, 60_000)
+    with pytest.raises(RuntimeError), LiveScreen(terminal) as screen:
+        RunDisplay(screen, "there").loading("train", 1000, 60_000)
         raise RuntimeError
     written = terminal.file.getvalue()
     assert "reading train images" in written

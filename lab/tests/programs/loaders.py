@@ -27,9 +27,10 @@ from tdlrt.serialization.header import Header, checksum
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import load_data
 from tdlrt_lab.run.checkpoint import load_checkpoint, save_checkpoint
-from tdlrt_lab.run.results import RunDirectory, read_results
+from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.sweep.plan import read_sweep
+from tdlrt_lab.sweep.recorded import read_results
 
 TYPES = (torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.float8_e5m2)
 
@@ -216,10 +217,11 @@ class _Config(Loader):
 
 
 class _Results(Loader):
-    """The summary of a run, and its metrics."""
+    """The summary of a run, its metrics, and a recorded result."""
 
     samples = (
-        b'{"model": "lenet5", "accuracy": 99.1, "seed": 0, "ranks": {"conv1": [2, 1, 3, 3]},'
+        b'{"row": "a", "model": "lenet5", "accuracy": 99.1, "seed": 0,'
+        b' "ranks": {"conv1": [2, 1, 3, 3]},'
         b' "layers": [{"name": "conv1", "shape": [20, 1, 5, 5]}], "versions": {"tdlrt": "0.1.0"}}',
         b'{"epoch": 1, "loss": 0.5, "train_accuracy": 90.0, "test_accuracy": 91.0, "compression":'
         b' 0.9, "network_compression": 0.8, "parameters": 10, "ranks": {"conv1": [2, 1, 3, 3]},'
@@ -241,7 +243,7 @@ class _Results(Loader):
         except ValueError:  # where a run is read again, it is one without curves
             pass
         self.run.read_summary()
-        read_results(self.folder)
+        read_results(self.path)
 
 
 class _Plain(Loader):

@@ -1,14 +1,19 @@
 import json
 import os
+import shlex
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from tdlrt.errors import ConfigError, RunError
+from tdlrt_lab.cli.app import run_app
+from tdlrt_lab.config import RunConfig
 from tdlrt_lab.run.runner import Interrupted
 from tdlrt_lab.sweep import execute as module
-from tdlrt_lab.sweep.execute import exclusive, execute
+from tdlrt_lab.sweep.execute import command, exclusive, execute
 from tdlrt_lab.sweep.plan import Sweep, SweepError
 
 SHARED = {"model": "lenet5", "data": "digits", "epochs": 2, "batch_size": 256}
@@ -168,3 +173,39 @@ def test_broken_results_are_named(runs):
     runs[0].directory.summary.write_text("{")
     with pytest.raises(RunError, match=r"summary\.json: no result of a finished run"):
         execute(runs, print)
+
+
+def test_the_lock_of_a_killed_process_is_open(tmp_path):
+    code = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'w'); "
+        "fcntl.flock(file, fcntl.LOCK_EX); print('locked', flush=True); time.sleep(60)"
+    )
+    lock = tmp_path / "row.lock"
+    words = [sys.executable, "-c", code, str(lock)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        with exclusive(lock) as mine:
+            assert not mine
+        process.kill()
+    with exclusive(lock) as mine:
+        assert mine
+
+
+COMMANDS = [
+    {"method": "dense", "optimizer": "adam"},
+    {"tau": 0.1},
+    {"budget": 0.05, "ramp": "cubic", "spare": 0.25, "optimizer": "adamw", "warmup": 0.1},
+    {"method": "tucker", "rank": {"conv?": [3, 1, 5, 5], "*": 0.5}, "lr": 0.05, "seed": 3},
+    {"rank": "full", "init_scale": 0.3, "integrator": "bug", "core_steps": 4, "device": "cpu"},
+    {"train_images": 500, "weight_decay": 5e-4, "momentum": 0.0, "freeze_at": 1.0, "lr": 1e-5},
+]
+
+
+@pytest.mark.parametrize("options", COMMANDS, ids=str)
+def test_the_stored_command_does_the_run(monkeypatch, options):
+    config = RunConfig(model="lenet5", data="mnist", data_dir="DATA_DIR", **options)
+    seen = []
+    monkeypatch.setattr("tdlrt_lab.cli.app.run", lambda config, *rest, **more: seen.append(config))
+    words = shlex.split(command(config))
+    assert run_app(words[1:]) == 0
+    assert seen == [config]

@@ -395,7 +395,7 @@ class Batch:
             self._turns.pop(place, None)
 
     def curvature(self, *, observed: bool) -> Tensor:
-        """Running mean squares of the entries of grad_C L, with the last gradients if `observed`."""
+        """Running mean squares of the entries of grad_C L; `observed` adds the last gradients."""
         past = self._curvature
         if not observed:
             return past

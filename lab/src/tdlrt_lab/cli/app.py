@@ -5,6 +5,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import fields
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -19,11 +20,12 @@ from tdlrt.ranks import RelativeTolerance
 from tdlrt.surgery import factorize_
 from tdlrt_lab.cli.bench import layer_times, network_times
 from tdlrt_lab.cli.compare import compare
-from tdlrt_lab.cli.display import JsonDisplay, LineDisplay, LiveDisplay, SilentDisplay
+from tdlrt_lab.cli.display import RunDisplay
 from tdlrt_lab.cli.doctor import doctor
 from tdlrt_lab.cli.export import closing_lines, export_table
 from tdlrt_lab.cli.plan import plan_layers, plan_table
 from tdlrt_lab.cli.report import report
+from tdlrt_lab.cli.screens import choose_screen
 from tdlrt_lab.cli.tensorboard import TensorBoardLog
 from tdlrt_lab.cli.untrained import untrained
 from tdlrt_lab.config import LEARNING_RATES, WITH_BUDGET, WITH_TAU, RunConfig, torch_device
@@ -33,7 +35,7 @@ from tdlrt_lab.models import MODELS
 from tdlrt_lab.rank_option import number_or_word, parse_rank
 from tdlrt_lab.run.checkpoint import Checkpoints
 from tdlrt_lab.run.exporting import export_run
-from tdlrt_lab.run.runner import Interrupted, Observers, run
+from tdlrt_lab.run.runner import Interrupted, Observer, Observers, run
 from tdlrt_lab.run.timing import compare_networks
 
 __all__ = ["app", "run_app"]
@@ -377,8 +379,8 @@ def train(
     options = {field.name: context.params[field.name] for field in fields(RunConfig)}
     config = RunConfig(**{**options, "rank": parse_rank(rank)})
     out = out or f"runs/{model}-{data}-{method}-{seed}"
-    log = TensorBoardLog(out) if tensorboard else SilentDisplay()
-    with _display(as_json, quiet, out) as display, log:
+    log = TensorBoardLog(out) if tensorboard else nullcontext(Observer())
+    with choose_screen(as_json=as_json, quiet=quiet) as screen, log as logged:
         try:
             run(
                 config,
@@ -387,7 +389,7 @@ def train(
                 resume=resume,
                 overwrite=overwrite,
                 checkpoints=checkpoints,
-                observer=Observers(display, log),
+                observer=Observers(RunDisplay(screen, out), logged),
                 command=shlex.join(["tdlrt", *sys.argv[1:]]),
             )
         except KeyboardInterrupt as error:
@@ -519,12 +521,3 @@ def export(
 
 for command in (compare, report, doctor):
     app.command(epilog=_examples_of(command.__name__))(command)
-
-
-def _display(as_json: bool, quiet: bool, out: str) -> SilentDisplay:
-    if as_json:
-        return JsonDisplay()
-    if quiet:
-        return SilentDisplay()
-    console = Console()
-    return LiveDisplay(console, out) if console.is_terminal else LineDisplay(console, out)

@@ -1,28 +1,22 @@
 """`tdlrt compare`: a sweep from a file or from options, and what is shown of it meanwhile."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
-from rich import box
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 from tdlrt.errors import RunError
+from tdlrt_lab.cli.display import SweepDisplay
+from tdlrt_lab.cli.screens import choose_screen
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.methods import METHODS
 from tdlrt_lab.names import pick
-from tdlrt_lab.spread import format_spread
-from tdlrt_lab.sweep.execute import Event, execute
+from tdlrt_lab.sweep.execute import execute
 from tdlrt_lab.sweep.plan import (
     Sweep,
     SweepError,
-    SweepRun,
     check_data,
     check_directories,
     describe,
@@ -111,14 +105,14 @@ def compare(
     check_directories(runs)
     check_data(runs)
     describe(found, directory)
-    with nullcontext(JsonDisplay(runs)) if as_json else display_on(Console(), runs) as display:
+    with choose_screen(as_json=as_json) as screen:
+        display = SweepDisplay(screen, runs)
         if ray is not None:
             execute_on_ray(runs, display.show, ray, jobs=jobs)
         else:
             execute(runs, display.show, jobs=jobs or max(1, len(places)), devices=places)
-        display.close()
-    failed = [event["run"] for event in display.last.values() if event["event"] == "failed"]
-    if failed:
+        display.close(f"results in {directory}; tables and pictures: tdlrt report {directory}")
+    if failed := display.failed:
         raise RunError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
 
 
@@ -193,133 +187,3 @@ def _from_options(
         title=f"{model} on {data}",
         source="options",
     )
-
-
-class Display:
-    """What became of each run; shows nothing by itself."""
-
-    def __init__(self, runs: Sequence[SweepRun]) -> None:
-        self.runs = runs
-        self.last: dict[str, Event] = {}
-
-    def show(self, event: Event) -> None:
-        """Take note of an event."""
-        self.last[event["run"]] = event
-
-    def close(self) -> None:
-        """Every run was tried."""
-
-
-class JsonDisplay(Display):
-    """One JSON object per event, and one at the end."""
-
-    def show(self, event: Event) -> None:
-        """Print it."""
-        super().show(event)
-        print(json.dumps(event), flush=True)
-
-    def close(self) -> None:
-        """Say how many runs ended how."""
-        ends = [event["event"] for event in self.last.values()]
-        counts = {end: ends.count(end) for end in ("finished", "failed", "busy")}
-        print(json.dumps({"event": "sweep", "runs": len(self.runs), **counts}), flush=True)
-
-
-class LineDisplay(Display):
-    """A line per start and end of a run, and the table at the end."""
-
-    def __init__(self, runs: Sequence[SweepRun], console: Console) -> None:
-        super().__init__(runs)
-        self.console = console
-
-    def show(self, event: Event) -> None:
-        """Print a line, save for single epochs."""
-        super().show(event)
-        if event["event"] != "epoch":
-            number = 1 + [run.name for run in self.runs].index(event["run"])
-            line = f"[{number}/{len(self.runs)}] {event['run']}: {_sentence(event)}"
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    def close(self) -> None:
-        """Print the table."""
-        self.console.print(table(self.runs, self.last))
-        self.console.print(
-            f"results in {self.runs[0].out}; tables and pictures: tdlrt report {self.runs[0].out}",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-class LiveDisplay(LineDisplay):
-    """The table, kept up to date; lines for what failed."""
-
-    def __init__(self, runs: Sequence[SweepRun], console: Console, live: Live) -> None:
-        super().__init__(runs, console)
-        self._live = live
-        self._live.update(table(self.runs, self.last), refresh=True)
-
-    def show(self, event: Event) -> None:
-        """Redraw the table."""
-        if event["event"] == "failed":
-            super().show(event)
-        Display.show(self, event)
-        self._live.update(table(self.runs, self.last), refresh=True)
-
-    def close(self) -> None:
-        """Print the table for good."""
-        self._live.stop()
-        super().close()
-
-
-@contextmanager
-def display_on(console: Console, runs: Sequence[SweepRun]) -> Iterator[LineDisplay]:
-    """A live table on a terminal, lines elsewhere; leaves the terminal as it was."""
-    if console.is_terminal:
-        with Live(console=console, transient=True, auto_refresh=False) as live:
-            yield LiveDisplay(runs, console, live)
-    else:
-        yield LineDisplay(runs, console)
-
-
-def _sentence(event: Event) -> str:
-    kind = event["event"]
-    if kind == "finished":
-        return (
-            f"accuracy {event['accuracy']:.2f} %, compression {100 * event['compression']:.1f} %, "
-            f"{event['seconds']:.1f} s"
-        )
-    if kind == "started":
-        return f"continues after epoch {event['epoch']}" if event["epoch"] else "started"
-    return f"failed: {event['error']}" if kind == "failed" else "another process is at it"
-
-
-def table(runs: Sequence[SweepRun], last: Mapping[str, Event]) -> Table:
-    """One line per row of the sweep: how far its runs are, and what came out."""
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    shown.add_column("row", overflow="fold")
-    shown.add_column("state")
-    for name in ("accuracy (%)", "compression (%)", "seconds"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    rows: dict[str, list[Event | None]] = {}
-    for run in runs:
-        rows.setdefault(run.row, []).append(last.get(run.name))
-    for row, events in rows.items():
-        done = [event for event in events if event and event["event"] == "finished"]
-        numbers = [
-            format_spread([event["accuracy"] for event in done], 2),
-            format_spread([100 * event["compression"] for event in done], 1),
-            format_spread([event["seconds"] for event in done], 1),
-        ]
-        shown.add_row(row, _state(events), *numbers)
-    return shown
-
-
-def _state(events: Sequence[Event | None]) -> str:
-    """How many of a row's runs are done, and what the others do."""
-    kinds = [event["event"] if event else "waiting" for event in events]
-    words = [f"{kinds.count('finished')}/{len(events)} done"]
-    for event in events:
-        if event and event["event"] in ("started", "epoch"):
-            words.append(f"epoch {event['epoch']}/{event['epochs']}")
-    words += [f"{kinds.count(kind)} {kind}" for kind in ("failed", "busy") if kind in kinds]
-    return ", ".join(words)

@@ -1,170 +1,109 @@
-"""Showing a run while it happens: lines, a live display on a terminal, or JSON."""
+"""What is shown of a run, and of a sweep, while it happens."""
 
-import json
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import asdict
-from types import TracebackType
 from typing import Any
 
+from rich import box
 from rich.columns import Columns
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from tdlrt.text_tables import format_shape
+from tdlrt_lab.cli.screens import Screen
 from tdlrt_lab.cli.terminal_tables import closing_line, layer_table
 from tdlrt_lab.data import ImageData
 from tdlrt_lab.run.results import EpochMetrics, RunDirectory
 from tdlrt_lab.run.runner import Observer
 from tdlrt_lab.run.training import Training
+from tdlrt_lab.spread import format_spread
+from tdlrt_lab.sweep.execute import Event
+from tdlrt_lab.sweep.plan import SweepRun
 
-__all__ = ["JsonDisplay", "LineDisplay", "LiveDisplay", "SilentDisplay"]
+__all__ = ["RunDisplay", "SweepDisplay"]
 
 SECONDS_PER_REFRESH = 0.1
 
 
-class SilentDisplay(Observer, AbstractContextManager["SilentDisplay"]):
-    """Shows nothing; what the other displays have in common."""
+class RunDisplay(Observer):
+    """A line per epoch and a closing table; in the picture, progress and the ranks as they move.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Leave the terminal as it was."""
+    Args:
+        screen: Where it is shown.
+        out: The run directory, as the user wrote it.
+    """
 
-
-class JsonDisplay(SilentDisplay):
-    """One JSON object per line: each epoch, then the summary; a warning where there is one."""
-
-    def epoch_ended(self, training: Training, metrics: EpochMetrics) -> None:
-        """Print the metrics of the epoch."""
-        self._print({"event": "epoch", "method": training.config.method, **asdict(metrics)})
-
-    def warned(self, message: str) -> None:
-        """Print the warning."""
-        self._print({"event": "warning", "message": message})
-
-    def finished(self, summary: dict[str, Any]) -> None:
-        """Print the summary."""
-        self._print({"event": "summary", **summary})
-
-    def _print(self, fields: dict[str, Any]) -> None:
-        print(json.dumps(fields), flush=True)
-
-
-class LineDisplay(SilentDisplay):
-    """A line per epoch and a closing table; for pipes and files."""
-
-    def __init__(self, console: Console, out: str) -> None:
-        self.console = console
-        self.out = out
-
-    def loading(self, part: str, done: int, total: int) -> None:
-        """Say how many images were read."""
-        if done == total:
-            self._print(f"read {total:,} {part} images")
-
-    def started(self, training: Training, data: ImageData) -> None:
-        """Say what is about to be trained, and on what."""
-        config = training.config
-        self._print(
-            f"{config.model} ({config.method}) on {config.data}: "
-            f"{len(data.train_labels):,} training, {len(data.test_labels):,} {data.split} images "
-            f"{format_shape(data.image_shape)}"
-        )
-        if training.step:
-            self._print(f"continuing after step {training.step} of {training.steps}")
-
-    def epoch_ended(self, training: Training, metrics: EpochMetrics) -> None:
-        """Print the metrics of the epoch."""
-        epochs = str(training.config.epochs)
-        skipped = f"  {metrics.skipped_steps} skipped" if metrics.skipped_steps else ""
-        compression = f"  compression {100 * metrics.compression:5.1f} %" if training.layers else ""
-        self._print(
-            f"epoch {metrics.epoch:>{len(epochs)}}/{epochs}  loss {metrics.loss:7.4f}"
-            f"  accuracy {metrics.accuracy:6.2f} %{compression}  {metrics.seconds:6.1f} s{skipped}"
-        )
-
-    def warned(self, message: str) -> None:
-        """Print the warning."""
-        self._print(f"warning: {message}")
-
-    def already_finished(self, directory: RunDirectory) -> None:
-        """Say that there is nothing to do."""
-        self._print(f"{directory.path}: finished before, nothing left to train")
-
-    def finished(self, summary: dict[str, Any]) -> None:
-        """Print the table of layers and the result."""
-        self.console.print(layer_table(summary))
-        self._print(closing_line(summary))
-        self._print(f"results, plots and checkpoints in {self.out}")
-
-    def _print(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-class LiveDisplay(LineDisplay):
-    """The same lines, and beneath them progress and the ranks of each layer as they move."""
-
-    def __init__(self, console: Console, out: str) -> None:
-        super().__init__(console, out)
+    def __init__(self, screen: Screen, out: str) -> None:
+        self._screen = screen
+        self._out = out
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),  # leaves room for the terminal's "^C" on the line
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            console=console,
         )
         self._task = self._progress.add_task("", total=None)
-        self._live = Live(self._progress, console=console, transient=True, auto_refresh=False)
         self._shown = 0.0
         self._ranks_before: dict[str, list[int]] = {}
 
-    def __enter__(self) -> "LiveDisplay":
-        """Begin to draw."""
-        self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Leave the terminal as it was."""
-        self._live.stop()
-
     def loading(self, part: str, done: int, total: int) -> None:
-        """Move the bar."""
+        """Move the bar, and say how many images were read."""
         self._move(f"reading {part} images", done, total)
-        self._live.refresh()
+        self._screen.picture(lambda: self._progress)
+        if done == total:
+            self._screen.news(f"read {total:,} {part} images")
 
     def started(self, training: Training, data: ImageData) -> None:
-        """Say what is about to be trained, and show the ranks it starts with."""
-        super().started(training, data)
+        """Say what is about to be trained, and on what, and show the ranks it starts with."""
+        config = training.config
+        self._screen.line(
+            f"{config.model} ({config.method}) on {config.data}: "
+            f"{len(data.train_labels):,} training, {len(data.test_labels):,} {data.split} images "
+            f"{format_shape(data.image_shape)}"
+        )
+        if training.step:
+            self._screen.line(f"continuing after step {training.step} of {training.steps}")
         self._progress.reset(self._task)
         self._ranks_before = training.ranks
         self._show(training)
 
     def stepped(self, training: Training) -> None:
-        """Move the bar and show loss and ranks, a few times per second."""
+        """Show progress, loss and ranks, a few times per second."""
         if time.monotonic() - self._shown > SECONDS_PER_REFRESH:
             self._show(training)
 
     def epoch_ended(self, training: Training, metrics: EpochMetrics) -> None:
-        """Print the metrics of the epoch."""
-        super().epoch_ended(training, metrics)
+        """Show the metrics of the epoch."""
+        self._screen.fact({"event": "epoch", "method": training.config.method, **asdict(metrics)})
+        epochs = str(training.config.epochs)
+        skipped = f"  {metrics.skipped_steps} skipped" if metrics.skipped_steps else ""
+        compression = f"  compression {100 * metrics.compression:5.1f} %" if training.layers else ""
+        self._screen.line(
+            f"epoch {metrics.epoch:>{len(epochs)}}/{epochs}  loss {metrics.loss:7.4f}"
+            f"  accuracy {metrics.accuracy:6.2f} %{compression}  {metrics.seconds:6.1f} s{skipped}"
+        )
         self._ranks_before = metrics.ranks
         self._show(training)
 
+    def warned(self, message: str) -> None:
+        """Show the warning."""
+        self._screen.fact({"event": "warning", "message": message})
+        self._screen.line(f"warning: {message}")
+
+    def already_finished(self, directory: RunDirectory) -> None:
+        """Say that there is nothing to do."""
+        self._screen.line(f"{directory.path}: finished before, nothing left to train")
+
     def finished(self, summary: dict[str, Any]) -> None:
-        """Print the table of layers and the result in place of the progress."""
-        self._live.stop()
-        super().finished(summary)
+        """Show the table of layers and the result in place of the progress."""
+        self._screen.end_picture()
+        self._screen.fact({"event": "summary", **summary})
+        self._screen.table(layer_table(summary))
+        self._screen.line(closing_line(summary))
+        self._screen.line(f"results, plots and checkpoints in {self._out}")
 
     def _show(self, training: Training) -> None:
         self._shown = time.monotonic()
@@ -173,7 +112,7 @@ class LiveDisplay(LineDisplay):
         loss = f"  loss {training.loss:.4f}" if training.step % training.steps_per_epoch else ""
         description = f"{config.method}  epoch {epoch}/{config.epochs}{loss}"
         self._move(description, training.step, training.steps)
-        self._live.update(self._picture(training.ranks), refresh=True)
+        self._screen.picture(lambda: self._picture(training.ranks))
 
     def _picture(self, ranks: dict[str, list[int]]) -> RenderableType:
         moved = "bold green"
@@ -188,3 +127,85 @@ class LiveDisplay(LineDisplay):
 
     def _move(self, description: str, done: int, total: int) -> None:
         self._progress.update(self._task, description=description, completed=done, total=total)
+
+
+class SweepDisplay:
+    """A line per start and end of a run; in the picture, the table, which is shown at the end.
+
+    Args:
+        screen: Where it is shown.
+        runs: All runs of the sweep.
+    """
+
+    def __init__(self, screen: Screen, runs: Sequence[SweepRun]) -> None:
+        self._screen = screen
+        self._runs = runs
+        self._last: dict[str, Event] = {}
+        screen.picture(self._table)
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the runs that failed."""
+        return [name for name, event in self._last.items() if event["event"] == "failed"]
+
+    def show(self, event: Event) -> None:
+        """Show an event; single epochs have no line."""
+        self._last[event["run"]] = event
+        self._screen.fact(event)
+        if event["event"] != "epoch":
+            show = self._screen.line if event["event"] == "failed" else self._screen.news
+            number = 1 + [run.name for run in self._runs].index(event["run"])
+            show(f"[{number}/{len(self._runs)}] {event['run']}: {_sentence(event)}")
+        self._screen.picture(self._table)
+
+    def close(self, hint: str) -> None:
+        """Every run was tried: show the table for good, and a line beneath it."""
+        self._screen.end_picture()
+        ends = [event["event"] for event in self._last.values()]
+        counts = {end: ends.count(end) for end in ("finished", "failed", "busy")}
+        self._screen.fact({"event": "sweep", "runs": len(self._runs), **counts})
+        self._screen.table(self._table())
+        self._screen.line(hint)
+
+    def _table(self) -> Table:
+        """One line per row of the sweep: how far its runs are, and what came out."""
+        shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+        shown.add_column("row", overflow="fold")
+        shown.add_column("state")
+        for name in ("accuracy (%)", "compression (%)", "seconds"):
+            shown.add_column(name, justify="right", no_wrap=True)
+        rows: dict[str, list[Event | None]] = {}
+        for run in self._runs:
+            rows.setdefault(run.row, []).append(self._last.get(run.name))
+        for row, events in rows.items():
+            done = [event for event in events if event and event["event"] == "finished"]
+            numbers = [
+                format_spread([event["accuracy"] for event in done], 2),
+                format_spread([100 * event["compression"] for event in done], 1),
+                format_spread([event["seconds"] for event in done], 1),
+            ]
+            shown.add_row(row, _state(events), *numbers)
+        return shown
+
+
+def _sentence(event: Event) -> str:
+    kind = event["event"]
+    if kind == "finished":
+        return (
+            f"accuracy {event['accuracy']:.2f} %, compression {100 * event['compression']:.1f} %, "
+            f"{event['seconds']:.1f} s"
+        )
+    if kind == "started":
+        return f"continues after epoch {event['epoch']}" if event["epoch"] else "started"
+    return f"failed: {event['error']}" if kind == "failed" else "another process is at it"
+
+
+def _state(events: Sequence[Event | None]) -> str:
+    """How many of a row's runs are done, and what the others do."""
+    kinds = [event["event"] if event else "waiting" for event in events]
+    words = [f"{kinds.count('finished')}/{len(events)} done"]
+    for event in events:
+        if event and event["event"] in ("started", "epoch"):
+            words.append(f"epoch {event['epoch']}/{event['epochs']}")
+    words += [f"{kinds.count(kind)} {kind}" for kind in ("failed", "busy") if kind in kinds]
+    return ", ".join(words)

@@ -1,18 +1,19 @@
 """TensorBoard event files of a run."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from tdlrt.extras import needs_extra
 from tdlrt.report import named_metrics
-from tdlrt_lab.cli.display import SilentDisplay
 from tdlrt_lab.data import ImageData
 from tdlrt_lab.run.results import EpochMetrics, RunDirectory
+from tdlrt_lab.run.runner import Observer
 from tdlrt_lab.run.training import Training
 
 __all__ = ["TensorBoardLog"]
 
 
-class TensorBoardLog(SilentDisplay):
+class TensorBoardLog(Observer, AbstractContextManager["TensorBoardLog"]):
     """Scalars of every epoch in OUT/tensorboard/METHOD, the baseline's beside those of its run.
 
     What is there when a training starts is replaced by the history that it starts with: a run that

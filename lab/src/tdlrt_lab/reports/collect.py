@@ -19,12 +19,23 @@ from tdlrt_lab.run.results import (
     versions,
 )
 
-__all__ = ["SIZES", "Group", "Problem", "Run", "Section", "collect", "sections"]
+__all__ = [
+    "PLACE",
+    "SIZES",
+    "Group",
+    "Problem",
+    "Run",
+    "Section",
+    "collect",
+    "repetitions",
+    "sections",
+]
 
 SIZES = ("tau", "budget", "rank")
 """Options that say how small a network becomes: groups that differ in them alone are one line."""
 
 PLACE = ("seed", "data_dir", "device")
+"""Options that do not tell one group from another."""
 
 NUMBERS = {
     "accuracy": (0.0, 100.0),
@@ -301,21 +312,28 @@ def _key(run: Run, but: Iterable[str]) -> str:
 
 def sections(runs: Sequence[Run]) -> list[Section]:
     """Runs by network and data set, in groups of equal options."""
-    by_place: dict[tuple[str, str], dict[str, list[Run]]] = {}
+    by_place: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         place = str(run.summary["model"]), str(run.summary["data"])
-        by_place.setdefault(place, {}).setdefault(_key(run, PLACE), []).append(run)
+        by_place.setdefault(place, []).append(run)
     return [
-        Section(model=model, data=data, groups=_sorted(_labelled(list(groups.values()))))
-        for (model, data), groups in sorted(by_place.items())
+        Section(model=model, data=data, groups=_sorted(_labelled(repetitions(found))))
+        for (model, data), found in sorted(by_place.items())
     ]
+
+
+def repetitions(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs that differ in their seed alone, in the order of their seeds."""
+    groups: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.summary["seed"]):
+        groups.setdefault(_key(run, PLACE), []).append(run)
+    return list(groups.values())
 
 
 def _labelled(groups: list[list[Run]]) -> list[Group]:
     """Name tolerance or budget, and options that differ between groups of the same recipe."""
     labelled = []
     for runs in groups:
-        runs.sort(key=lambda run: run.summary["seed"])
         config, summary = runs[0].config, runs[0].summary
         peers = [g[0] for g in groups if g[0].config["method"] == config["method"]]
         same = [peer.config for peer in peers if _sized_by(peer) == _sized_by(runs[0])]

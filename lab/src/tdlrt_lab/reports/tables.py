@@ -1,14 +1,16 @@
 """The table of a section: its cells once, written as Markdown and as LaTeX."""
 
+import json
 import re
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tdlrt_lab.reports.collect import Group, Section
 from tdlrt_lab.spread import format_spread
 
-__all__ = ["Cell", "latex_table", "markdown_table", "table_rows", "table_titles"]
+__all__ = ["Cell", "latex_table", "markdown_table", "provenance", "table_rows", "table_titles"]
 
 Mark = Literal["", "best", "second"]
 
@@ -21,7 +23,7 @@ COLUMNS: dict[str, tuple[str, float, int]] = {
     "time (s)": ("seconds", 1, 1),
     "latency (ms)": ("latency_ms", 1, 3),
 }
-"""Title: name in the summary, factor, digits."""
+"""Title: name in the summary, factor, digits. Counts, which have none, are shown by their mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,10 @@ def table_rows(section: Section) -> list[list[Cell]]:
         cells = [Cell(text=group.label), Cell(text=str(len(group.runs)))]
         for title in table_titles(section)[2:]:
             name, factor, digits = COLUMNS[title]
-            text = format_spread(group.values(name, factor), digits)
+            values = group.values(name, factor)
+            if values and not digits:
+                values = [statistics.mean(values)]
+            text = format_spread(values, digits)
             cells.append(Cell(text=text, mark=mark if name == "accuracy" else ""))
         rows.append(cells)
     return rows
@@ -102,3 +107,13 @@ def _latex(text: str) -> str:
     special |= {"^": r"\textasciicircum{}", "±": r"$\pm$"}
     replace: Callable[[re.Match[str]], str] = lambda m: special.get(m[0], "\\" + m[0])  # noqa: E731
     return re.sub(r"[\\~^±&%$#_{}]", replace, text)
+
+
+def provenance(summaries: Iterable[dict[str, Any]]) -> list[str]:
+    """Versions and machines of results, each distinct combination once."""
+    summaries, facts = list(summaries), []
+    for name in ("versions", "machine"):
+        found = [summary.get(name) for summary in summaries]
+        for values in {json.dumps(value): value for value in found if value}.values():
+            facts.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
+    return facts

@@ -19,6 +19,7 @@ from tdlrt_lab.reports.style import drawing, inline_svg, palette, store
 from tdlrt_lab.reports.tables import (
     latex_table,
     markdown_table,
+    provenance,
     table_rows,
     table_titles,
 )
@@ -130,7 +131,7 @@ def _page(
         "overview": [_drawn(section, picture, folder) for picture in compared],
         "layers": [_drawn(section, picture, folder) for picture in layers],
         "commands": [group.first.summary.get("command") or group.label for group in section.groups],
-        "facts": _facts(section),
+        "facts": provenance(run.summary for group in section.groups for run in group.runs),
     }
 
 
@@ -139,16 +140,6 @@ def _drawn(section: Section, picture: Picture, folder: Path) -> dict[str, str]:
     label = f"{picture.caption} ({section.title})"
     svg = inline_svg(store(picture.figure, folder / name), name, label)
     return {"svg": svg, "caption": picture.caption}
-
-
-def _facts(section: Section) -> list[str]:
-    """Versions and machines, each distinct combination once."""
-    facts = []
-    for name in ("versions", "machine"):
-        found = [run.summary.get(name) for group in section.groups for run in group.runs]
-        for values in {json.dumps(value): value for value in found if value}.values():
-            facts.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
-    return facts
 
 
 def _texts(root: Path) -> dict[str, str]:

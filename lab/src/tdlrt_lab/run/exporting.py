@@ -16,6 +16,7 @@ from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import ImageData, load_data
 from tdlrt_lab.models import build_model
 from tdlrt_lab.names import pick
+from tdlrt_lab.run.accuracy import accuracy
 from tdlrt_lab.run.checkpoint import load_model
 from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.timing import (
@@ -26,10 +27,9 @@ from tdlrt_lab.run.timing import (
     weight_bytes,
 )
 
-__all__ = ["accuracy", "calibration_images", "export_run", "inference_times", "load_run"]
+__all__ = ["accuracy_on", "calibration_images", "export_run", "inference_times", "load_run"]
 
 CALIBRATION_IMAGES = 512
-TEST_BATCH = 500
 
 
 def export_run(
@@ -115,7 +115,7 @@ def export_run(
         "size_ratio": report.size_ratio,
         "seconds": report.seconds,
         "accuracy": directory.read_summary()["accuracy"],
-        "int8_accuracy": accuracy(exported, data) if int8 else None,
+        "int8_accuracy": accuracy_on(exported, data) if int8 else None,
         "batch_size": len(images),
         "networks": [
             {
@@ -147,16 +147,9 @@ def load_run(run: str | Path, data_dir: str | Path | None = None) -> tuple[nn.Mo
     return load_model(config, directory.model, data), data
 
 
-def accuracy(network: Callable[[Tensor], Tensor], data: ImageData) -> float:
+def accuracy_on(network: Callable[[Tensor], Tensor], data: ImageData) -> float:
     """Share of the test images, in percent, that a network classifies rightly."""
-    batches = zip(
-        torch.split(data.test_images, TEST_BATCH),
-        torch.split(data.test_labels, TEST_BATCH),
-        strict=True,
-    )
-    with torch.inference_mode():
-        right = sum(int((network(data.normalise(x)).argmax(1) == y).sum()) for x, y in batches)
-    return 100 * right / len(data.test_labels)
+    return accuracy(lambda x: network(data.normalise(x)), data.test_images, data.test_labels)
 
 
 def _finished(directory: RunDirectory) -> RunConfig:

@@ -27,9 +27,10 @@ __all__ = [
     "machine",
     "numbered_checkpoint",
     "numbered_checkpoints",
-    "read_results",
+    "parse_object",
     "stored_metrics",
     "versions",
+    "write_text",
     "writing",
 ]
 
@@ -218,7 +219,7 @@ class RunDirectory:
     def write_config(self, config: RunConfig) -> None:
         """Store the options of the run."""
         text = yaml.safe_dump(config.to_dict(), sort_keys=False)
-        _write(self.config, text)
+        write_text(self.config, text)
 
     def read_config(self) -> dict[str, Any]:
         """The options stored in `config.yaml`.
@@ -240,7 +241,7 @@ class RunDirectory:
     def write_metrics(self, history: list[EpochMetrics]) -> None:
         """Write all lines of `metrics.jsonl` anew, so that none of them is ever half there."""
         text = "".join(json.dumps(asdict(metrics)) + "\n" for metrics in history)
-        _write(self.metrics, text)
+        write_text(self.metrics, text)
 
     def read_metrics(self) -> list[EpochMetrics]:
         """All epochs of the run so far.
@@ -255,7 +256,7 @@ class RunDirectory:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Store the result; from then on the run counts as finished."""
         text = json.dumps(summary, indent=2) + "\n"
-        _write(self.summary, text)
+        write_text(self.summary, text)
 
     def read_summary(self) -> dict[str, Any]:
         """The result of a finished run.
@@ -263,7 +264,11 @@ class RunDirectory:
         Raises:
             RunError: `summary.json` is missing or broken.
         """
-        return _read_json(self.summary)
+        try:
+            text = self.summary.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.summary}: no result of a finished run ({error})") from error
+        return parse_object(text, str(self.summary))
 
 
 def numbered_checkpoint(newest: Path, number: int) -> Path:
@@ -297,7 +302,12 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file of a run at once.
+
+    Raises:
+        RunError: It cannot be written.
+    """
     with writing(path):
         write_atomically(path, lambda file: file.write(text.encode()))
 
@@ -337,26 +347,23 @@ def stored_metrics(values: Any) -> EpochMetrics:
     return metrics
 
 
-def read_results(folder: str | Path) -> list[dict[str, Any]]:
-    """Summaries of runs that were collected in a folder as JSON files, in the order of the names.
+def parse_object(text: str, place: str) -> dict[str, Any]:
+    """The object that a JSON text of a finished run holds.
+
+    Args:
+        text: The text.
+        place: Where it was written, for error messages.
 
     Raises:
-        RunError: There is none, or one of them is broken.
+        RunError: It is broken, or holds something else.
     """
-    paths = sorted(Path(folder).glob("*.json"))
-    if not paths:
-        raise RunError(f"{folder}: holds no result files; expected one JSON file per run")
-    return [_read_json(path) for path in paths]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path}: no result of a finished run ({error})") from error
-    if not isinstance(summary, dict):
-        raise RunError(f"{path}: got {type(summary).__name__}, expected an object")
-    return summary
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{place}: no result of a finished run ({error})") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{place}: got {type(value).__name__}, expected an object")
+    return value
 
 
 def versions() -> dict[str, str]:

@@ -20,12 +20,12 @@ from tdlrt_lab.data.augmentation import draw_moves, move_images
 from tdlrt_lab.methods import METHODS
 from tdlrt_lab.methods.sizes import kept_parameters
 from tdlrt_lab.models import build_model
+from tdlrt_lab.run.accuracy import accuracy
 from tdlrt_lab.run.finite import check_gradients
 from tdlrt_lab.run.processes import (
     engine,
     is_first,
     process_count,
-    process_number,
     share,
     take_buffers,
     total,
@@ -33,8 +33,6 @@ from tdlrt_lab.run.processes import (
 from tdlrt_lab.run.results import EpochMetrics
 
 __all__ = ["Size", "Training"]
-
-TEST_BATCH = 500
 
 
 class Size(NamedTuple):
@@ -334,15 +332,15 @@ class Training:
                 f"epoch {self.epoch + 1}: the loss is {loss}; expected a finite number; "
                 f"lower the learning rate (--lr, now {self.config.lr})"
             )
-        size, accuracy = self.size, self._accuracy()
+        size, reached = self.size, self._accuracy()
         self._lap()
         validated = self._split == "validation"
         metrics = EpochMetrics(
             epoch=self.epoch + 1,
             loss=loss,
             train_accuracy=100 * int(self._correct) / images,
-            test_accuracy=None if validated else accuracy,
-            validation_accuracy=accuracy if validated else None,
+            test_accuracy=None if validated else reached,
+            validation_accuracy=reached if validated else None,
             compression=size.compression,
             network_compression=size.network_compression,
             parameters=size.parameters if self.layers else size.network_parameters,
@@ -356,18 +354,13 @@ class Training:
         self._begin_epoch()
         return metrics
 
-    @torch.inference_mode()
     def _accuracy(self) -> float:
         """Share of the images that are held out that the network gets right, in percent."""
         self.model.eval()
         take_buffers(self.model)
-        batches = [*zip(*(torch.split(part, TEST_BATCH) for part in self._test), strict=True)]
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for images, labels in batches[process_number() :: process_count()]:
-            correct += (self.model(self._normalise(images)).argmax(1) == labels).sum()
-        correct = total(correct)
+        reached = accuracy(lambda images: self.model(self._normalise(images)), *self._test)
         self.model.train()
-        return 100 * int(correct) / len(self._test[1])
+        return reached
 
     def _normalise(self, images: Tensor) -> Tensor:
         # Made so from the start: images of one channel would count as laid out already.

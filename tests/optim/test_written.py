@@ -188,6 +188,21 @@ def tangent_space(layer):
     return TangentSpace(layer.core.detach()[None].clone(), factors, layout)
 
 
+@EVERY_OPTIMIZER
+def test_weights_that_were_swapped_and_restored_change_nothing(optimizer_name):
+    ours, theirs = (Small(optimizer_name, tau=0.3) for _ in range(2))
+    for problem in (ours, theirs):
+        problem.call(3)
+    weights = copy.deepcopy(ours.model.state_dict())
+    with torch.no_grad():
+        decay(ours.model.parameters())
+    ours.model.load_state_dict(weights)
+    for problem in (ours, theirs):
+        problem.call(3)
+    assert_same(ours.model.state_dict(), theirs.model.state_dict())
+    assert_same(ours.optimizer.state_dict(), theirs.optimizer.state_dict())
+
+
 def test_two_optimisers_train_one_trunk_in_turns():
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU())

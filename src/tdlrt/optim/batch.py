@@ -123,7 +123,9 @@ class Batch:
     def refresh(self) -> None:
         """Read weights and curvatures again if they were written from outside."""
         written = self._versions != [slot.versions() for slot in self.slots]
-        if written:
+        if written and self._exact and self._versions and not any(self._differences()):
+            self._versions = [slot.versions() for slot in self.slots]  # written and restored
+        elif written:
             self.reread()
         elif not self._exact:
             self._read_weights(written=False)
@@ -189,6 +191,9 @@ class Batch:
             return list(torch._foreach_norm(torch._foreach_sub(self._weights, given)))
         if just_read or not self._exact:
             return []
+        return self._differences()
+
+    def _differences(self) -> list[Tensor]:
         same = [place for place in range(len(self.slots)) if place not in self._turns]
         parameters = [p.detach() for place in same for p in self.slots[place].parameters]
         views = [view for place in same for view in self._weight_views[place]]

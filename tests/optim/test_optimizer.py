@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import pickle
 
 import pytest
 import torch
@@ -265,7 +266,7 @@ def test_a_momentum_left_behind_by_the_model():
     train(model, optimizer, 3)
     model.load_state_dict(initial)
     closure_for(model, *batch())()
-    with pytest.raises(tdlrt.IntegratorStateError, match="got a momentum_buffer of shape"):
+    with pytest.warns(UserWarning, match="momentum_buffer begins anew"):
         optimizer.step()
 
 
@@ -523,9 +524,9 @@ def test_a_changed_shape_drops_the_gradient_of_the_old_basis():
     assert changed
 
 
-def test_a_copy_is_refused_with_what_to_do():
+def test_a_pickle_is_refused_with_what_to_do():
     with pytest.raises(tdlrt.IntegratorStateError, match=r"construct one for the copied model"):
-        copy.deepcopy(optimizer_for(network()))
+        pickle.dumps(optimizer_for(network()))
 
 
 @INTEGRATORS

@@ -12,7 +12,7 @@ from torch import Tensor
 from tdlrt.linalg import Layout, TangentSpace, TangentVector
 from tdlrt.optim.packing import member_views, put
 from tdlrt.optim.rules import Rule
-from tdlrt.optim.slot import BASIS_CORE, LayerSlot, OptimizerState, working_dtype
+from tdlrt.optim.slot import BASIS_CORE, MASTER, LayerSlot, OptimizerState, working_dtype
 from tdlrt.optim.steps import Iterate, Lifted, brought_along
 from tdlrt.optim.written import made_orthonormal, not_orthonormal, turn_gradients_
 
@@ -31,8 +31,9 @@ class Batch:
     The stacks stay where they are for as long as ranks do. The optimiser's state holds views of
     them, of the shapes of the parameters; weights are written to the parameters after every step.
     Between the passes of `bug` the ranks are those of the augmented bases, and the state is the
-    core's alone. While bases rest, the state holds the core of their last step, too: the bases'
-    parts of the moments stand in its rows.
+    core's alone. Parameters of float16 or bfloat16 are the weights after rounding, and the state
+    holds those before it in float32. While bases rest, the state holds the core of their last step,
+    too: the bases' parts of the moments stand in its rows.
 
     Args:
         slots: The layers. They agree in modes, type, device, param_group and names of moments.
@@ -68,6 +69,7 @@ class Batch:
         self._curvature = self._scalars([None] * len(steps), torch.float64, math.nan)
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self._basis_cores: Tensor | None = None
+        self._before: Iterate | None = None  # what the state belongs to, until it is transported
         # R_i by mode of layers whose parameters still have bases that are not orthonormal.
         self._turns: dict[int, dict[int, Tensor]] = {}
         self._versions: Versions = []
@@ -79,7 +81,7 @@ class Batch:
         self._read_weights(written=written)
         self._read_state()
         self._read_curvatures()
-        if space is not None and self._exact and space.layout.ranks == self.layout.ranks:
+        if space is not None and space.layout.ranks == self.layout.ranks:
             weights, factors = self._weights[0], self._factors()
             self._space = TangentSpace(weights, factors, self.layout, space.factorizations)
             self._given = [space.core, *(space.factor(mode) for mode in self.layout.modes)]
@@ -114,7 +116,7 @@ class Batch:
             for number, parameter in enumerate(slot.parameters):
                 own = self._state.get(parameter, {})
                 wanted = {name: of[number] for name, of in views.items() if number < len(of)}
-                if len(own) != len(wanted) + (counts if wanted and not number else 0):
+                if len(own) != len(wanted) + (counts if self._moments and not number else 0):
                     return False
                 if any(own.get(name) is not view for name, view in wanted.items()):
                     return False
@@ -123,20 +125,22 @@ class Batch:
     def refresh(self) -> None:
         """Read weights and curvatures again if they were written from outside."""
         written = self._versions != [slot.versions() for slot in self.slots]
-        if written and self._exact and self._versions and not any(self._differences()):
+        if written and self._versions and not self.differs():
             self._versions = [slot.versions() for slot in self.slots]  # written and restored
         elif written:
             self.reread()
-        elif not self._exact:
-            self._read_weights(written=False)
         self._read_curvatures()
 
     def reread(self) -> None:
         """Read weights that were written from outside, and transport the state to them."""
         known = self._moments and all(len(of) > 1 for of in self._moments.values())
-        before = self._copied() if known else None
+        if self._before is None and known:
+            self._before = self._copied()
         self._read_weights(written=True)
-        if before is not None:
+        # Weights that are not finite are refused later, and the state waits for others.
+        finite = bool(torch.stack([of.isfinite().all() for of in self._weights]).all())
+        if self._before is not None and finite:
+            before, self._before = self._before, None
             self._wake_bases()
             today = self._stored()
             moved = brought_along(before.moments, before.space, today.space, self._rule)
@@ -159,8 +163,8 @@ class Batch:
 
     def _read_weights(self, *, written: bool) -> None:
         self._versions, self._turns = [], {}
-        parameters = [p.detach() for slot in self.slots for p in slot.parameters]
-        torch._foreach_copy_([view for of in self._weight_views for view in of], parameters)
+        weights = [weight for slot in self.slots for weight in slot.weights(self._state)]
+        torch._foreach_copy_([view for of in self._weight_views for view in of], weights)
         self._space, self._just_read, self._given = None, True, []
         if written:
             self._make_orthonormal()
@@ -172,7 +176,7 @@ class Batch:
         Raises:
             IntegratorStateError: The columns of a basis are dependent.
         """
-        modes, dtype = self.layout.modes, self.slots[0].layer.core.dtype
+        modes, dtype = self.layout.modes, self._dtype
         bases = dict(zip(modes, self._weights[1:], strict=True))
         for place, wrong in not_orthonormal(bases, self.layout, dtype).items():
             core, *own = self._weight_views[place]
@@ -183,20 +187,25 @@ class Batch:
             for mode, basis in orthonormal.items():
                 views[mode].copy_(basis)
 
+    def differs(self) -> bool:
+        """Whether parameters differ from the stacks; waits for the device."""
+        return any(self._differences())
+
     def changes(self) -> list[Tensor]:
         """Norms of the differences between the parameters and the stacks; all should be zero."""
         just_read, self._just_read = self._just_read, False
         given, self._given = self._given, []
         if given:
             return list(torch._foreach_norm(torch._foreach_sub(self._weights, given)))
-        if just_read or not self._exact:
-            return []
-        return self._differences()
+        return [] if just_read else self._differences()
 
     def _differences(self) -> list[Tensor]:
+        """The same, for layers that were not made orthonormal; masters are compared rounded."""
         same = [place for place in range(len(self.slots)) if place not in self._turns]
         parameters = [p.detach() for place in same for p in self.slots[place].parameters]
         views = [view for place in same for view in self._weight_views[place]]
+        if not self._exact:
+            views = [view.to(p.dtype) for view, p in zip(views, parameters, strict=True)]
         return list(torch._foreach_norm(torch._foreach_sub(parameters, views)))
 
     def _read_state(self) -> None:
@@ -230,13 +239,14 @@ class Batch:
 
     def _make_moments(self, names: Iterable[str], *, core_alone: bool = False) -> None:
         """Make stacks of zeros for the state; the optimiser's state becomes views of them."""
-        self._moments, self._moment_views = {}, [{} for _ in self.slots]
+        masters = [{} if self._exact else {MASTER: of} for of in self._weight_views]
+        self._moments, self._moment_views = {}, masters
         for name in names:
             self._moments[name], views = self._stacks(core_alone)
             for own, of in zip(self._moment_views, views, strict=True):
                 own[name] = of
         for place, (slot, mine) in enumerate(zip(self.slots, self._moment_views, strict=True)):
-            counted = self._rule.counts_steps and bool(mine)
+            counted = self._rule.counts_steps and bool(self._moments)
             slot.set_moments(self._state, mine, self._steps[place] if counted else None)
 
     def _scalars(

@@ -14,7 +14,7 @@ from tdlrt.optim.members import Members, members_of
 from tdlrt.optim.packing import member_views
 from tdlrt.optim.partition import partition, work
 from tdlrt.optim.rules import Rule
-from tdlrt.optim.slot import LayerSlot, OptimizerState
+from tdlrt.optim.slot import MASTER, LayerSlot, OptimizerState
 from tdlrt.optim.steps import Iterate, Lifted
 
 __all__ = ["Batches"]
@@ -111,10 +111,17 @@ class Batches:
         self.work = sum(work([(layer.shape, layer.ranks)]) for layer in layers)
         self.generation += 1
 
-    def reread(self) -> None:
-        """Read the weights of all batches again."""
+    def refresh(self) -> None:
+        """Bring the state to the weights, where these were written from outside."""
         for batch in self._batches:
-            batch.reread()
+            if batch.is_current():
+                batch.refresh()
+
+    def reread(self) -> None:
+        """Read weights again that were written without a change of their version."""
+        for batch in self._batches:
+            if batch.differs():
+                batch.reread()
 
     def forget(self) -> None:
         """Make all batches again from the layers when they are next needed."""
@@ -177,6 +184,8 @@ def _write_out(
             name: [moment.core, *(still | dict(moment.parts)).values()]
             for name, moment in result.moments.items()
         }
+    if slots[0].layer.core.dtype != stacks[0].dtype:
+        moments[MASTER] = stacks
     numbered = list(zip(range(len(slots)), members.places, ranks, strict=True))
     resize_layers_(
         [slot.layer for slot in slots],
@@ -185,5 +194,5 @@ def _write_out(
     steps = result.steps.to(torch.float32)
     for (number, place, own), slot in zip(numbered, slots, strict=True):
         views = {n: member_views(of, layout, place, own, number) for n, of in moments.items()}
-        counted = rule.counts_steps and bool(views)
+        counted = rule.counts_steps and bool(result.moments)
         slot.set_moments(state, views, steps[number] if counted else None)

@@ -34,7 +34,7 @@ from tdlrt.optim.resting import RestingBases
 from tdlrt.optim.rules import Rule, resolve_rule
 from tdlrt.optim.skipping import SkippedSteps
 from tdlrt.optim.slot import LayerSlot
-from tdlrt.optim.stored import EXTRA, check_state, owned
+from tdlrt.optim.stored import EXTRA, check_state, owned, restore_types
 from tdlrt.optim.team import Team
 from tdlrt.ranks import FixedRank, RankPolicy
 
@@ -441,6 +441,8 @@ class TDLRT(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimiser: torch's own keys and the integrator's position under 'tdlrt'."""
+        with torch.no_grad():
+            self._batches.refresh()
         state: dict[str, Any] = super().state_dict()
         # Tensors of their own in place of views of the stacks.
         state["state"] = {
@@ -481,6 +483,7 @@ class TDLRT(torch.optim.Optimizer):
         check_state(state_dict, self.integrator, own, self.param_groups, self._names)
         extra = state_dict[EXTRA]
         super().load_state_dict(state_dict)
+        restore_types(self, state_dict, self._slots.values())
         self._make_rates()
         self._skipped.load(extra.get("skipped_steps", 0), extra.get("skipped_in_a_row", 0))
         curvatures = extra.get("curvatures", {})

@@ -12,11 +12,14 @@ from torch import Tensor
 from tdlrt.errors import IntegratorStateError
 from tdlrt.nn import TuckerLayer
 
-__all__ = ["BASIS_CORE", "STEP", "LayerSlot", "OptimizerState", "working_dtype"]
+__all__ = ["BASIS_CORE", "MASTER", "STEP", "LayerSlot", "OptimizerState", "working_dtype"]
 
 OptimizerState: TypeAlias = MutableMapping[Any, Any]
 
 STEP = "step"
+
+MASTER = "master"
+"""A parameter of float16 or bfloat16 before it was rounded, in float32."""
 
 BASIS_CORE = "basis_core"
 """Key of the core at the last step that moved the bases; stored only while the bases rest."""
@@ -71,6 +74,18 @@ class LayerSlot:
     def versions(self) -> list[tuple[int, int]]:
         """Address and version of each parameter; they change when other code writes to it."""
         return [(parameter.data_ptr(), parameter._version) for parameter in self.parameters]
+
+    def weights(self, state: OptimizerState) -> list[Tensor]:
+        """The parameters, or their masters where these round to the parameters."""
+        masters = [state.get(p, {}).get(MASTER) for p in self.parameters]
+        found = []
+        for parameter, master in zip(self.parameters, masters, strict=True):
+            if master is None or master.shape != parameter.shape:
+                return [p.detach() for p in self.parameters]
+            if not torch.equal(master.to(parameter.dtype), parameter.detach()):
+                return [p.detach() for p in self.parameters]
+            found.append(master)
+        return found
 
     def moments(self, state: OptimizerState, names: Collection[str]) -> dict[str, list[Tensor]]:
         """The state by name: a tensor for each parameter, or for the core alone.

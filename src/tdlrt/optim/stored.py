@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tdlrt.errors import IntegratorStateError
+from tdlrt.optim.slot import LayerSlot
 
-__all__ = ["EXTRA", "check_state", "owned"]
+__all__ = ["EXTRA", "check_state", "owned", "restore_types"]
 
 EXTRA = "tdlrt"
 """Key of the integrator's own state in the state_dict, next to torch's keys."""
@@ -80,3 +82,26 @@ def _check_shapes(
                         f"for a parameter of shape {tuple(parameter.shape)}; load the model's "
                         "state_dict before the optimiser's"
                     )
+
+
+def restore_types(
+    optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any], slots: Iterable[LayerSlot]
+) -> None:
+    """Give the loaded state of Tucker layers back the types that torch casts to the parameters'.
+
+    Args:
+        optimizer: The optimiser, after torch's own `load_state_dict`.
+        state_dict: The state.
+        slots: The layers.
+    """
+    keys = {
+        parameter: key
+        for saved, own in zip(state_dict["param_groups"], optimizer.param_groups, strict=True)
+        for key, parameter in zip(saved["params"], own["params"], strict=True)
+    }
+    for slot in slots:
+        for parameter in slot.parameters:
+            loaded = optimizer.state.get(parameter, {})
+            for name, value in state_dict["state"].get(keys[parameter], {}).items():
+                if isinstance(value, Tensor) and loaded[name].dtype != value.dtype:
+                    loaded[name] = value.to(parameter.device, copy=True)

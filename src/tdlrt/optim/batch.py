@@ -194,13 +194,12 @@ class Batch:
     def changes(self) -> list[Tensor]:
         """Norms of the differences between the parameters and the stacks; all should be zero."""
         just_read, self._just_read = self._just_read, False
-        given, self._given = self._given, []
-        if given:
-            return list(torch._foreach_norm(torch._foreach_sub(self._weights, given)))
-        return [] if just_read else self._differences()
+        return [] if just_read and not self._given else self._differences()
 
     def _differences(self) -> list[Tensor]:
         """The same, for layers that were not made orthonormal; masters are compared rounded."""
+        if self._given:
+            return list(torch._foreach_norm(torch._foreach_sub(self._weights, self._given)))
         same = [place for place in range(len(self.slots)) if place not in self._turns]
         parameters = [p.detach() for place in same for p in self.slots[place].parameters]
         views = [view for place in same for view in self._weight_views[place]]
@@ -401,6 +400,7 @@ class Batch:
         return tensors
 
     def _write_weights(self, places: Iterable[int], *, core_alone: bool = False) -> None:
+        self._given = []
         places, count = list(places), 1 if core_alone else None
         parameters = [p.detach() for place in places for p in self.slots[place].parameters[:count]]
         views = [view for place in places for view in self._weight_views[place][:count]]

@@ -150,7 +150,8 @@ MODEL = "checkpoints/model.safetensors"
         (cut, [], 2, "model.safetensors: "),
         (foreign, [], 2, "model.safetensors: "),
         (lambda run: None, ["--format", "onxx"], 2, "unknown format 'onxx'; did you mean onnx?"),
-        (lambda run: None, ["--int8"], 2, "format 'plain' with calibration"),
+        (lambda run: None, ["--int8"], 2, "--int8 with --format 'plain': expected a format that"),
+        (lambda run: None, ["--prefer", "fast"], 2, "unknown prefer 'fast'"),
         (lambda run: None, ["--rounds", "0"], 2, "Invalid value for '--rounds'"),
     ],
 )

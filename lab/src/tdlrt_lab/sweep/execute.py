@@ -18,7 +18,6 @@ from tdlrt.errors import TdlrtError
 from tdlrt.files import write_atomically
 from tdlrt_lab.config import RunConfig, torch_device
 from tdlrt_lab.data import ImageData
-from tdlrt_lab.methods import METHODS
 from tdlrt_lab.rank_option import format_rank
 from tdlrt_lab.run.results import EpochMetrics, versions
 from tdlrt_lab.run.runner import Interrupted, Observer, run
@@ -281,7 +280,7 @@ def exclusive(path: Path) -> Iterator[bool]:
 
 def command(config: RunConfig) -> str:
     """The command line that does a run: what is not at its default, and how ranks are chosen."""
-    decisive = {"tau", "budget"} & METHODS[config.method].options
+    decisive = [name for name in ("tau", "budget") if config.used(name)]
     decided: dict[str, Any] = {"model": config.model, "data": config.data, "budget": config.budget}
     default = RunConfig(method=config.method, optimizer=config.optimizer, **decided).to_dict()
     default |= {"method": RunConfig.method, "optimizer": RunConfig(**decided).optimizer}

@@ -171,6 +171,6 @@ def test_a_missing_package_is_named(tdlrt, finished, tmp_path, monkeypatch):
     code, _, err = tdlrt("export", finished, "--format", "onnx", "--out", tmp_path / "file")
     assert (code, err) == (
         1,
-        "error: format 'onnx' needs the package onnxruntime, which is not installed; "
+        "error: --format 'onnx' needs the package onnxruntime, which is not installed; "
         "run: pip install 'tdlrt[export]'\n",
     )

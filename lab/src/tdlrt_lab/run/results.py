@@ -18,6 +18,7 @@ import yaml
 from tdlrt.errors import CheckpointError, RunError
 from tdlrt.files import write_atomically
 from tdlrt_lab.config import RunConfig
+from tdlrt_lab.data import ImageRecord
 from tdlrt_lab.yaml_files import read_yaml
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
 FILES = (
     "metrics.jsonl",
     "summary.json",
+    "data.json",
+    "diverged.txt",
     "checkpoints/last.pt",
     "checkpoints/previous-*.pt",
     "checkpoints/new.pt",
@@ -117,11 +120,19 @@ class RunDirectory:
         self.model = self.path / "checkpoints" / "model.safetensors"
         self.plots = self.path / "plots"
         self.tensorboard = self.path / "tensorboard"
+        self.data = self.path / "data.json"
+        self.diverged = self.path / "diverged.txt"
+        self.lock = self.path / ".lock"
 
     @property
     def checkpoints(self) -> list[Path]:
         """The checkpoints there are, the newest first."""
         return [path for _, path in sorted(numbered_checkpoints(self.checkpoint).items())]
+
+    @property
+    def lost(self) -> bool:
+        """Whether the run there diverged before anything of it was stored."""
+        return self.diverged.exists() and not self.checkpoints
 
     @property
     def public(self) -> "RunDirectory":
@@ -147,7 +158,9 @@ class RunDirectory:
             with tempfile.TemporaryFile(dir=self.path):
                 pass
             # A run that was killed at its very beginning leaves half of its configuration.
-            holds_something = any(path.suffix != ".part" for path in self.path.iterdir())
+            holds_something = any(
+                path.suffix != ".part" and path != self.lock for path in self.path.iterdir()
+            )
         except OSError as error:
             raise RunError(
                 f"{self.path}: cannot be written ({error.strerror}); expected a directory for the "
@@ -162,11 +175,18 @@ class RunDirectory:
             )
         self.read_config()
         self._check_links()
-        if not overwrite:
+        if overwrite or self.lost:
+            return
+        if self.diverged.exists():
             raise RunError(
-                f"{self.path}: holds a run already; continue it with --resume, replace it with "
-                "--overwrite, or choose another directory with --out"
+                f"{self.path}: holds a run that diverged, whose last good state is in "
+                f"{self.public.checkpoints[0]}; replace it with --overwrite, or choose another "
+                "directory with --out"
             )
+        raise RunError(
+            f"{self.path}: holds a run already; continue it with --resume, replace it with "
+            "--overwrite, or choose another directory with --out"
+        )
 
     def open_for_resume(self, config: RunConfig) -> None:
         """Check that this is a run with the options `config`.
@@ -179,7 +199,7 @@ class RunDirectory:
         stored = self.read_config()
         self._check_links()
         names = config.differences(stored)
-        if names:
+        if names and not self.lost:
             given = config.to_dict()
             changes = ", ".join(f"{n} {stored.get(n)!r} (now {given[n]!r})" for n in names)
             raise RunError(
@@ -236,6 +256,35 @@ class RunDirectory:
                 "model, data and method; choose another directory with --out"
             )
         return stored
+
+    def write_data(self, found: ImageRecord) -> None:
+        """Store what the run is trained on."""
+        _write(self.data, json.dumps(found, indent=2) + "\n")
+
+    def check_data(self, found: ImageRecord) -> None:
+        """Check that the run, as far as it got, was trained on these data.
+
+        Raises:
+            RunError: It was trained on others, or the record of them is broken.
+        """
+        # Earlier versions made no record.
+        if not self.data.exists() or not (self.checkpoints or self.summary.exists()):
+            return
+        stored = _read_json(self.data)
+        changes = [
+            f"{part} images: {_counted(stored.get(part))} (now {_counted(record)})"
+            for part, record in found.items()
+            if stored.get(part) != record
+        ]
+        if changes:
+            raise RunError(
+                f"{self.path}: the run there was trained on other data, {', '.join(changes)}; "
+                "resume it with its own data, or start a new one in another directory"
+            )
+
+    def write_divergence(self, message: str) -> None:
+        """Store why the run cannot go on."""
+        _write(self.diverged, message + "\n")
 
     def write_metrics(self, history: list[EpochMetrics]) -> None:
         """Write all lines of `metrics.jsonl` anew, so that none of them is ever half there."""
@@ -295,6 +344,12 @@ def writing(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({reason}); what was stored before is "
             "whole: make room for it, then continue with --resume"
         ) from error
+
+
+def _counted(record: Any) -> str:
+    """A part of a data set in a few words."""
+    values = record if isinstance(record, dict) else {}
+    return f"{values.get('images')} with digest {str(values.get('sha256'))[:12]}"
 
 
 def _write(path: Path, text: str) -> None:

@@ -10,8 +10,6 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any
 
 from tdlrt.errors import TdlrtError
@@ -19,6 +17,7 @@ from tdlrt.files import write_atomically
 from tdlrt_lab.config import RunConfig, torch_device
 from tdlrt_lab.data import ImageData
 from tdlrt_lab.rank_option import format_rank
+from tdlrt_lab.run.locks import exclusive
 from tdlrt_lab.run.results import EpochMetrics, versions
 from tdlrt_lab.run.runner import Interrupted, Observer, run
 from tdlrt_lab.run.signals import stop_requests
@@ -261,21 +260,6 @@ def _environment(jobs: int, device: str | None) -> dict[str, str]:
         chosen = seen[index] if seen != [""] else str(index)
         environment["CUDA_VISIBLE_DEVICES"] = chosen if kind == "cuda" else ""
     return environment
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[bool]:
-    """Hold a lock file; gives False if another process holds it. It ends with its process."""
-    import fcntl  # of POSIX; without it there is all but this
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def command(config: RunConfig) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tdlrt_lab.cli.app import app
+from tdlrt_lab.run.signals import stop_requests
 
 COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 RUN = ["train", "lenet5", "--data", "digits", "--batch-size", "256", "--epochs", "2"]
@@ -254,13 +255,34 @@ def test_debug_shows_the_traceback(tdlrt):
     assert err.splitlines()[-1].startswith("error: --tau 7.0: expected")
 
 
-def test_interrupt_at_once(tdlrt, monkeypatch):
+def test_a_second_interrupt_ends_quietly(tdlrt, monkeypatch):
     def interrupt(*arguments, **options):
-        raise KeyboardInterrupt
+        with stop_requests():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr("tdlrt_lab.cli.app.run", interrupt)
-    code, _, err = tdlrt(*RUN)
-    assert (code, err) == (130, "")
+    try:
+        assert tdlrt(*RUN) == (130, "", "")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_of_the_import_ends_quietly():
+    program = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Finder:
+    def find_spec(name, *rest):
+        if name == "torch":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+from tdlrt_lab.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.slow

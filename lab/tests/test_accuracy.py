@@ -102,8 +102,8 @@ def test_a_run_of_another_process_is_left_to_it(start, accuracy, tmp_path):
 
 def test_the_lock_of_a_killed_process_is_open(accuracy, tmp_path):
     code = (
-        "import fcntl, sys, time; file = open(sys.argv[1], 'w'); "
-        "fcntl.flock(file, fcntl.LOCK_EX); print('locked', flush=True); time.sleep(60)"
+        "import filelock, sys, time; lock = filelock.FileLock(sys.argv[1]); "
+        "lock.acquire(); print('locked', flush=True); time.sleep(60)"
     )
     lock = tmp_path / "row.lock"
     command = [sys.executable, "-c", code, str(lock)]

@@ -270,7 +270,7 @@ class RunDirectory:
         # Earlier versions made no record.
         if not self.data.exists() or not (self.checkpoints or self.summary.exists()):
             return
-        stored = _read_json(self.data)
+        stored = _read_json(self.data, "record of the data of a run")
         changes = [
             f"{part} images: {_counted(stored.get(part))} (now {_counted(record)})"
             for part, record in found.items()
@@ -404,11 +404,11 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
     return [_read_json(path) for path in paths]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, what: str = "result of a finished run") -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path}: no result of a finished run ({error})") from error
+        raise RunError(f"{path}: no {what} ({error})") from error
     if not isinstance(summary, dict):
         raise RunError(f"{path}: got {type(summary).__name__}, expected an object")
     return summary

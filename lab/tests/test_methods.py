@@ -148,12 +148,16 @@ def test_methods_with_one_measure_of_size_need_it(method):
         (
             "tucker",
             {"tau": 0.2, "budget": None},
-            r"tau 0\.2: expected its default 0\.1 for .*budget",
+            r"tau 0\.2: expected to be left out for .*tucker.*; used for method tdlrt, matrix_dlrt",
         ),
-        ("snip", {"rank": 0.2}, r"rank 0\.2: expected its default 0\.5 for method 'snip'"),
-        ("cp", {"dense_until": 0.3}, r"dense_until 0\.3: expected its default 0\.6 for"),
+        ("snip", {"rank": 0.2}, r"rank 0\.2: expected to be left out for method snip, which"),
+        ("cp", {"dense_until": 0.3}, r"dense_until 0\.3: expected to be left out for method cp"),
         ("tucker", {"rank": 0.2}, r"rank 0\.2 and budget 0\.1: expected one of them"),
-        ("matrix_dlrt", {"modes": "channels"}, r"modes 'channels': expected its default 'all'"),
+        (
+            "matrix_dlrt",
+            {"modes": "channels"},
+            r"modes 'channels': expected to be left out for method",
+        ),
         ("matrix_dlrt", {"rank": {"fc1": 3}}, r"rank .*: expected one for all layers"),
     ],
 )

@@ -1,16 +1,24 @@
 """What the options of a training run must be: the range of each, and which go together."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 
 from tdlrt.errors import ConfigError, RankError
 from tdlrt.nn.start import Modes
 from tdlrt_lab.data import DATA_SETS
-from tdlrt_lab.methods import DEFAULT_TAU, METHODS, OPTIMIZERS, RAMPS, Method
+from tdlrt_lab.methods import (
+    DEFAULT_TAU,
+    INTEGRATORS,
+    METHODS,
+    OPTIMIZER_OPTIONS,
+    OPTIMIZERS,
+    RAMPS,
+    Method,
+)
 from tdlrt_lab.models import MODELS
 from tdlrt_lab.names import pick
 from tdlrt_lab.options import RunOptions
@@ -18,6 +26,7 @@ from tdlrt_lab.rank_option import check_rank
 
 __all__ = [
     "AUGMENTATIONS",
+    "CHOICES",
     "LEARNING_RATES",
     "WITH_BUDGET",
     "WITH_TAU",
@@ -46,19 +55,48 @@ WITH_BUDGET = {
 
 AUGMENTATIONS = ("none", "standard")
 
-METHOD_OPTIONS = frozenset[str]().union(*(method.options for method in METHODS.values()))
-"""Options that some methods take and others do not."""
-
 RANK_OPTIONS = ("tau", "budget", "spare")
 
-NAMED: dict[str, Mapping[str, object]] = {
+CHOICES: dict[str, Mapping[str, Any]] = {
+    "model": MODELS,
+    "data": DATA_SETS,
+    "method": METHODS,
     "modes": dict.fromkeys(get_args(Modes)),
-    "integrator": dict.fromkeys(("parallel", "bug")),
+    "integrator": INTEGRATORS,
     "ramp": RAMPS,
     "optimizer": OPTIMIZERS,
     "augment": dict.fromkeys(AUGMENTATIONS),
 }
 """Options that take a name, and the names that each takes."""
+
+
+class Users(NamedTuple):
+    """The options that some values of another option use, and others do not.
+
+    Attributes:
+        chosen: The value, in the configuration, of the option that decides.
+        options: The options that each of its values uses.
+    """
+
+    chosen: Callable[[RunOptions], str]
+    options: Mapping[str, Collection[str]]
+
+
+USERS = {
+    "method": Users(
+        lambda config: config.method, {name: method.options for name, method in METHODS.items()}
+    ),
+    "integrator": Users(lambda config: config.integrator, INTEGRATORS),
+    "optimizer": Users(lambda config: config.optimizer, OPTIMIZER_OPTIONS),
+    "data": Users(
+        lambda config: config.data, {name: info.options for name, info in DATA_SETS.items()}
+    ),
+    "freeze_at": Users(
+        lambda config: "above 0" if config.freeze_at > 0 else "0",
+        {"0": (), "above 0": ("tau", "budget", "ramp", "spare", "adapt_every")},
+    ),
+}
+"""Options that decide which others are used. Those of the method come first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +109,15 @@ class RunConfig(RunOptions):
 
     def __post_init__(self) -> None:
         """Fill in the defaults that depend on other options, then check every range."""
-        pick("model", self.model, MODELS)
-        info = pick("data set", self.data, DATA_SETS)
+        self._default(WITH_TAU if self.budget is None else WITH_BUDGET)
+        for name, table in CHOICES.items():
+            pick("data set" if name == "data" else name, getattr(self, name), table)
+        info, method = DATA_SETS[self.data], METHODS[self.method]
         if self.image_size is not None and not info.folder:
             raise ConfigError(
                 f"image_size {self.image_size!r}: expected None for data set {self.data!r}, whose "
                 "images have one size; leave it out"
             )
-        method = pick("method", self.method, METHODS)
         if self.tau is not None and self.budget is not None:
             raise ConfigError(
                 f"tau {self.tau!r} and budget {self.budget!r}: expected one of them; both say how "
@@ -89,9 +128,6 @@ class RunConfig(RunOptions):
                 f"spectral_penalty {self.spectral_penalty!r}: expected 0 for method "
                 f"{self.method!r}; it needs the orthonormal bases of 'tdlrt'"
             )
-        self._default(WITH_TAU if self.budget is None else WITH_BUDGET)
-        for name, table in NAMED.items():
-            pick(name, getattr(self, name), table)
         self._default({"epochs": info.epochs, "batch_size": info.batch_size})
         self._default({"lr": method.learning_rates[self.optimizer]})
         self._default({"tau": DEFAULT_TAU if self.budget is None else None})
@@ -101,22 +137,54 @@ class RunConfig(RunOptions):
             if not holds(value):
                 error = RankError if name in RANK_OPTIONS else ConfigError
                 raise error(f"{name} {value!r}: expected {expected}")
-        self._check_method(method)
+        self._check_use(method)
+        method.check(self)
         self.torch_device()
 
-    def _check_method(self, method: Method) -> None:
-        """Refuse options that the method has no use for, unless they are at their defaults."""
+    @classmethod
+    def given(cls, **options: Any) -> "RunConfig":
+        """The configuration of somebody who gave these options, each of which must be used.
+
+        The constructor takes any option at its default, and a dense run takes whatever says how
+        the runs beside it are made small: stored configurations name all options.
+
+        Raises:
+            ConfigError: Nothing uses an option, or the constructor refuses it.
+        """
+        config = cls(**options)
+        for name in options:
+            config._check_used(name, tuple(USERS))
+        return config
+
+    def used(self, name: str) -> bool:
+        """Whether the run depends on an option."""
+        return not any(self._other_users(name, decider) for decider in USERS)
+
+    def _check_use(self, method: Method) -> None:
+        """Refuse options that nothing uses, unless they are at their defaults."""
         defaults = {field.name: field.default for field in fields(self)}
         defaults |= WITH_TAU if self.budget is None else WITH_BUDGET
         defaults["tau"] = DEFAULT_TAU if self.budget is None else None
-        for name in METHOD_OPTIONS - method.options if method.options else ():
-            value = getattr(self, name)
-            if value != defaults[name]:
+        deciders = ("method", "integrator", "optimizer") if method.options else ("optimizer",)
+        for name, default in defaults.items():
+            if getattr(self, name) != default:
+                self._check_used(name, deciders)
+
+    def _check_used(self, name: str, deciders: Collection[str]) -> None:
+        for decider in deciders:
+            users = self._other_users(name, decider)
+            if users:
+                chosen = USERS[decider].chosen(self)
                 raise ConfigError(
-                    f"{name} {value!r}: expected its default {defaults[name]!r} for method "
-                    f"{self.method!r}, which takes {', '.join(sorted(method.options))}"
+                    f"{name} {getattr(self, name)!r}: expected to be left out for {decider} "
+                    f"{chosen}, which does not use it; used for {decider} {', '.join(users)}"
                 )
-        method.check(self)
+
+    def _other_users(self, name: str, decider: str) -> list[str]:
+        """The values of the deciding option that use an option, if the chosen one does not."""
+        chosen, options = USERS[decider]
+        users = [value for value, used in options.items() if name in used]
+        return [] if chosen(self) in users else users
 
     def _default(self, values: Mapping[str, Any]) -> None:
         """Set options that were left open."""
@@ -205,6 +273,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "init_scale": (_is_scale, "a positive number or 'auto'"),
     "adapt_every": (_is_count, "at least 1 step"),
     "core_steps": (_is_count, "at least 1 step"),
+    "basis_every": (_is_count, "at least 1 step"),
     "freeze_at": (_is_share, "a share of the training in [0, 1]"),
     "epochs": (_is_count, "at least 1 epoch"),
     "batch_size": (_is_count, "at least 1 image"),

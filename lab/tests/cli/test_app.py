@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tdlrt_lab.cli.app import app
+from tdlrt_lab.run.signals import stop_requests
 
 COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 RUN = ["train", "lenet5", "--data", "digits", "--batch-size", "256", "--epochs", "2"]
@@ -140,33 +141,59 @@ def test_default_directory(tdlrt, tmp_path, monkeypatch):
 
 
 BAD_ARGUMENTS = {
-    "tau": (["--tau", "1.0"], r"tau 1.0: expected a tolerance in [0, 1)"),
-    "rank": (["--rank", "0"], r"rank 0: expected a share in (0, 1]"),
+    "tau": (["--tau", "1.0"], r"--tau 1.0: expected a tolerance in [0, 1)"),
+    "rank": (["--rank", "0"], r"--rank 0: expected a share in (0, 1]"),
     "tau and budget": (
         ["--tau", "0.1", "--budget", "0.1"],
-        r"tau 0.1 and budget 0.1: expected one of them",
+        r"--tau 0.1 and --budget 0.1: expected one of them",
     ),
-    "budget": (["--budget", "0.001"], r"the smallest possible budget is"),
+    "budget": (["--budget", "0.001"], r"--budget: got 0.001, but the smallest possible budget is"),
     "rank of a layer": (["--rank", "conv1=0"], r"rank of conv1 0: expected a share"),
     "ranks of a layer": (["--rank", "conv1=3,3"], r"'3' is no pair; expected LAYER=RANK"),
     "layer of a rank": (["--rank", "conv9=3"], r"the pattern 'conv9' matches no layer"),
     "train-images": (["--train-images", "2000"], r"digits holds 1437 images"),
     "ramp": (["--ramp", "cube"], r"unknown ramp 'cube'; did you mean cubic?"),
     "rank word": (["--rank", "half"], r"rank 'half': expected a share"),
-    "init-scale word": (["--init-scale", "big"], r"init_scale 'big': expected a positive number"),
+    "init-scale word": (["--init-scale", "big"], r"--init-scale 'big': expected a positive number"),
     "epochs": (["--epochs", "0"], r"epochs 0: expected at least 1 epoch"),
     "not a number": (["--epochs", "many"], r"Invalid value for '--epochs'"),
     "unknown option": (["--taau", "0.1"], "No such option"),
     "its name": (["--taau", "0.1"], "--taau"),
-    "method": (["--method", "tdltr"], r"unknown method 'tdltr'; did you mean tdlrt?"),
-    "data": (["--data", "mnis"], r"unknown data set 'mnis'; did you mean mnist"),
+    "no method": (["--method", "tdltr"], r"unknown method 'tdltr'; did you mean tdlrt?"),
+    "no data": (["--data", "mnis"], r"unknown data set 'mnis'; did you mean mnist"),
     "missing file": (["--data", "mnist", "--data-dir", "nowhere"], r"train.parquet: no such file"),
     "device": (["--device", "tpu"], r"device 'tpu': not available"),
-    "both": (["--resume", "--overwrite"], r"resume and overwrite: expected one of them"),
-    "steps": (["--checkpoint-steps", "0"], r"checkpoint_steps 0: expected at least 1 step"),
-    "minutes": (["--checkpoint-minutes", "-1"], r"checkpoint_minutes -1.0: expected a positive"),
-    "keep": (["--keep", "0"], r"keep 0: expected at least 1 checkpoint"),
-    "skip": (["--skip-nonfinite", "-1"], r"skip_nonfinite -1: expected a number of steps from 0"),
+    "both": (["--resume", "--overwrite"], r"--resume and --overwrite: expected one of them"),
+    "steps": (["--checkpoint-steps", "0"], r"--checkpoint-steps 0: expected at least 1 step"),
+    "minutes": (["--checkpoint-minutes", "-1"], r"--checkpoint-minutes -1.0: expected a positive"),
+    "keep": (["--keep", "0"], r"--keep 0: expected at least 1 checkpoint"),
+    "skip": (["--skip-nonfinite", "-1"], r"--skip-nonfinite -1: expected a number of steps"),
+    "method": (
+        ["--method", "dense", "--tau", "0.1"],
+        r"--tau 0.1: expected to be left out for method dense, which does not use it; used for "
+        "method tdlrt, matrix_dlrt",
+    ),
+    "integrator": (["--core-steps", "1"], r"--core-steps 1: expected to be left out for integ"),
+    "other integrator": (
+        ["--integrator", "bug", "--basis-every", "2"],
+        r"--basis-every 2: expected to be left out for integrator bug",
+    ),
+    "optimizer": (
+        ["--optimizer", "adam", "--momentum", "0.9"],
+        r"--momentum 0.9: expected to be left out for optimizer adam, which does not use it; used "
+        "for optimizer sgd",
+    ),
+    "optimizer of a budget": (
+        ["--budget", "0.2", "--momentum", "0.5"],
+        r"--momentum 0.5: expected to be left out for optimizer adam",
+    ),
+    "data": (["--data-dir", "nowhere"], r"--data-dir 'nowhere': expected to be left out for data"),
+    "no search for ranks": (
+        ["--freeze-at", "0", "--tau", "0.2"],
+        r"--tau 0.2: expected to be left out for freeze_at 0, which does not use it; used for "
+        "freeze_at above 0",
+    ),
+    "basis-every": (["--basis-every", "0"], r"--basis-every 0: expected at least 1 step"),
     "baseline of dense": (["--method", "dense", "--baseline"], r"the method is 'dense' already"),
 }
 
@@ -225,16 +252,37 @@ def test_debug_shows_the_traceback(tdlrt):
     code, _, err = tdlrt(*RUN, "--tau", "7", "--debug")
     assert code == 2
     assert "Traceback" in err
-    assert err.splitlines()[-1].startswith("error: tau 7.0: expected")
+    assert err.splitlines()[-1].startswith("error: --tau 7.0: expected")
 
 
-def test_interrupt_at_once(tdlrt, monkeypatch):
+def test_a_second_interrupt_ends_quietly(tdlrt, monkeypatch):
     def interrupt(*arguments, **options):
-        raise KeyboardInterrupt
+        with stop_requests():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr("tdlrt_lab.cli.app.run", interrupt)
-    code, _, err = tdlrt(*RUN)
-    assert (code, err) == (1, "error: stopped at once; what was not stored by then is lost\n")
+    try:
+        assert tdlrt(*RUN) == (130, "", "")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_of_the_import_ends_quietly():
+    program = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Finder:
+    def find_spec(name, *rest):
+        if name == "torch":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+from tdlrt_lab.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.slow

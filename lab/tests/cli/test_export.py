@@ -150,7 +150,8 @@ MODEL = "checkpoints/model.safetensors"
         (cut, [], 2, "model.safetensors: "),
         (foreign, [], 2, "model.safetensors: "),
         (lambda run: None, ["--format", "onxx"], 2, "unknown format 'onxx'; did you mean onnx?"),
-        (lambda run: None, ["--int8"], 2, "format 'plain' with calibration"),
+        (lambda run: None, ["--int8"], 2, "--int8 with --format 'plain': expected a format that"),
+        (lambda run: None, ["--prefer", "fast"], 2, "unknown prefer 'fast'"),
         (lambda run: None, ["--rounds", "0"], 2, "Invalid value for '--rounds'"),
     ],
 )
@@ -170,6 +171,6 @@ def test_a_missing_package_is_named(tdlrt, finished, tmp_path, monkeypatch):
     code, _, err = tdlrt("export", finished, "--format", "onnx", "--out", tmp_path / "file")
     assert (code, err) == (
         1,
-        "error: format 'onnx' needs the package onnxruntime, which is not installed; "
+        "error: --format 'onnx' needs the package onnxruntime, which is not installed; "
         "run: pip install 'tdlrt[export]'\n",
     )

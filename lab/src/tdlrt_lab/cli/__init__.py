@@ -1,12 +1,29 @@
 """The command line `tdlrt`."""
 
+import os
+import signal
 import sys
-
-from tdlrt_lab.cli.app import run_app
 
 __all__ = ["main"]
 
+STOPPED = 130
+
 
 def main() -> None:
-    """Run the command line on `sys.argv` and exit: 0 done, 1 failed run, 2 bad arguments."""
-    sys.exit(run_app(sys.argv[1:]))
+    """Run the command line on `sys.argv` and exit.
+
+    The exit code is 0 for done, 1 for a failed run, 2 for bad arguments, and 130 for what Ctrl-C
+    stopped at once, be it while torch is imported.
+    """
+    ordinary = signal.getsignal(signal.SIGINT)
+    if ordinary is signal.default_int_handler:  # a shell may have told a job to ignore it
+        # An exception could be lost on its way through the modules that are being imported.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(STOPPED))
+    from tdlrt_lab.cli.app import run_app
+
+    signal.signal(signal.SIGINT, ordinary)
+    try:
+        code = run_app(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = STOPPED
+    sys.exit(code)

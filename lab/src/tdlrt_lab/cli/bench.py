@@ -1,14 +1,23 @@
-"""`tdlrt bench`: the tables of what was measured."""
+"""`tdlrt bench`: measures, and the tables of what was measured."""
 
+import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
+import torch
+from rich.console import Console
 from rich.table import Table
 
+from tdlrt.ranks import RelativeTolerance
 from tdlrt.text_tables import format_shape
+from tdlrt_lab.cli.parameters import AsJson, Batch, Data, Debug, Device, Model, Rank, shown_option
 from tdlrt_lab.cli.terminal_tables import number_table
+from tdlrt_lab.cli.untrained import untrained
+from tdlrt_lab.config import torch_device
+from tdlrt_lab.options import TRAINING, RunOptions
+from tdlrt_lab.run.timing import compare_networks
 
-__all__ = ["layer_times", "network_times"]
+__all__ = ["bench", "layer_times", "network_times"]
 
 
 def network_times(rows: Sequence[dict[str, Any]]) -> Table:
@@ -42,3 +51,38 @@ def layer_times(rows: Sequence[dict[str, Any]]) -> Table:
             f"{row['tucker_ms'] / row['dense_ms']:.3f}",
         )
     return table
+
+
+def bench(
+    model: Model,
+    data: Data,
+    batch_size: Batch = None,
+    rank: Rank = str(RunOptions.rank),
+    threads: Annotated[
+        int | None, shown_option("Threads of torch.", TRAINING, min=1, show_default="torch's")
+    ] = None,
+    rounds: Annotated[int, shown_option("Timed rounds; medians are shown.", TRAINING, min=1)] = 5,
+    device: Device = RunOptions.device,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a network in Tucker format against the dense one.
+
+    Milliseconds of a training step, in which ranks are examined, and of
+    inference, beside parameters and bytes; then of each layer. On random
+    images; nothing is trained.
+    """
+    info, network, ranks, batch_size = untrained(model, data, rank, batch_size)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = torch_device(device)
+    images = torch.randn(batch_size, *info.image_shape, device=place)
+    labels = torch.randint(info.classes, (batch_size,), device=place)
+    policy = RelativeTolerance(0.01)  # examines, and cuts nothing of a random start
+    found = compare_networks(network.to(place), images, labels, ranks, policy, rounds)
+    if as_json:
+        print(json.dumps({"model": model, "data": data, "batch_size": batch_size, **found}))
+    else:
+        console = Console()
+        console.print(network_times(found["networks"]))
+        console.print(layer_times(found["layers"]))

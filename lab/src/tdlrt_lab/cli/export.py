@@ -1,12 +1,19 @@
-"""`tdlrt export`: the table of what was measured, and what is said below it."""
+"""`tdlrt export`: writes the file, and shows what was measured of it."""
 
-from typing import Any
+import json
+from typing import Annotated, Any
 
+import typer
+from rich.console import Console
 from rich.table import Table
 
+from tdlrt.export import FORMATS
+from tdlrt_lab.cli.parameters import OUTPUT, AsJson, Debug, shown_option
 from tdlrt_lab.cli.terminal_tables import number_table
+from tdlrt_lab.options import DATA
+from tdlrt_lab.run.exporting import export_run
 
-__all__ = ["closing_lines", "export_table"]
+__all__ = ["closing_lines", "export", "export_table"]
 
 
 def export_table(found: dict[str, Any]) -> Table:
@@ -36,3 +43,72 @@ def closing_lines(found: dict[str, Any]) -> list[str]:
 
 def _name(found: dict[str, Any]) -> str:
     return f"{found['format']} int8" if found["int8"] else str(found["format"])
+
+
+def export(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Run directory of train.")],
+    format: Annotated[
+        str,
+        shown_option(
+            f"{', '.join(FORMATS)}. plain: weights (safetensors) for those who have the code of "
+            "the network.",
+            OUTPUT,
+        ),
+    ],
+    int8: Annotated[
+        bool,
+        shown_option(
+            "Weights and activations of 8 bits, calibrated with training images.", OUTPUT, "--int8"
+        ),
+    ] = False,
+    prefer: Annotated[
+        str,
+        shown_option(
+            "size: the layers with the fewest parameters; speed: those that take the least time.",
+            OUTPUT,
+        ),
+    ] = "size",
+    out: Annotated[
+        str | None, shown_option("The file.", OUTPUT, show_default="RUN/export/MODEL...")
+    ] = None,
+    overwrite: Annotated[bool, shown_option("Replace the file.", OUTPUT, "--overwrite")] = False,
+    data_dir: Annotated[
+        str | None,
+        shown_option(
+            "Folder with NAME/train.parquet and NAME/test.parquet.",
+            DATA,
+            show_default="that of the run",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        shown_option(
+            "Test images to compare and time with.", DATA, min=1, show_default="that of the run"
+        ),
+    ] = None,
+    rounds: Annotated[int, shown_option("Timed rounds; medians are shown.", DATA, min=1)] = 5,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write the network of a finished run to a file that runs without tdlrt.
+
+    Reads the file back and shows the parity error, the largest difference of
+    its outputs from those of the trained network relative to the largest
+    output, and its size and speed next to dense and to the Tucker network.
+    """
+    found = export_run(
+        run_dir,
+        out,
+        format=format,
+        int8=int8,
+        prefer=prefer,
+        data_dir=data_dir,
+        batch_size=batch_size,
+        rounds=rounds,
+        overwrite=overwrite,
+    )
+    if as_json:
+        print(json.dumps(found))
+    else:
+        Console().print(export_table(found))
+        print("\n".join(closing_lines(found)))

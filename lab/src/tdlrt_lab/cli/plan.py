@@ -1,9 +1,11 @@
 """`tdlrt plan`: the forward path of every Tucker layer and what it is expected to cost."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -11,9 +13,13 @@ from tdlrt.nn import TuckerLayer
 from tdlrt.nn.calls import watch_calls, zeros_for
 from tdlrt.nn.layer import tucker_layers
 from tdlrt.paths import LayerShape, Purpose, dense_cost, path_cost
+from tdlrt.surgery import factorize_
 from tdlrt.text_tables import format_shape
+from tdlrt_lab.cli.parameters import AsJson, Batch, Data, Debug, Model, Rank
+from tdlrt_lab.cli.untrained import untrained
+from tdlrt_lab.options import RunOptions
 
-__all__ = ["plan_layers", "plan_table"]
+__all__ = ["plan", "plan_layers", "plan_table"]
 
 PURPOSES: tuple[Purpose, ...] = ("training", "inference")
 
@@ -72,3 +78,27 @@ def plan_table(rows: Sequence[dict[str, Any]]) -> Table:
         )
     table.caption = "path, and its estimated time relative to the dense layer"
     return table
+
+
+def plan(
+    model: Model,
+    data: Data,
+    batch_size: Batch = None,
+    rank: Rank = str(RunOptions.rank),
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show how each Tucker layer is applied, and its estimated cost against dense.
+
+    The cheapest order of contractions in training and in inference, by the
+    calibrated cost model; no data are read and nothing is trained.
+    """
+    info, network, ranks, batch_size = untrained(model, data, rank, batch_size)
+    factorize_(network, rank=ranks)
+    layers = plan_layers(network, (batch_size, *info.image_shape))
+    if as_json:
+        print(
+            json.dumps({"model": model, "data": data, "batch_size": batch_size, "layers": layers})
+        )
+    else:
+        Console().print(plan_table(layers))

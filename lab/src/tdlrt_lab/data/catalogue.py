@@ -34,6 +34,12 @@ class DatasetInfo:
     test: str = "test"
     folder: bool = False
 
+    @property
+    def options(self) -> frozenset[str]:
+        """The options of `tdlrt_lab.options.RunOptions` that reading it uses."""
+        folder_of_files = {"data_dir"} if self.hub or self.folder else set()
+        return frozenset(folder_of_files | ({"image_size"} if self.folder else set()))
+
 
 DATA_SETS = {
     "digits": DatasetInfo(epochs=20, image_shape=(1, 8, 8), batch_size=32),

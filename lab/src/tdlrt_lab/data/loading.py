@@ -1,5 +1,6 @@
 """Image data sets held in memory: embedded digits, local parquet files, or the hub."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -15,12 +16,15 @@ from tdlrt_lab.data.catalogue import DATA_SETS, DatasetInfo
 from tdlrt_lab.data.pixels import Split
 from tdlrt_lab.names import pick
 
-__all__ = ["DataProgress", "ImageData", "hold_out", "load_data"]
+__all__ = ["DataProgress", "ImageData", "ImageRecord", "hold_out", "load_data"]
 
 MAX_CLASSES = 2**16
 """Of data without names of classes: there are as many as the largest label says."""
 
 DataProgress = Callable[[str, int, int], None]
+
+ImageRecord = dict[str, dict[str, int | str]]
+"""For each part of a data set the number of images, and a digest of them and their labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,17 @@ class ImageData:
         """Channels, height and width of an image."""
         _, channels, height, width = self.train_images.shape
         return channels, height, width
+
+    def record(self) -> ImageRecord:
+        """What is needed to find out later whether data are the same as these."""
+        parts = {
+            "training": (self.train_images, self.train_labels),
+            self.split: (self.test_images, self.test_labels),
+        }
+        return {
+            name: {"images": len(labels), "sha256": _digest(images, labels)}
+            for name, (images, labels) in parts.items()
+        }
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images (uint8) as a network is given them: (x / 255 - mean) / std, per channel."""
@@ -268,6 +283,14 @@ def _assemble(
         mean=mean,
         std=std,
     )
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(repr(tuple(tensor.shape)).encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

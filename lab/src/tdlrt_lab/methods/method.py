@@ -10,13 +10,27 @@ from tdlrt.errors import ConfigError
 from tdlrt_lab.methods.training_view import TrainingView
 from tdlrt_lab.options import RunOptions
 
-__all__ = ["DENSE_RATES", "FREE_FACTOR_RATES", "OPTIMIZERS", "Method", "optimizer_options"]
+__all__ = [
+    "DENSE_RATES",
+    "FREE_FACTOR_RATES",
+    "OPTIMIZERS",
+    "OPTIMIZER_OPTIONS",
+    "Method",
+    "optimizer_options",
+]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
+
+OPTIMIZER_OPTIONS = {
+    "sgd": frozenset({"lr", "weight_decay", "momentum"}),
+    "adam": frozenset({"lr", "weight_decay"}),
+    "adamw": frozenset({"lr", "weight_decay"}),
+}
+"""The options of `RunOptions` that each optimiser uses."""
 
 DENSE_RATES = {"sgd": 0.02, "adam": 0.001, "adamw": 0.001}
 FREE_FACTOR_RATES = {"sgd": 0.02, "adam": 0.006, "adamw": 0.006}
@@ -87,7 +101,4 @@ class Method:
 
 def optimizer_options(config: RunOptions) -> dict[str, Any]:
     """Arguments of the optimiser's class."""
-    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    if config.optimizer == "sgd":
-        options["momentum"] = config.momentum
-    return options
+    return {name: getattr(config, name) for name in OPTIMIZER_OPTIONS[config.optimizer]}

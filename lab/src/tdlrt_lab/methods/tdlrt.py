@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tdlrt.errors import RankError
 from tdlrt.optim import TDLRT
 from tdlrt.ranks import (
     DEFAULT_TAU,
@@ -21,13 +22,16 @@ from tdlrt_lab.methods.method import OPTIMIZERS, Method, optimizer_options
 from tdlrt_lab.methods.training_view import TrainingView
 from tdlrt_lab.options import RunOptions
 
-__all__ = ["DEFAULT_TAU", "RAMPS", "TDLRTMethod"]
+__all__ = ["DEFAULT_TAU", "INTEGRATORS", "RAMPS", "TDLRTMethod"]
 
 RAMPS: dict[str, type[LinearSchedule | CubicSchedule] | None] = {
     "constant": None,
     "linear": LinearSchedule,
     "cubic": CubicSchedule,
 }
+
+INTEGRATORS = {"parallel": frozenset({"basis_every"}), "bug": frozenset({"core_steps"})}
+"""The options of `RunOptions` that each integrator alone uses."""
 
 RATES = {"sgd": 0.05, "adam": 0.006, "adamw": 0.006}
 
@@ -47,7 +51,7 @@ class TDLRTMethod(Method):
     learning_rates = RATES
     options = frozenset(
         {"tau", "budget", "ramp", "spare", "rank", "modes", "init_scale", "integrator"}
-        | {"adapt_every", "core_steps", "freeze_at", "spectral_penalty"}
+        | {"adapt_every", "core_steps", "basis_every", "freeze_at", "spectral_penalty"}
     )
     needs_budget = False
 
@@ -60,16 +64,20 @@ class TDLRTMethod(Method):
     def optimizer(self, model: nn.Module, config: RunOptions, steps: int) -> torch.optim.Optimizer:
         """The integrator around the plain optimiser."""
         freeze_after = round(config.freeze_at * steps)
-        return TDLRT(
-            model,
-            OPTIMIZERS[config.optimizer],
-            rank_policy=_rank_policy(config, freeze_after),
-            integrator=config.integrator,
-            adapt_every=config.adapt_every,
-            core_steps=config.core_steps,
-            freeze_after=freeze_after or None,
-            **optimizer_options(config),
-        )
+        try:
+            return TDLRT(
+                model,
+                OPTIMIZERS[config.optimizer],
+                rank_policy=_rank_policy(config, freeze_after),
+                integrator=config.integrator,
+                adapt_every=config.adapt_every,
+                freeze_after=freeze_after or None,
+                **{name: getattr(config, name) for name in INTEGRATORS[config.integrator]},
+                **optimizer_options(config),
+            )
+        except RankError as error:
+            # The library knows the option as the argument of its policy.
+            raise RankError(str(error).replace("fraction", "budget")) from error
 
     def penalty(self, training: TrainingView) -> Tensor | None:
         """The spread of the cores' spectra: it does not count before their ranks are found."""

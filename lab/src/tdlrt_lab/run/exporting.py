@@ -4,14 +4,15 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from tdlrt.errors import ExportError, RunError
+from tdlrt.errors import ConfigError, ExportError, RunError
 from tdlrt.export import FORMATS, export, load_network
 from tdlrt.nn import TuckerLayer
+from tdlrt.paths import Preference
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import ImageData, load_data
 from tdlrt_lab.models import build_model
@@ -38,6 +39,7 @@ def export_run(
     *,
     format: str = "onnx",
     int8: bool = False,
+    prefer: str = "size",
     data_dir: str | Path | None = None,
     batch_size: int | None = None,
     rounds: int = 5,
@@ -50,6 +52,7 @@ def export_run(
         out: The file; None is one named after the network in `run/export`.
         format: One of `tdlrt.export.FORMATS`.
         int8: Quantise after training, calibrated with training images.
+        prefer: 'size' for the layers with the fewest parameters, 'speed' for the least time.
         data_dir: Folder of the parquet files; None is where the run found them.
         batch_size: Test images to compare and time with; None is the batch size of the run.
         rounds: Timed rounds.
@@ -63,13 +66,20 @@ def export_run(
 
     Raises:
         UnknownNameError: The format is not known.
-        ExportError: The path is taken, or the format and int8 exclude each other.
+        ConfigError: The format and int8 exclude each other.
+        ExportError: The path is taken.
         RunError: There is no finished run.
         CheckpointError: Its model cannot be read.
         DataError: The data cannot be read.
         MissingExtraError: A package that the format needs is not installed.
     """
     writer, directory = pick("format", format, FORMATS), RunDirectory(run)
+    preference: Any = pick("prefer", prefer, {name: name for name in get_args(Preference)})
+    if int8 and not writer.has_int8:
+        formats = " or ".join(name for name, one in FORMATS.items() if one.has_int8)
+        raise ConfigError(
+            f"int8 with format {format!r}: expected a format that computes in 8 bits, {formats}"
+        )
     config = _finished(directory)
     name = f"{config.model}{'-int8' if int8 else ''}{writer.suffix}"
     path = directory.path / "export" / name if out is None else Path(out)
@@ -86,6 +96,7 @@ def export_run(
         images,
         format=format,
         calibration=calibration_images(data) if int8 else None,
+        prefer=preference,
         metadata=_metadata(data),
         overwrite=overwrite,
     )
@@ -109,6 +120,7 @@ def export_run(
         "file": str(path),
         "format": format,
         "int8": int8,
+        "prefer": prefer,
         "parity": report.parity,
         "parameters": report.parameters,
         "bytes": report.bytes,

@@ -18,6 +18,7 @@ import yaml
 from tdlrt.errors import CheckpointError, RunError
 from tdlrt.files import write_atomically
 from tdlrt_lab.config import RunConfig
+from tdlrt_lab.data import ImageRecord
 from tdlrt_lab.yaml_files import read_yaml
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
 FILES = (
     "metrics.jsonl",
     "summary.json",
+    "data.json",
+    "diverged.txt",
     "checkpoints/last.pt",
     "checkpoints/previous-*.pt",
     "checkpoints/new.pt",
@@ -118,11 +121,19 @@ class RunDirectory:
         self.model = self.path / "checkpoints" / "model.safetensors"
         self.plots = self.path / "plots"
         self.tensorboard = self.path / "tensorboard"
+        self.data = self.path / "data.json"
+        self.diverged = self.path / "diverged.txt"
+        self.lock = self.path / ".lock"
 
     @property
     def checkpoints(self) -> list[Path]:
         """The checkpoints there are, the newest first."""
         return [path for _, path in sorted(numbered_checkpoints(self.checkpoint).items())]
+
+    @property
+    def lost(self) -> bool:
+        """Whether the run there diverged before anything of it was stored."""
+        return self.diverged.exists() and not self.checkpoints
 
     @property
     def public(self) -> "RunDirectory":
@@ -148,7 +159,9 @@ class RunDirectory:
             with tempfile.TemporaryFile(dir=self.path):
                 pass
             # A run that was killed at its very beginning leaves half of its configuration.
-            holds_something = any(path.suffix != ".part" for path in self.path.iterdir())
+            holds_something = any(
+                path.suffix != ".part" and path != self.lock for path in self.path.iterdir()
+            )
         except OSError as error:
             raise RunError(
                 f"{self.path}: cannot be written ({error.strerror}); expected a directory for the "
@@ -163,11 +176,18 @@ class RunDirectory:
             )
         self.read_config()
         self._check_links()
-        if not overwrite:
+        if overwrite or self.lost:
+            return
+        if self.diverged.exists():
             raise RunError(
-                f"{self.path}: holds a run already; continue it with --resume, replace it with "
-                "--overwrite, or choose another directory with --out"
+                f"{self.path}: holds a run that diverged, whose last good state is in "
+                f"{self.public.checkpoints[0]}; replace it with --overwrite, or choose another "
+                "directory with --out"
             )
+        raise RunError(
+            f"{self.path}: holds a run already; continue it with --resume, replace it with "
+            "--overwrite, or choose another directory with --out"
+        )
 
     def open_for_resume(self, config: RunConfig) -> None:
         """Check that this is a run with the options `config`.
@@ -180,7 +200,7 @@ class RunDirectory:
         stored = self.read_config()
         self._check_links()
         names = config.differences(stored)
-        if names:
+        if names and not self.lost:
             given = config.to_dict()
             changes = ", ".join(f"{n} {stored.get(n)!r} (now {given[n]!r})" for n in names)
             raise RunError(
@@ -237,6 +257,42 @@ class RunDirectory:
                 "model, data and method; choose another directory with --out"
             )
         return stored
+
+    def write_data(self, found: ImageRecord) -> None:
+        """Store what the run is trained on."""
+        write_text(self.data, json.dumps(found, indent=2) + "\n")
+
+    def check_data(self, found: ImageRecord) -> None:
+        """Check that the run, as far as it got, was trained on these data.
+
+        Raises:
+            RunError: It was trained on others, or the record of them is broken.
+        """
+        # Earlier versions made no record.
+        if not self.data.exists() or not (self.checkpoints or self.summary.exists()):
+            return
+        stored = self._read_data()
+        changes = [
+            f"{part} images: {_counted(stored.get(part))} (now {_counted(record)})"
+            for part, record in found.items()
+            if stored.get(part) != record
+        ]
+        if changes:
+            raise RunError(
+                f"{self.path}: the run there was trained on other data, {', '.join(changes)}; "
+                "resume it with its own data, or start a new one in another directory"
+            )
+
+    def _read_data(self) -> dict[str, Any]:
+        try:
+            text = self.data.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.data}: cannot be read ({error})") from error
+        return parse_object(text, str(self.data), "record of the data of a run")
+
+    def write_divergence(self, message: str) -> None:
+        """Store why the run cannot go on."""
+        write_text(self.diverged, message + "\n")
 
     def write_metrics(self, history: list[EpochMetrics]) -> None:
         """Write all lines of `metrics.jsonl` anew, so that none of them is ever half there."""
@@ -302,6 +358,12 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _counted(record: Any) -> str:
+    """A part of a data set in a few words."""
+    values = record if isinstance(record, dict) else {}
+    return f"{values.get('images')} with digest {str(values.get('sha256'))[:12]}"
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file of a run at once.
 
@@ -347,12 +409,13 @@ def stored_metrics(values: Any) -> EpochMetrics:
     return metrics
 
 
-def parse_object(text: str, place: str) -> dict[str, Any]:
-    """The object that a JSON text of a finished run holds.
+def parse_object(text: str, place: str, what: str = "result of a finished run") -> dict[str, Any]:
+    """The object that a JSON text of a run holds.
 
     Args:
         text: The text.
         place: Where it was written, for error messages.
+        what: What it should be, for error messages.
 
     Raises:
         RunError: It is broken, or holds something else.
@@ -360,7 +423,7 @@ def parse_object(text: str, place: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{place}: no result of a finished run ({error})") from error
+        raise RunError(f"{place}: no {what} ({error})") from error
     if not isinstance(value, dict):
         raise RunError(f"{place}: got {type(value).__name__}, expected an object")
     return value

@@ -11,7 +11,7 @@ import torch
 from tdlrt.errors import ConfigError, NonFiniteError, RunError
 from tdlrt.report import LayerSummary
 from tdlrt_lab.config import RunConfig
-from tdlrt_lab.data import ImageData, hold_out, load_data
+from tdlrt_lab.data import ImageData, ImageRecord, hold_out, load_data
 from tdlrt_lab.options import DEPENDS
 from tdlrt_lab.run.checkpoint import (
     Checkpoints,
@@ -19,6 +19,7 @@ from tdlrt_lab.run.checkpoint import (
     load_newest,
     save_model,
 )
+from tdlrt_lab.run.locks import sole_owner
 from tdlrt_lab.run.plots import draw_plots
 from tdlrt_lab.run.processes import any_process, is_first, processes
 from tdlrt_lab.run.results import EpochMetrics, RunDirectory, machine, versions, writing
@@ -142,7 +143,8 @@ def run(
         told = observer if observer and is_first() else Observer()
         plan = checkpoints or Checkpoints()
         directory = RunDirectory(place, public=out)
-        return _run(config, directory, baseline, resume, overwrite, plan, told, command)
+        with sole_owner(directory, new=not resume):
+            return _run(config, directory, baseline, resume, overwrite, plan, told, command)
 
 
 def _run(
@@ -169,11 +171,19 @@ def _run(
         train_images=config.train_images,
         image_size=config.image_size,
     )
+    record = data.record()
+    if resume:
+        directory.check_data(record)
     if config.validation is not None:
         data = hold_out(data, config.validation, config.seed)
+    if config.batch_size > len(data.train_labels):
+        observer.warned(
+            f"a batch of {config.batch_size} images (--batch-size) is larger than the training set "
+            f"of {len(data.train_labels)}: each step takes all of them"
+        )
     with stop_requests() as stop:
         stop_requested = partial(any_process, stop.is_set, config.torch_device())
-        job = _Job(data, resume, checkpoints, stop_requested, observer, command)
+        job = _Job(data, record, resume, checkpoints, stop_requested, observer, command)
         summary = job.run(config, directory)
         if baseline:
             dense = job.run(dense_config, directory.baseline)
@@ -200,6 +210,7 @@ class _Job:
     def __init__(
         self,
         data: ImageData,
+        record: ImageRecord,
         resume: bool,
         checkpoints: Checkpoints,
         stop_requested: Callable[[], bool],
@@ -207,6 +218,7 @@ class _Job:
         command: str | None,
     ) -> None:
         self.data = data
+        self.record = record
         self.resume = resume
         self.checkpoints = checkpoints
         self.stop_requested = stop_requested
@@ -233,9 +245,11 @@ class _Job:
     def _open(self, training: Training, directory: RunDirectory) -> None:
         if self.resume:
             load_newest(training, directory.checkpoints, self.observer.warned)
-        if not self.resume:
+        else:
             directory.clear()
+        directory.diverged.unlink(missing_ok=True)
         directory.write_config(training.config)
+        directory.write_data(self.record)
         directory.write_metrics(training.history)
 
     def _train(self, training: Training, directory: RunDirectory) -> None:
@@ -253,6 +267,7 @@ class _Job:
                 self.observer.epoch_ended(training, metrics)
         except NonFiniteError as error:
             there = directory.public.checkpoints
+            directory.write_divergence(str(error))
             stored = f"the last good state is in {there[0]}" if there else "nothing was stored yet"
             raise NonFiniteError(f"{error}; {stored}") from error
         if not training.finished:
@@ -292,6 +307,7 @@ class _Job:
             "dense_seconds": None,
             "versions": versions(),
             "machine": machine(training.device),
+            "images": self.record,
             "config": config.to_dict(),
         }
 

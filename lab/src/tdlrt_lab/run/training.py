@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
-from tdlrt.errors import NonFiniteError, RunError
+from tdlrt.errors import NonFiniteError
 from tdlrt.nn import TuckerLayer
 from tdlrt.report import ModelSummary, summary
 from tdlrt_lab.config import RunConfig
@@ -169,9 +169,9 @@ class Training:
             after_step: Called after every step.
 
         Raises:
-            RunError: The mean loss of an epoch is not finite.
             NonFiniteError: Loss, gradients or weights were not finite in more than
-                `skip_nonfinite` steps in a row; the last of these steps changed nothing.
+                `skip_nonfinite` steps in a row, the last of which changed nothing; or the mean
+                loss of an epoch is not finite.
         """
         while not self.finished:
             self._since = time.perf_counter()
@@ -328,7 +328,7 @@ class Training:
         self._loss_sum, self._correct = total(self._loss_sum), total(self._correct)
         loss, images = self.loss, self._seen
         if not math.isfinite(loss):
-            raise RunError(
+            raise NonFiniteError(
                 f"epoch {self.epoch + 1}: the loss is {loss}; expected a finite number; "
                 f"lower the learning rate (--lr, now {self.config.lr})"
             )

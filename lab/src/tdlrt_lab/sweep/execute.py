@@ -10,16 +10,14 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any
 
 from tdlrt.errors import TdlrtError
 from tdlrt.files import write_atomically
 from tdlrt_lab.config import RunConfig, torch_device
 from tdlrt_lab.data import ImageData
-from tdlrt_lab.methods import METHODS
 from tdlrt_lab.rank_option import format_rank
+from tdlrt_lab.run.locks import exclusive
 from tdlrt_lab.run.results import EpochMetrics, versions
 from tdlrt_lab.run.runner import Interrupted, Observer, run
 from tdlrt_lab.run.signals import stop_requests
@@ -269,24 +267,9 @@ def _environment(jobs: int, device: str | None) -> dict[str, str]:
     return environment
 
 
-@contextmanager
-def exclusive(path: Path) -> Iterator[bool]:
-    """Hold a lock file; gives False if another process holds it. It ends with its process."""
-    import fcntl  # of POSIX; without it there is all but this
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
 def command(config: RunConfig) -> str:
     """The command line that does a run: what is not at its default, and how ranks are chosen."""
-    decisive = {"tau", "budget"} & METHODS[config.method].options
+    decisive = [name for name in ("tau", "budget") if config.used(name)]
     decided: dict[str, Any] = {"model": config.model, "data": config.data, "budget": config.budget}
     default = RunConfig(method=config.method, optimizer=config.optimizer, **decided).to_dict()
     default |= {"method": RunConfig.method, "optimizer": RunConfig(**decided).optimizer}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tdlrt.errors import ExportError
 from tdlrt.export.source import Source
 from tdlrt.nn import TuckerLayer
+from tdlrt.surgery import replace_modules
 
 __all__ = ["dump", "load", "load_plain"]
 
@@ -73,7 +74,7 @@ def load(data: bytes, model: nn.Module) -> nn.Module:
         for name, stages in layers.items():
             made = [_make(**stage) for stage in stages]
             layer = made[0] if len(made) == 1 else nn.Sequential(*made)
-            result = _with_layer(result, name, layer.train(model.training))
+            result = _with_layer(result, name, layer)
         result.load_state_dict(tensors, assign=True)
     except ExportError:
         raise
@@ -139,9 +140,7 @@ def _make(kind: str, **arguments: Any) -> nn.Module:
 
 def _with_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
     """The model with one layer replaced; the new layer itself if the model is that layer."""
-    if not name:
-        return layer
-    parent, _, child = name.rpartition(".")
-    model.get_submodule(name)
-    setattr(model.get_submodule(parent), child, layer)
-    return model
+    old = model.get_submodule(name)
+    layer.train(old.training)
+    replace_modules(model, {old: layer})
+    return layer if old is model else model

@@ -1,6 +1,6 @@
 """Replacing the layers of a model: dense layers by Tucker layers, and these by torch layers."""
 
-from tdlrt.surgery.conversion import to_dense, to_plain
+from tdlrt.surgery.conversion import copied, to_dense, to_plain, without_adapters
 from tdlrt.surgery.factorization_report import FactorizationReport, FactorizationRow
 from tdlrt.surgery.factorize import DEFAULT_INIT_SCALE, factorize_
 from tdlrt.surgery.layer_types import build_layer, dense_shape, has_own_layout, register_layer
@@ -13,6 +13,7 @@ __all__ = [
     "FactorizationRow",
     "Patterns",
     "build_layer",
+    "copied",
     "dense_shape",
     "factorize_",
     "has_own_layout",
@@ -24,4 +25,5 @@ __all__ = [
     "tied_weights",
     "to_dense",
     "to_plain",
+    "without_adapters",
 ]

@@ -39,8 +39,8 @@ from torch.nn import functional as F
 import tdlrt
 from allocator import keep_freed_memory
 from tdlrt.files import write_atomically
-from tdlrt.nn.fusion import fuse_batch_norms_
 from tdlrt.surgery import replace_modules
+from tdlrt.surgery.fusion import fuse_batch_norms_
 from tdlrt_lab.models import build_model
 from tdlrt_lab.run.results import machine, versions
 from tdlrt_lab.run.timing import Case, median_seconds

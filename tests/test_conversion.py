@@ -72,3 +72,54 @@ def test_a_measured_path_is_followed_for_speed_and_a_path_set_by_hand_always():
 def test_an_unknown_preference_is_refused(prefer):
     with pytest.raises(tdlrt.PathError, match=r"^prefer: got .*, expected 'size' or 'speed'; "):
         tdlrt.to_plain(nn.Sequential(nn.Linear(3, 3)), prefer=prefer)
+
+
+class TwoInputs(nn.Module):
+    """A model of token ids and of numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(50, 8)
+        self.hidden, self.head = nn.Linear(16, 32), nn.Linear(32, 5)
+        self.norm = nn.BatchNorm1d(32)
+
+    def forward(self, tokens, numbers):
+        features = torch.cat([self.table(tokens).mean(1), numbers], dim=1)
+        return self.head(self.norm(self.hidden(input=features)).relu())
+
+
+TOKENS, NUMBERS = torch.randint(50, (4, 7)), torch.randn(4, 8)
+
+
+@pytest.mark.parametrize(
+    "example", [(TOKENS, NUMBERS), [TOKENS, NUMBERS], {"numbers": NUMBERS, "tokens": TOKENS}]
+)
+def test_example_inputs_of_any_kind(example):
+    model = TwoInputs().eval()
+    tdlrt.factorize_(model, rank=0.2)
+    assert tdlrt.summary(model, example_inputs=example).dense_macs == 4 * (16 * 32 + 32 * 5)
+    plain = tdlrt.to_plain(model, example_inputs=example, fuse_batch_norm=True)
+    assert isinstance(plain.norm, nn.Identity)  # the example shows that features are normalised
+    assert torch.allclose(plain(TOKENS, NUMBERS), model(TOKENS, NUMBERS), atol=1e-5)
+    assert tdlrt.autotune_(model, example).rows[0].inputs == ((4, 16),)
+
+
+def test_example_inputs_choose_paths_as_a_size_does():
+    model = nn.Sequential(nn.Embedding(50, 500), tdlrt.nn.TuckerLinear(500, 500, rank=200)).eval()
+    few, many = (torch.zeros(rows, 1, dtype=torch.long) for rows in (1, 10**4))
+    plain = [tdlrt.to_plain(model, example_inputs=one, prefer="speed")[1] for one in (few, many)]
+    assert [type(layer) for layer in plain] == [nn.Linear, nn.Sequential]
+
+
+@pytest.mark.parametrize("read", [tdlrt.summary, tdlrt.to_plain])
+def test_a_size_that_a_model_does_not_take(read):
+    tokens = nn.Sequential(nn.Embedding(50, 8), tdlrt.nn.TuckerLinear(8, 8, rank=2))
+    for model, size in ((tokens, (2, 7)), (TwoInputs(), (2, 7)), (nn.Linear(3, 3), (2, 7))):
+        with pytest.raises(ValueError, match=r"^input_size: got \(2, 7\), .*pass example_inputs"):
+            read(model, input_size=size)
+    with pytest.raises(ValueError, match=r"^input_size: got \(2, 7\) together with example_inputs"):
+        read(tokens, input_size=(2, 7), example_inputs=TOKENS)
+    with pytest.raises(TypeError, match=r"^example_inputs: got str, expected a tensor"):
+        read(tokens, example_inputs="tokens")
+    with pytest.raises(ValueError, match=r"^model: 0\.weight has no shape yet"):
+        read(nn.Sequential(nn.LazyLinear(3)).eval(), example_inputs=torch.ones(1, 2))

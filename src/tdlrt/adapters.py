@@ -33,6 +33,7 @@ from tdlrt.surgery import (
     pattern_list,
     plan_surgery,
     replace_modules,
+    without_adapters,
 )
 
 __all__ = [
@@ -172,8 +173,8 @@ def merge_adapters_(model: nn.Module) -> None:
     Raises:
         AdapterError: The model has no adapters.
     """
-    adapted = _require(model)
-    replace_modules(model, {module: module.merged() for module in adapted.values()})
+    _require(model)
+    without_adapters(model)
 
 
 def unload_adapters_(model: nn.Module) -> None:

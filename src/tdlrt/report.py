@@ -11,7 +11,7 @@ from torch import nn
 
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapted import adapted_modules
-from tdlrt.nn.calls import LayerCall, watch_calls, zeros_for
+from tdlrt.nn.calls import Inputs, LayerCall, calls_for
 from tdlrt.nn.layer import weight_shape
 from tdlrt.paths import PathName, path_macs
 from tdlrt.text_tables import format_shape, format_table
@@ -159,36 +159,42 @@ class ModelSummary:
         return "\n".join(lines)
 
 
-def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelSummary:
-    """Ranks, parameters and, given an input size, multiply-adds of a model.
+def summary(
+    model: nn.Module,
+    input_size: Sequence[int] | None = None,
+    *,
+    example_inputs: Inputs | None = None,
+) -> ModelSummary:
+    """Ranks, parameters and, given an input size or example inputs, multiply-adds of a model.
 
     Multiply-adds (MACs, half the floating-point operations) are counted for convolutions and linear
-    layers, by one forward pass on zeros in evaluation mode. Bias additions are not counted, nor is
-    the folding of factors into the core, whose cost does not grow with the input. A Tucker layer is
-    counted along the path that inference takes at this input size.
+    layers, by one forward pass in evaluation mode, on zeros if only a size is given. Bias additions
+    are not counted, nor is the folding of factors into the core, whose cost does not grow with the
+    input. A Tucker layer is counted along the path that inference takes at this input size.
 
     An adapter has two rows, one for the frozen layer and one for the update.
 
     Args:
-        model: Any model; not changed.
+        model: Any model; not changed, nor is torch's random state.
         input_size: Shape of the input with the batch, such as (1, 3, 32, 32).
+        example_inputs: Instead of input_size, what the model is called with: a tensor, a tuple of
+            inputs or a dict of keyword arguments, for models that take token ids or several inputs.
 
     Returns:
         A summary; prints as a table.
 
     Raises:
-        TypeError: input_size is not a sequence of ints.
-        ValueError: A size in it is negative or far too large.
+        TypeError: input_size is not a sequence of ints, or example_inputs has another type.
+        ValueError: A size is negative or far too large, the model does not take zeros of this size,
+            or both arguments are given.
     """
     layers: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, TuckerLayer | nn.modules.conv._ConvNd | nn.Linear)
     }
-    costs: dict[nn.Module, _Cost] = {}
-    if input_size is not None:
-        calls = watch_calls(model, layers.values(), zeros_for(model, input_size))
-        costs = {module: _cost(module, made) for module, made in calls.items()}
+    calls = calls_for(model, layers.values(), input_size, example_inputs)
+    costs = {module: _cost(module, made) for module, made in calls.items()}
     rows = tuple(_row(name, module, costs.get(module)) for name, module in layers.items())
     total = sum(parameter.numel() for parameter in model.parameters())
     beside = sum(module.replaced_parameters for module in adapted_modules(model).values())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import PathError
 from tdlrt.nn import TuckerLayer
-from tdlrt.nn.calls import LayerCall, watch_calls
+from tdlrt.nn.calls import Inputs, LayerCall, watch_calls
 from tdlrt.nn.layer import tucker_layers
 from tdlrt.paths import PATHS, PathName
 from tdlrt.text_tables import format_shape, format_table
@@ -76,7 +77,7 @@ class TuningReport:
         return f"{format_table(header, table)}\nshortest times of {passes} passes"
 
 
-def autotune_(model: nn.Module, example_input: Tensor) -> TuningReport:
+def autotune_(model: nn.Module, example_input: Inputs) -> TuningReport:
     """Time every path of every Tucker layer and set the fastest one as its `path`, in place.
 
     Forward and backward passes are timed if the model is in training mode, forward passes alone
@@ -87,22 +88,18 @@ def autotune_(model: nn.Module, example_input: Tensor) -> TuningReport:
 
     Args:
         model: A model with Tucker layers; only their `path` is changed.
-        example_input: A batch with the size, type, device and memory format of later inputs.
+        example_input: A batch with the size, type, device and memory format of later inputs; a
+            tuple of inputs or a dict of keyword arguments for a model that takes several.
 
     Returns:
         A report with a row per Tucker layer; prints as a table.
 
     Raises:
         NothingMatchedError: The model has no Tucker layer.
-        PathError: The example is not a tensor, or it is empty.
+        PathError: The example is not a tensor, tuple or dict, or a tensor in it is empty.
     """
     layers = tucker_layers(model)
-    if not isinstance(example_input, Tensor) or not example_input.numel():
-        got = tuple(example_input.shape) if isinstance(example_input, Tensor) else example_input
-        raise PathError(
-            f"example_input: got {got!r}, expected a tensor with at least one sample; pass a "
-            "batch of the size the model will run on"
-        )
+    _check_example(example_input)
     calls = watch_calls(model, list(layers.values()), example_input)
     rows = []
     for name, layer in layers.items():
@@ -116,6 +113,19 @@ def autotune_(model: nn.Module, example_input: Tensor) -> TuningReport:
         if row.path:
             layer.path, layer.path_is_measured = row.path, True
     return TuningReport(rows=tuple(rows), training=model.training)
+
+
+def _check_example(example: Inputs) -> None:
+    parts: list[Any] = [example]
+    if isinstance(example, tuple | list | Mapping):
+        parts = list(example.values() if isinstance(example, Mapping) else example)
+    shapes = [tuple(part.shape) for part in parts if isinstance(part, Tensor)]
+    if not shapes or any(0 in shape for shape in shapes):
+        got = shapes[0] if isinstance(example, Tensor) else shapes or example
+        raise PathError(
+            f"example_input: got {got!r}, expected a tensor with at least one sample, or a tuple "
+            "or dict of such tensors; pass a batch of the size the model will run on"
+        )
 
 
 def _measure(

@@ -300,3 +300,95 @@ def test_a_missing_package_is_named(format, absent, calibration, tmp_path, monke
     with pytest.raises(MissingExtraError, match=rf"{absent}.*pip install 'tdlrt\[export\]'"):
         export(model, tmp_path / "file", inputs, format=format, **options)
     assert not list(tmp_path.iterdir())
+
+
+class Tokens(nn.Module):
+    """A table of token vectors that is also the weight of the head."""
+
+    def __init__(self, transformer=False):
+        super().__init__()
+        self.table, self.head = nn.Embedding(50, 16), nn.Linear(16, 50)
+        self.head.weight = self.table.weight
+        self.body = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16))
+        if transformer:
+            self.body = nn.TransformerEncoderLayer(16, 2, 64, batch_first=True)
+
+    def forward(self, tokens):
+        return self.head(self.body(self.table(tokens)).mean(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["pt2", "onnx"])
+def test_int8_of_tied_embeddings(format, tmp_path):
+    torch.manual_seed(0)
+    model = Tokens()
+    tdlrt.factorize_(model, rank=0.3, init_scale=1.0)
+    tokens, calibration = torch.randint(50, (4, 7)), torch.randint(50, (150, 7))
+    report = export(model, tmp_path / "file", tokens, format=format, calibration=calibration)
+    assert 1e-4 < report.parity < 0.1
+    found = load_network(tmp_path / "file", format, model)(tokens)
+    expected = outputs(model, tokens)
+    assert (found - expected).abs().max() / expected.abs().max() == pytest.approx(report.parity)
+
+
+def with_adapters(make):
+    model, inputs = make()
+    tdlrt.add_adapters_(model, rank=2, train=list(dict(model.named_children()))[-1])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("core") or "trained" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model, inputs
+
+
+def norms():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    net.append(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    return net, torch.randn(3, 3, 6, 6)
+
+
+def transformer():
+    torch.manual_seed(0)
+    return Tokens(transformer=True).eval(), torch.randint(50, (3, 7))
+
+
+@pytest.mark.parametrize("fuse_batch_norm", [False, True])
+@pytest.mark.parametrize("make", [norms, transformer])
+def test_a_plain_file_has_the_adapters_merged(make, fuse_batch_norm, tmp_path):
+    if make is transformer:
+        model, inputs = make()
+        tdlrt.add_adapters_(model, rank=2, include="body.linear?")
+        nn.init.normal_(model.body.linear1.update.core)
+    else:
+        model, inputs = with_adapters(make)
+    report = export(
+        model, tmp_path / "file", inputs, format="plain", fuse_batch_norm=fuse_batch_norm
+    )
+    start = make()[0]
+    network = load_plain(tmp_path / "file", start).eval()
+    torch.testing.assert_close(outputs(network, inputs), outputs(model, inputs))
+    assert report.model_parameters == sum(p.numel() for p in model.parameters())
+    assert report.parameters == sum(p.numel() for p in network.parameters())
+
+
+def test_a_plain_file_of_a_transformer_runs_in_evaluation(tmp_path):
+    model, tokens = transformer()
+    tdlrt.factorize_(model, rank=2, include="body.linear?")
+    export(model, tmp_path / "file", tokens, format="plain")
+    network = load_plain(tmp_path / "file", transformer()[0])
+    torch.testing.assert_close(outputs(network, tokens), outputs(model, tokens))
+
+
+def test_loaded_layers_keep_what_the_layers_of_the_model_have(tmp_path):
+    model, inputs = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)), torch.randn(2, 32)
+    start = copy.deepcopy(model)
+    tdlrt.factorize_(model, rank=2, include="*")
+    export(model, tmp_path / "file", inputs, format="plain")
+    start[0].eval().weight.requires_grad_(False)
+    start[1].register_forward_hook(lambda *_: torch.zeros(1))
+    network = load_plain(tmp_path / "file", start)
+    assert [module.training for module in network] == [False, True]
+    frozen = [name for name, one in network.named_parameters() if not one.requires_grad]
+    assert frozen == ["0.0.weight", "0.1.weight"]
+    assert torch.equal(network(inputs), torch.zeros(1))

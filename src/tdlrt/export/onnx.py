@@ -61,6 +61,7 @@ def _quantized(graph: Any, source: Source) -> Any:
             batch = next(batches, None)
             return None if batch is None else {INPUT: batch.numpy()}
 
+    _untie(graph)
     with TemporaryDirectory() as folder:
         floats, prepared, integers = (Path(folder, f"{step}.onnx") for step in range(3))
         floats.write_bytes(graph.SerializeToString())
@@ -79,6 +80,24 @@ def _quantized(graph: Any, source: Source) -> Any:
             extra_options=options,
         )
         return onnx.load(integers)
+
+
+def _untie(graph: Any) -> None:
+    """Give embeddings a table of their own where it is also the weight of another layer.
+
+    onnxruntime would quantise the vectors that are looked up like the weight, with one scale per
+    row of the table, which does not fit their shape.
+    """
+    lookups = [node for node in graph.graph.node if node.op_type == "Gather"]
+    others = [node for node in graph.graph.node if node.op_type != "Gather"]
+    shared = {node.input[0] for node in lookups} & {name for node in others for name in node.input}
+    for weight in [one for one in graph.graph.initializer if one.name in shared]:
+        table = graph.graph.initializer.add()
+        table.CopyFrom(weight)
+        table.name = f"{weight.name}.table"
+        for node in lookups:
+            if node.input[0] == weight.name:
+                node.input[0] = table.name
 
 
 def _drop_source_locations(graph: Any) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tdlrt.errors import ExportError
 from tdlrt.export.source import Source
 from tdlrt.nn import TuckerLayer
+from tdlrt.surgery import replace_modules, take_over_hooks
 
 __all__ = ["dump", "load", "load_plain"]
 
@@ -73,8 +74,11 @@ def load(data: bytes, model: nn.Module) -> nn.Module:
         for name, stages in layers.items():
             made = [_make(**stage) for stage in stages]
             layer = made[0] if len(made) == 1 else nn.Sequential(*made)
-            result = _with_layer(result, name, layer.train(model.training))
+            result = _with_layer(result, name, layer)
+        tied = _tied_parameters(result)
         result.load_state_dict(tensors, assign=True)
+        for names in tied:  # assign makes a parameter for each name
+            _tie(result, names)
     except ExportError:
         raise
     except Exception as error:  # arguments of any type and size can raise nearly anything
@@ -138,10 +142,36 @@ def _make(kind: str, **arguments: Any) -> nn.Module:
 
 
 def _with_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    """The model with one layer replaced; the new layer itself if the model is that layer."""
-    if not name:
-        return layer
-    parent, _, child = name.rpartition(".")
-    model.get_submodule(name)
-    setattr(model.get_submodule(parent), child, layer)
-    return model
+    """The model with one layer replaced; the new layer itself if the model is that layer.
+
+    The new layer is frozen and in training where the old one is, and has its hooks.
+    """
+    old = model.get_submodule(name)
+    trainable = {_leaf(key): one.requires_grad for key, one in old.named_parameters()}
+    for key, parameter in layer.named_parameters():
+        parameter.requires_grad_(trainable.get(_leaf(key), True))
+    take_over_hooks(old, layer)
+    layer.train(old.training)
+    replace_modules(model, {old: layer})
+    return layer if old is model else model
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _tied_parameters(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter that has several."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _tie(model: nn.Module, names: list[str]) -> None:
+    """Let the first parameter stand under all names, if the values are the same."""
+    parameters = [model.get_parameter(name) for name in names]
+    if all(torch.equal(parameters[0], one) for one in parameters[1:]):
+        for name in names[1:]:
+            owner, _, own = name.rpartition(".")
+            model.get_submodule(owner).register_parameter(own, parameters[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from tdlrt.export import onnx, plain_files, pt2
 from tdlrt.export.source import Source
 from tdlrt.files import write_atomically
 from tdlrt.paths import Preference
-from tdlrt.surgery import to_plain
+from tdlrt.surgery import copied, to_plain, without_adapters
 
 __all__ = ["FORMATS", "ExportReport", "Format", "export", "load_network"]
 
@@ -50,7 +49,10 @@ class ExportReport:
         format: One of `FORMATS`.
         int8: Whether weights and activations are 8-bit integers.
         parity: max |y - y_0| / max |y_0|, for the outputs y of the file and y_0 of the model.
-        parameters: Number of parameters of the plain network.
+        parameters: Number of parameters of the plain network, which the file has.
+        model_parameters: Number of parameters of the model that was exported, in Tucker format. It
+            is smaller than `parameters` where kernel modes are factorised, because torch has no
+            layer for them.
         bytes: Size of the file.
         seconds: Time that writing and comparing took.
     """
@@ -60,6 +62,7 @@ class ExportReport:
     int8: bool
     parity: float
     parameters: int
+    model_parameters: int
     bytes: int
     seconds: float
 
@@ -113,12 +116,14 @@ def export(
     started = time.perf_counter()
     path = Path(path)
     _check(path, inputs, format, calibration, overwrite)
-    model = copy.deepcopy(model).cpu().eval()
+    model = copied(model).cpu().eval()
     inputs = inputs.detach().cpu()
     outputs = _outputs(model, inputs)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    model = without_adapters(model)
     plain_network = to_plain(
         model,
-        input_size=inputs.shape if inputs.is_floating_point() else None,
+        example_inputs=inputs,
         prefer=prefer,
         fuse_batch_norm=fuse_batch_norm,
     ).requires_grad_(False)
@@ -139,6 +144,7 @@ def export(
         int8=calibration is not None,
         parity=float((found - outputs).abs().max() / outputs.abs().max()),
         parameters=sum(parameter.numel() for parameter in plain_network.parameters()),
+        model_parameters=parameters,
         bytes=len(data),
         seconds=time.perf_counter() - started,
     )

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import unserializable_hook
 
 from tdlrt.errors import IntegratorStateError
 from tdlrt.integrations.sharding import ShardedTeam
@@ -215,6 +216,7 @@ class _FactorAverage:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._after_gradient)  # type: ignore[no-untyped-call]
 
+    @unserializable_hook  # type: ignore[untyped-decorator]
     def _after_gradient(self, parameter: Tensor) -> None:
         """Schedule one averaging at the end of the current backward pass."""
         current = torch._C._current_graph_task_id()

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import copy
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tdlrt.paths.apply import is_channels_last
 
-__all__ = ["LayerCall", "evaluating", "watch_calls", "zeros_for"]
+__all__ = [
+    "Inputs",
+    "LayerCall",
+    "calls_for",
+    "evaluating",
+    "random_state_kept",
+    "watch_calls",
+    "zeros_for",
+]
+
+# What a model is called with: its one input, all inputs in their order, or keyword arguments.
+Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,34 +75,149 @@ def zeros_for(model: nn.Module, input_size: Sequence[int]) -> Tensor:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, and restore the training flag of every module afterwards."""
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
+def random_state_kept(model: nn.Module) -> Iterator[None]:
+    """Restore torch's random state afterwards, on the CPU and on the devices of a model."""
+    tensors = (*model.parameters(), *model.buffers())
+    devices = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
+    kind = next((device.type for device in devices), "cuda")
+    with torch.random.fork_rng(list(devices), device_type=kind):
         yield
-    finally:
-        for module, was in training.items():
-            module.training = was
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode, and leave it afterwards as it was, bit for bit.
+
+    Training flags, parameters, buffers, attributes, hooks and torch's random state are restored,
+    whatever forward passes have done to them. The flags are set one by one, because a `train`
+    method of a user's module may change weights.
+
+    Raises:
+        ValueError: The model has lazy parameters, whose shapes the first forward pass sets.
+    """
+    lazy = [name for name, one in model.named_parameters() if is_lazy(one)]
+    if lazy:
+        raise ValueError(
+            f"model: {lazy[0]} has no shape yet, expected a model without lazy parameters; run "
+            "the model once on a batch first"
+        )
+    modules = list(model.modules())
+    attributes = [(vars(module), dict(vars(module))) for module in modules]
+    values = [value for _, before in attributes for value in before.values()]
+    containers = [(value, copy.copy(value)) for value in values if type(value) in _CONTAINERS]
+    held = (*model.parameters(), *model.buffers(), *values)
+    tensors = {value for value in held if _is_plain_tensor(value)}
+    contents = [(tensor, tensor.requires_grad, tensor.data) for tensor in tensors]
+    copies = [data.clone() for _, _, data in contents]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with random_state_kept(model):
+        try:
+            # torch's fused operation for transformer layers calls none of the layers inside.
+            torch.backends.mha.set_fastpath_enabled(False)
+            for module in modules:
+                module.training = False
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+            for now, before in (*attributes, *containers):
+                now.clear()
+                now.extend(before) if isinstance(now, list) else now.update(before)
+            for (tensor, requires_grad, data), value in zip(contents, copies, strict=True):
+                _restore(tensor, requires_grad, data, value)
+
+
+_CONTAINERS = (dict, OrderedDict, list, set)
+
+
+def _is_plain_tensor(value: object) -> TypeGuard[Tensor]:
+    """Whether a value has memory of its own that can be compared: no meta or wrapped tensor."""
+    if not isinstance(value, Tensor) or type(value) not in (Tensor, nn.Parameter):
+        return False
+    return value.layout == torch.strided and not value.is_meta
+
+
+@torch.no_grad()
+def _restore(tensor: Tensor, requires_grad: bool, data: Tensor, value: Tensor) -> None:
+    """Give a tensor its memory and values again; what has not changed is not written."""
+    if tensor.is_leaf:
+        tensor.requires_grad_(requires_grad)
+    if tensor.data_ptr() != data.data_ptr():
+        tensor.data = data
+    if not torch.equal(tensor, value):
+        tensor.copy_(value)
+
+
+def calls_for(
+    model: nn.Module,
+    layers: Collection[nn.Module],
+    input_size: Sequence[int] | None,
+    example_inputs: Inputs | None,
+) -> dict[nn.Module, list[LayerCall]]:
+    """The calls of each layer for an input size or for example inputs; {} if neither is given.
+
+    Raises:
+        TypeError: input_size is not a sequence of ints, or example_inputs has another type.
+        ValueError: Both are given, or the model does not take zeros of this size.
+    """
+    if example_inputs is None:
+        return {} if input_size is None else _calls_on_zeros(model, layers, input_size)
+    if input_size is not None:
+        raise ValueError(
+            f"input_size: got {input_size!r} together with example_inputs, expected one of them; "
+            "leave input_size out"
+        )
+    return watch_calls(model, layers, example_inputs)
+
+
+def _calls_on_zeros(
+    model: nn.Module, layers: Collection[nn.Module], input_size: Sequence[int]
+) -> dict[nn.Module, list[LayerCall]]:
+    zeros = zeros_for(model, input_size)
+    try:
+        return watch_calls(model, layers, zeros)
+    except Exception as error:  # a forward method may raise anything
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"input_size: got {tuple(input_size)}, but {type(model).__name__} does not take one "
+            f"tensor of zeros of this shape and of type {zeros.dtype} ({type(error).__name__}: "
+            f"{reason}); correct the shape, or pass example_inputs, such as a tensor of token ids, "
+            "or a tuple or dict of all inputs"
+        ) from error
 
 
 def watch_calls(
-    model: nn.Module, layers: Collection[nn.Module], input: Tensor
+    model: nn.Module, layers: Collection[nn.Module], inputs: Inputs
 ) -> dict[nn.Module, list[LayerCall]]:
     """The calls of each layer in one forward pass in evaluation mode; an empty list if none.
 
-    The model is not changed, nor are the statistics of its batch norms.
+    The model is not changed (see `evaluating`).
+
+    Args:
+        model: The model.
+        layers: The layers whose calls are recorded.
+        inputs: The input, a tuple or list of inputs, or a mapping of keyword arguments.
+
+    Raises:
+        TypeError: The inputs are none of these.
     """
+    if not isinstance(inputs, Tensor | tuple | list | Mapping):
+        raise TypeError(
+            f"example_inputs: got {type(inputs).__name__}, expected a tensor, or a tuple or dict "
+            "of the inputs of the model"
+        )
     calls: dict[nn.Module, list[LayerCall]] = {layer: [] for layer in layers}
 
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls[module].append(LayerCall(input=inputs[0], output=tuple(output.shape)))
+    def record(
+        module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
+    ) -> None:
+        input = args[0] if args else kwargs["input"]
+        calls[module].append(LayerCall(input=input, output=tuple(output.shape)))
 
-    hooks = [layer.register_forward_hook(record) for layer in layers]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(input)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with evaluating(model), torch.no_grad():
+        for layer in layers:  # `evaluating` takes these hooks away again
+            layer.register_forward_hook(record, with_kwargs=True)
+        if isinstance(inputs, Mapping):
+            model(**inputs)
+        else:
+            model(*([inputs] if isinstance(inputs, Tensor) else inputs))
     return calls

@@ -144,9 +144,9 @@ class _TuckerConv(TuckerLayer):
 
     def to_dense(self) -> nn.Module:
         """The torch convolution with the kernel in full."""
-        return self._convolution(self.dense_weight(), self.bias, **self._options).train(
-            self.training
-        )
+        dense = self._convolution(self.dense_weight(), self.bias, **self._options)
+        self._hand_over(dense)
+        return dense
 
     def to_plain(self, path: PathChoice = "auto") -> nn.Module:
         """Torch convolutions in sequence: 1x1, core, 1x1, or fewer where that is cheaper."""
@@ -159,7 +159,8 @@ class _TuckerConv(TuckerLayer):
             stages.append(self._convolution(kernel, None, **self._options))
             stages.append(self._convolution(expand, self.bias))
         plain = stages[0] if len(stages) == 1 else nn.Sequential(*stages)
-        return plain.train(self.training)
+        self._hand_over(plain)
+        return plain
 
     @torch.no_grad()
     def _convolution(self, weight: Tensor, bias: Tensor | None, **options: Any) -> nn.Module:

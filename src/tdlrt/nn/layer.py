@@ -71,6 +71,14 @@ class TuckerLayer(nn.Module):
         self.register_parameter("bias", None if layer.bias is None else layer.get_parameter("bias"))
         self.train(layer.training)
 
+    def _hand_over(self, converted: nn.Module) -> None:
+        """Give the torch layers of a conversion the training flag, and freeze what is frozen."""
+        trainable = any(one.requires_grad for one in (self.core, *self.factors))
+        for name, parameter in converted.named_parameters():
+            own = self.bias if name.split(".")[-1] == "bias" else None
+            parameter.requires_grad_(trainable if own is None else own.requires_grad)
+        converted.train(self.training)
+
     def to_dense(self) -> nn.Module:
         """The torch layer with the full weight; its parameters are copies."""
         raise NotImplementedError
@@ -303,8 +311,20 @@ def tucker_layers(model: nn.Module) -> dict[str, TuckerLayer]:
 
 
 def weight_shape(module: nn.Module) -> tuple[int, ...]:
-    """Shape of a layer's weight, in Tucker format or dense."""
+    """Shape of a layer's weight, in Tucker format or dense.
+
+    A weight that is computed from other parameters is not computed here, because that may change
+    the layer: spectral norm takes a step of its power iteration in training mode.
+    """
     if isinstance(module, TuckerLayer):
         return module.shape
-    weight = module.weight  # not get_parameter: a parametrised weight is not a Parameter
+    weight = module._parameters.get("weight")
+    if weight is None and isinstance(module, nn.Linear):
+        return (module.out_features, module.in_features)
+    if weight is None and isinstance(module, nn.modules.conv._ConvNd):
+        modes = [module.out_channels, module.in_channels // module.groups]
+        if module.transposed:
+            modes = [module.in_channels, module.out_channels // module.groups]
+        return (*modes, *module.kernel_size)
+    weight = getattr(module, "weight", None) if weight is None else weight
     return tuple(weight.shape) if isinstance(weight, Tensor) else ()

@@ -102,14 +102,17 @@ class TuckerLinear(TuckerLayer):
 
     def to_dense(self) -> nn.Linear:
         """torch.nn.Linear with the weight W = U_0 C U_1^T in full."""
-        return _linear(self.dense_weight(), self.bias).train(self.training)
+        dense = _linear(self.dense_weight(), self.bias)
+        self._hand_over(dense)
+        return dense
 
     def to_plain(self, path: PathChoice = "auto") -> nn.Module:
         """Two torch.nn.Linear, or one where that is cheaper."""
         *first, last = linear_stages(self.core, self._bases, self._chosen_plain_path(path))
         stages = [*(_linear(matrix, None) for matrix in first), _linear(last, self.bias)]
         plain = stages[0] if len(stages) == 1 else nn.Sequential(*stages)
-        return plain.train(self.training)
+        self._hand_over(plain)
+        return plain
 
     def extra_repr(self) -> str:
         """Arguments of the constructor, as torch prints them, and the ranks."""

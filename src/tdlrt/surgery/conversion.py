@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from tdlrt.nn import TuckerLayer
-from tdlrt.nn.adapted import AdaptedModule, adapted_modules
-from tdlrt.nn.calls import watch_calls, zeros_for
-from tdlrt.nn.fusion import fuse_batch_norms_
+from tdlrt.nn.adapted import adapted_modules
+from tdlrt.nn.calls import Inputs, calls_for, random_state_kept
 from tdlrt.paths import LayerShape, Preference, check_preference
+from tdlrt.surgery.fusion import fuse_batch_norms_
+from tdlrt.surgery.hooks import copy_parameter_hooks, take_over_hooks
 from tdlrt.surgery.swap import replace_modules
 
-__all__ = ["to_dense", "to_plain"]
+__all__ = ["copied", "to_dense", "to_plain", "without_adapters"]
 
 
 def to_dense(model: nn.Module) -> nn.Module:
     """Copy of a model in which a torch layer with the full weight replaces every Tucker layer.
 
-    Adapters are merged.
+    Adapters are merged. What is frozen stays frozen, and hooks are kept as in `to_plain`.
 
     Args:
         model: Any model; not changed.
@@ -28,13 +30,14 @@ def to_dense(model: nn.Module) -> nn.Module:
     Returns:
         A new model with equal outputs.
     """
-    return _converted(copy.deepcopy(model), lambda layer: layer.to_dense())
+    return _converted(copied(model), lambda layer: layer.to_dense())
 
 
 def to_plain(
     model: nn.Module,
     *,
     input_size: Sequence[int] | None = None,
+    example_inputs: Inputs | None = None,
     prefer: Preference = "size",
     fuse_batch_norm: bool = False,
 ) -> nn.Module:
@@ -45,11 +48,17 @@ def to_plain(
     measured only if speed is preferred. Adapters are merged. The result runs and loads without this
     library.
 
+    A torch layer is trainable if the core or a basis was, its bias if the bias was. Hooks of layers
+    and of parameters that remain are kept. A warning names those of cores, of bases and of the
+    state_dict of a Tucker layer, which have no place in the result.
+
     Args:
         model: Any model; not changed.
         input_size: Shape of the input with the batch, such as (1, 3, 32, 32), for which paths are
             chosen; one forward pass on zeros finds the inputs of the layers. If None, many
             positions (batch size times image size) are assumed.
+        example_inputs: Instead of input_size, what the model is called with: a tensor, a tuple of
+            inputs or a dict of keyword arguments, for models that take token ids or several inputs.
         prefer: 'size' chooses the torch layers with the fewest parameters. They never have more
             than the Tucker layer, unless kernel modes have ranks below the size of the kernel:
             torch has no layer for these modes, so their bases are multiplied into the core. 'speed'
@@ -57,30 +66,56 @@ def to_plain(
         fuse_batch_norm: Fold each BatchNorm in evaluation mode into the layer right before it and
             replace it by an Identity. This needs certainty that the BatchNorm directly follows the
             layer, from a trace by torch.fx or, if the model cannot be traced, from their order in a
-            torch.nn.Sequential. After a linear layer it also needs `input_size`, which shows that
-            the features are normalised. Other batch norms stay.
+            torch.nn.Sequential. After a linear layer it also needs `input_size` or
+            `example_inputs`, which show that the features are normalised. Other batch norms stay.
 
     Returns:
         A new model with equal outputs.
 
     Raises:
         PathError: prefer is neither 'size' nor 'speed'.
-        TypeError: input_size is not a sequence of ints.
-        ValueError: A size in it is negative or far too large.
+        TypeError: input_size is not a sequence of ints, or example_inputs has another type.
+        ValueError: A size is negative or far too large, the model does not take zeros of this size,
+            or both arguments are given.
     """
     check_preference(prefer)
-    result = copy.deepcopy(model)
-    calls = {} if input_size is None else _called_shapes(result, input_size)
-    result = _converted(
-        result, lambda layer: layer.to_plain(layer.plain_path(calls.get(layer, ()), prefer))
-    )
-    if fuse_batch_norm:
-        fuse_batch_norms_(result, input_size)
+    result = copied(model)
+    with random_state_kept(model):
+        calls = _called_shapes(result, input_size, example_inputs)
+        result = _converted(
+            result, lambda layer: layer.to_plain(layer.plain_path(calls.get(layer, ()), prefer))
+        )
+        if fuse_batch_norm:
+            fuse_batch_norms_(result, input_size, example_inputs)
     return result
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """Deep copy of a model, with the hooks of its parameters.
+
+    copy.deepcopy alone refuses the weights that the hooks of torch.nn.utils.weight_norm compute.
+    """
+    attributes = [value for module in model.modules() for value in vars(module).values()]
+    computed = [one for one in attributes if isinstance(one, Tensor) and not one.is_leaf]
+    result = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    for parameter, copy_of_it in zip(model.parameters(), result.parameters(), strict=True):
+        copy_parameter_hooks(parameter, copy_of_it)
+    return result
+
+
+def without_adapters(model: nn.Module) -> nn.Module:
+    """The model with adapters merged, in place unless it is an adapter itself."""
+    merged: dict[nn.Module, nn.Module] = {
+        one: one.merged() for one in adapted_modules(model).values()
+    }
+    for adapted, layer in merged.items():
+        take_over_hooks(adapted, layer)
+    replace_modules(model, merged)
+    return merged.get(model, model)
+
+
 def _called_shapes(
-    model: nn.Module, input_size: Sequence[int]
+    model: nn.Module, input_size: Sequence[int] | None, example_inputs: Inputs | None
 ) -> dict[nn.Module, list[LayerShape]]:
     """The shapes of all calls in one forward pass, for each Tucker layer whose path is 'auto'."""
     layers = [
@@ -88,11 +123,11 @@ def _called_shapes(
         for module in model.modules()
         if isinstance(module, TuckerLayer) and module.path == "auto"
     ]
-    calls = watch_calls(model, layers, zeros_for(model, input_size))
+    calls = calls_for(model, layers, input_size, example_inputs)
     return {
         layer: [
             layer.plan_shape(call.input.shape, channels_last=call.channels_last)
-            for call in calls[layer]
+            for call in calls.get(layer, ())
         ]
         for layer in layers
     }
@@ -100,11 +135,21 @@ def _called_shapes(
 
 def _converted(model: nn.Module, convert: Callable[[TuckerLayer], nn.Module]) -> nn.Module:
     """The model with adapters merged and Tucker layers converted, in place unless it is a layer."""
-    if isinstance(model, TuckerLayer):
-        return convert(model)
-    if isinstance(model, AdaptedModule):
-        return model.merged()
-    replace_modules(model, {one: one.merged() for one in adapted_modules(model).values()})
-    layers = [module for module in model.modules() if isinstance(module, TuckerLayer)]
-    replace_modules(model, {layer: convert(layer) for layer in layers})
-    return model
+    model = without_adapters(model)
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, TuckerLayer)
+    }
+    replacements: dict[nn.Module, nn.Module] = {layer: convert(layer) for layer in layers.values()}
+    lost = [
+        f"{name}.{what}".lstrip(".")
+        for name, layer in layers.items()
+        for what in take_over_hooks(layer, replacements[layer])
+    ]
+    if lost:
+        warnings.warn(
+            f"model: got hooks on {', '.join(lost)}, which have no place in torch layers and are "
+            "lost; register hooks on the layers of the new model instead",
+            stacklevel=3,
+        )
+    replace_modules(model, replacements)
+    return replacements.get(model, model)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Literal
 
 from torch import Tensor, nn
 
 from tdlrt.errors import NothingMatchedError, RankError
 from tdlrt.nn import TuckerLayer
+from tdlrt.nn.calls import random_state_kept
 from tdlrt.nn.start import Modes, weighted_start
 from tdlrt.ranks import RankSpec, RelativeTolerance
 from tdlrt.surgery.factorization_report import FactorizationReport
@@ -61,7 +63,7 @@ def factorize_(
             trained network. The truncation then minimises the error of the outputs for such inputs,
             which a tolerance bounds, and init_scale must stay 'auto', which is None here. Layers
             without a covariance are truncated in the usual way.
-        dry_run: Only report what would be done.
+        dry_run: Only report what would be done; torch's random state does not change either.
 
     Returns:
         A report with a row per layer; prints as a table.
@@ -89,9 +91,10 @@ def factorize_(
         scale = _resolve_scale(init_scale, spec)
         return build_layer(module, rank=spec, modes=modes, init_scale=scale)
 
-    report, replacements = plan_surgery(
-        model, build, ranks=ranks, modes=modes, include=include, exclude=exclude
-    )
+    with random_state_kept(model) if dry_run else nullcontext():
+        report, replacements = plan_surgery(
+            model, build, ranks=ranks, modes=modes, include=include, exclude=exclude
+        )
     if not dry_run:
         replace_modules(model, replacements)
     return report

@@ -17,6 +17,7 @@ from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.start import Modes
 from tdlrt.ranks import RankSpec, RelativeTolerance, explicit_ranks
 from tdlrt.surgery.factorization_report import FactorizationReport, FactorizationRow
+from tdlrt.surgery.hooks import has_hooks
 from tdlrt.surgery.layer_types import dense_shape, is_registered
 
 __all__ = ["Patterns", "obstacle", "pattern_list", "plan_surgery", "tied_weights"]
@@ -146,7 +147,7 @@ def obstacle(module: nn.Module, tied: set[nn.Module]) -> str | None:
         return "weight computed from other parameters"
     if module in tied:
         return "weight tied to another layer"
-    if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)):
+    if has_hooks(module, [module.get_parameter("weight")]):
         return "has hooks, which would be lost"
     return None
 

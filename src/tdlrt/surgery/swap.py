@@ -23,3 +23,15 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
         for name, child in parent._modules.items():
             if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and not _has_weights(module):
+            module.activation_relu_or_gelu = 0
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and not all(map(_has_weights, module.layers)):
+            module.use_nested_tensor = False  # only the fused operation takes nested tensors
+
+
+def _has_weights(layer: nn.Module) -> bool:
+    """Whether the linear layers of a transformer layer have a `weight` each."""
+    own = (layer._modules.get("linear1"), layer._modules.get("linear2"))
+    return not any(isinstance(module, nn.Sequential) for module in own)

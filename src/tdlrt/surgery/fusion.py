@@ -12,7 +12,9 @@ import torch.fx
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from tdlrt.nn.calls import watch_calls, zeros_for
+from tdlrt.nn.calls import Inputs, calls_for
+from tdlrt.surgery.hooks import has_hooks
+from tdlrt.surgery.swap import replace_modules
 
 __all__ = ["fuse_batch_norms_"]
 
@@ -20,7 +22,11 @@ _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def fuse_batch_norms_(model: nn.Module, input_size: Sequence[int] | None = None) -> None:
+def fuse_batch_norms_(
+    model: nn.Module,
+    input_size: Sequence[int] | None = None,
+    example_inputs: Inputs | None = None,
+) -> None:
     """Fold batch norms in evaluation mode into the layers before them, in place.
 
     BN(W x + b) = (g / s) W x + (g / s) (b - m) + h with the statistics m, s and the affine
@@ -28,37 +34,37 @@ def fuse_batch_norms_(model: nn.Module, input_size: Sequence[int] | None = None)
 
     Args:
         model: Any model of torch layers.
-        input_size: Shape of the input. It is needed to fuse after a linear layer, where a batch
-            norm may also normalise another dimension than the features.
+        input_size: Shape of the input. It, or example inputs, is needed to fuse after a linear
+            layer, where a batch norm may also normalise another dimension than the features.
+        example_inputs: What the model is called with, instead of input_size.
     """
-    matrices: set[nn.Module] = set()
-    if input_size is not None:
-        linears = [module for module in model.modules() if type(module) is nn.Linear]
-        calls = watch_calls(model, linears, zeros_for(model, input_size))
-        matrices = {one for one, made in calls.items() if all(len(c.output) == 2 for c in made)}
-    fused: dict[nn.Module | None, nn.Module] = {}
+    linears = [module for module in model.modules() if type(module) is nn.Linear]
+    calls = calls_for(model, linears, input_size, example_inputs)
+    matrices = {one for one, made in calls.items() if all(len(c.output) == 2 for c in made)}
+    fused: dict[nn.Module, nn.Module] = {}
     for layer, norm in _neighbours(model):
         if _is_plain(norm, _BATCH_NORM) and not norm.training and norm.running_mean is not None:
             if _is_plain(layer, _CONV) or (_is_plain(layer, (nn.Linear,)) and layer in matrices):
                 fused[layer] = _fuse(layer, norm).train(layer.training)
                 fused[norm] = nn.Identity().eval()
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child in fused:
-                parent._modules[name] = fused[child]
+    replace_modules(model, fused)
 
 
 def _fuse(layer: Any, norm: Any) -> nn.Module:
-    fuse: Callable[..., nn.Module] = (
+    """The layer with the batch norm folded in; trainable where one of the two is."""
+    fuse: Callable[..., Any] = (
         fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
     )
-    return fuse(copy.deepcopy(layer).eval(), norm)
+    fused: nn.Module = fuse(copy.deepcopy(layer).eval(), norm)
+    for name, parameter in fused.named_parameters():
+        parts = (getattr(layer, name), getattr(norm, name))
+        parameter.requires_grad_(any(part is not None and part.requires_grad for part in parts))
+    return fused
 
 
 def _is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     """Whether a module is of exactly one of these classes and has no hooks or computed weights."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-    return type(module) in kinds and not any(hooks)
+    return type(module) in kinds and not has_hooks(module, module.parameters())
 
 
 def _neighbours(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:

@@ -52,6 +52,7 @@ BEFORE = {
     "dense_until": 0.6,
     "skip_nonfinite": 0,
     "modes": "all",
+    "basis_every": 1,
 }
 """Options that are newer than some results, and what runs did before there was a choice."""
 

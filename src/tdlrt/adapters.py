@@ -149,7 +149,8 @@ def add_adapters_(
         and module.running_mean is not None
         and module not in reasons
     }
-    model.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.requires_grad = False  # requires_grad_ refuses parameters without a shape yet
     replacements |= {layer: AdapterLayer(layer, update, scale) for layer, update in updates.items()}
     replacements |= {module: TrainedCopy(module) for module in trained.values()}
     replace_modules(model, replacements)

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from tdlrt.errors import UnsupportedLayerError
 from tdlrt.paths.apply import is_channels_last
 
 __all__ = ["LayerCall", "evaluating", "watch_calls", "zeros_for"]
@@ -78,7 +80,16 @@ def watch_calls(
     """The calls of each layer in one forward pass in evaluation mode; an empty list if none.
 
     The model is not changed, nor are the statistics of its batch norms.
+
+    Raises:
+        UnsupportedLayerError: A layer has no shape yet, so that the pass would change the model.
     """
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise UnsupportedLayerError(
+            f"model: {lazy[0]} has no shape yet, expected a model whose layers have one; run a "
+            "batch through it first, model(batch)"
+        )
     calls: dict[nn.Module, list[LayerCall]] = {layer: [] for layer in layers}
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

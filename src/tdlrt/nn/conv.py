@@ -83,7 +83,8 @@ class _TuckerConv(TuckerLayer):
             init_scale: See the class.
 
         Raises:
-            UnsupportedLayerError: The layer is of another class, or grouped.
+            UnsupportedLayerError: The layer is of another class, or grouped, or its weight is
+                complex, quantised or computed from other parameters.
             RankError: The rank is not positive, or larger than its mode, or a `TuckerTensor` does
                 not fit.
             NonFiniteError: The weight is not finite.

@@ -7,9 +7,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
-from tdlrt.errors import IntegratorStateError, NonFiniteError, NothingMatchedError, RankError
+from tdlrt.errors import (
+    IntegratorStateError,
+    NonFiniteError,
+    NothingMatchedError,
+    RankError,
+    UnsupportedLayerError,
+)
 from tdlrt.linalg import (
     check_ranks,
     multi_mode_product,
@@ -18,7 +25,7 @@ from tdlrt.linalg import (
 )
 from tdlrt.nn.factors import FactorList, check_shapes
 from tdlrt.nn.loading import check_bias, stored_weight
-from tdlrt.nn.start import Modes, Start, initial_tensor, learned_modes
+from tdlrt.nn.start import Modes, Start, initial_tensor, learned_modes, weight_obstacle
 from tdlrt.paths import (
     LayerShape,
     PathChoice,
@@ -59,7 +66,18 @@ class TuckerLayer(nn.Module):
     def _factorize(
         self, layer: nn.Module, rank: Start, modes: Modes, init_scale: float | None
     ) -> None:
-        """Initialise from the weight and bias of a torch layer; called once instead of __init__."""
+        """Initialise from the weight and bias of a torch layer; called once instead of __init__.
+
+        Raises:
+            UnsupportedLayerError: The weight is complex, quantised, lazy or computed.
+        """
+        reason = weight_obstacle(layer)
+        if reason is not None:
+            raise UnsupportedLayerError(
+                f"{type(layer).__name__}: got one that has no Tucker format ({reason}), expected a "
+                "weight that is a Parameter of a real floating-point type, float16 to float64; "
+                "leave this layer dense"
+            )
         weight = layer.get_parameter("weight")
         learned = learned_modes(modes, weight.ndim)
         start = initial_tensor(weight.detach(), rank, learned, init_scale)
@@ -303,8 +321,8 @@ def tucker_layers(model: nn.Module) -> dict[str, TuckerLayer]:
 
 
 def weight_shape(module: nn.Module) -> tuple[int, ...]:
-    """Shape of a layer's weight, in Tucker format or dense."""
+    """Shape of a layer's weight, in Tucker format or dense; empty if it has none yet."""
     if isinstance(module, TuckerLayer):
         return module.shape
     weight = module.weight  # not get_parameter: a parametrised weight is not a Parameter
-    return tuple(weight.shape) if isinstance(weight, Tensor) else ()
+    return tuple(weight.shape) if isinstance(weight, Tensor) and not is_lazy(weight) else ()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import NothingMatchedError, RankError
@@ -38,10 +40,13 @@ def factorize_(
 
     Layers whose type is exactly Conv1d/2d/3d or Linear are factorised, and those of types that were
     registered with `tdlrt.surgery.register_layer`. These are left dense, with the reason in the
-    report: the output head (a Linear registered last), grouped and transposed convolutions, layers
-    that would not be smaller even at rank 1, tied weights and layers with hooks. Shared modules
-    stay shared, and biases stay the same Parameters. Everything is validated and computed before
-    anything is changed.
+    report: the output head (a Linear registered last) and frozen layers, unless `include` names
+    them; grouped and transposed convolutions, layers that would not be smaller even at rank 1, tied
+    weights, weights that are complex, quantised or without a shape yet, and layers with hooks. The
+    report also lists other modules with weights, such as attention and embeddings. On the meta
+    device layers get their ranks, to be filled from a file later. Shared modules stay shared, and
+    biases stay the same Parameters. Everything is validated and computed before anything is
+    changed.
 
     Args:
         model: The model; changed in place unless dry_run is set.
@@ -51,7 +56,7 @@ def factorize_(
             `RelativeTolerance`.
         modes: 'all', or 'channels' to leave kernel modes unfactorised (Tucker-2).
         include: Only layers whose name matches one of these patterns (`*`, `?`, `[..]`) are
-            factorised, including the output head if it matches.
+            factorised, including the output head and frozen layers if they match.
         exclude: Layers whose name matches one of these patterns stay dense.
         init_scale: Norm of the initial weight relative to the dense layer's; None keeps the norm of
             the truncated weight. 'auto' is None if the rank asks to keep the network ('full' or a
@@ -64,7 +69,8 @@ def factorize_(
         dry_run: Only report what would be done.
 
     Returns:
-        A report with a row per layer; prints as a table.
+        A report with a row per layer; prints as a table. It says how far the start is from each
+        weight, which a `RelativeTolerance` as rank bounds, to keep a trained network.
 
     Raises:
         NothingMatchedError: No layer can be factorised, or a pattern matches no layer.
@@ -90,8 +96,20 @@ def factorize_(
         return build_layer(module, rank=spec, modes=modes, init_scale=scale)
 
     report, replacements = plan_surgery(
-        model, build, ranks=ranks, modes=modes, include=include, exclude=exclude
+        *(model, build),
+        ranks=ranks,
+        modes=modes,
+        include=include,
+        exclude=exclude,
+        leave_frozen=include is None,
     )
+    changes = {
+        name: _change(module, replacements[module])
+        for name, module in model.named_modules()
+        if module in replacements
+    }
+    rows = [replace(row, change=changes.get(row.name)) for row in report.rows]
+    report = FactorizationReport(rows=tuple(rows))
     if not dry_run:
         replace_modules(model, replacements)
     return report
@@ -106,6 +124,17 @@ def _by_layer(model: nn.Module, covariances: Mapping[str, Tensor]) -> dict[nn.Mo
             "tdlrt.input_covariances(model, batches) returns"
         )
     return {modules[name]: covariance for name, covariance in covariances.items()}
+
+
+@torch.no_grad()
+def _change(dense: nn.Module, tucker: TuckerLayer) -> float | None:
+    """||W - W'|| / ||W||, which is 0 for W = 0; None without values."""
+    weight, start = dense_weight(dense), tucker.dense_weight()
+    if weight.is_meta:
+        return None
+    before = weight if weight.dtype == torch.float64 else weight.float()
+    norm, difference = before.norm(), (before - start).norm()
+    return float(difference / norm) if norm > 0 else 0.0
 
 
 def _resolve_scale(init_scale: float | str | None, spec: RankSpec) -> float | None:

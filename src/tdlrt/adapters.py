@@ -240,7 +240,7 @@ def _modules_to_train(model: nn.Module, train: Patterns | None) -> dict[str, nn.
     """The modules whose name matches a pattern, by name, without those inside another match."""
     found: dict[str, nn.Module] = {}
     named = {name: module for name, module in model.named_modules() if name}
-    for pattern in pattern_list(train):
+    for pattern in pattern_list(train, "train"):
         matches = {name: module for name, module in named.items() if fnmatchcase(name, pattern)}
         if not matches:
             raise NothingMatchedError(

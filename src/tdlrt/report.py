@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.calls import LayerCall, watch_calls, zeros_for
-from tdlrt.nn.layer import weight_shape
+from tdlrt.nn.layer import check_model, weight_shape
 from tdlrt.nn.others import other_modules, other_reason, other_shape, other_size
 from tdlrt.paths import PathName, path_macs
 from tdlrt.text_tables import format_shape, format_table
@@ -189,8 +189,10 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelS
     Raises:
         TypeError: input_size is not a sequence of ints.
         ValueError: A size in it is negative or far too large.
-        UnsupportedLayerError: input_size is given for a model with layers that have no shape yet.
+        UnsupportedLayerError: input_size is given for a model with layers that have no shape yet,
+            or the model is no module.
     """
+    check_model(model)
     layers: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()

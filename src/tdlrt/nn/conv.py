@@ -20,6 +20,9 @@ __all__ = ["TuckerConv1d", "TuckerConv2d", "TuckerConv3d"]
 Self = TypeVar("Self", bound="_TuckerConv")
 
 _OPTIONS = ("stride", "padding", "dilation", "padding_mode")
+_SIZES = ("kernel_size", "in_channels", "out_channels")
+# The same for every Tucker convolution; code that rebuilds a convolution reads them.
+_FIXED = ("groups", "transposed", "output_padding")
 
 
 class _TuckerConv(TuckerLayer):
@@ -107,7 +110,7 @@ class _TuckerConv(TuckerLayer):
                 "already factorised"
             )
         self._factorize(conv, rank, modes, init_scale)
-        for name in (*_OPTIONS, "kernel_size", "in_channels", "out_channels"):
+        for name in (*_OPTIONS, *_SIZES, *_FIXED):
             setattr(self, name, getattr(conv, name))
         self._border = tuple(conv._reversed_padding_repeated_twice)
 

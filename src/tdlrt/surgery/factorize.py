@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tdlrt.errors import NothingMatchedError, RankError
 from tdlrt.nn import TuckerLayer
+from tdlrt.nn.layer import check_model
 from tdlrt.nn.start import Modes, weighted_start
 from tdlrt.ranks import RankSpec, RelativeTolerance
 from tdlrt.surgery.factorization_report import FactorizationReport
@@ -73,12 +74,15 @@ def factorize_(
         weight, which a `RelativeTolerance` as rank bounds, to keep a trained network.
 
     Raises:
-        NothingMatchedError: No layer can be factorised, or a pattern matches no layer.
+        NothingMatchedError: No layer can be factorised, or a pattern matches no layer or is no name
+            pattern.
         RankError: A rank is not positive, or larger than its mode, or a covariance does not fit its
             layer or is given together with an init_scale.
-        UnsupportedLayerError: The model is itself a layer; use for example TuckerConv2d.from_conv.
+        UnsupportedLayerError: The model is itself a layer, for which there is for example
+            TuckerConv2d.from_conv, or no module.
         NonFiniteError: A weight is not finite.
     """
+    check_model(model)
     ranks = rank if isinstance(rank, Mapping) else {"*": rank}
     weighted = {} if covariances is None else _by_layer(model, covariances)
     if weighted and init_scale != "auto":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TypeAlias
@@ -112,9 +112,9 @@ def _check_patterns(
     exclude: Patterns | None,
 ) -> None:
     groups = {
-        "rank": [pattern for pattern in ranks if pattern != "*"],
-        "include": pattern_list(include),
-        "exclude": pattern_list(exclude),
+        "rank": [pattern for pattern in pattern_list(list(ranks), "rank") if pattern != "*"],
+        "include": pattern_list(include, "include"),
+        "exclude": pattern_list(exclude, "exclude"),
     }
     for argument, patterns in groups.items():
         for pattern in patterns:
@@ -245,11 +245,28 @@ def _skipped_row(
 
 
 def _matches(name: str, patterns: Patterns) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in pattern_list(patterns))
+    return any(fnmatchcase(name, pattern) for pattern in pattern_list(patterns, "patterns"))
 
 
-def pattern_list(patterns: Patterns | None) -> list[str]:
-    """The name patterns in a list; None is an empty list."""
+def pattern_list(patterns: Patterns | None, argument: str) -> list[str]:
+    """The name patterns in a list; None is an empty list.
+
+    Args:
+        patterns: One or several patterns.
+        argument: Name of the argument, for messages.
+
+    Raises:
+        NothingMatchedError: One is not a string, such as a class of layers.
+    """
     if patterns is None:
         return []
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+    single = isinstance(patterns, str) or not isinstance(patterns, Iterable)
+    found: list[str] = [patterns] if single else list(patterns)  # type: ignore[list-item]
+    for pattern in found:
+        if not isinstance(pattern, str):
+            raise NothingMatchedError(
+                f"{argument}: got {pattern!r}, expected names of layers or patterns such as "
+                "'encoder.*'; the layers of a class have the names [name for name, module in "
+                "model.named_modules() if isinstance(module, nn.Linear)]"
+            )
+    return found

@@ -150,7 +150,8 @@ def add_adapters_(
         and module.running_mean is not None
         and module not in reasons
     }
-    model.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.requires_grad = False  # requires_grad_ refuses parameters without a shape yet
     replacements |= {layer: AdapterLayer(layer, update, scale) for layer, update in updates.items()}
     replacements |= {module: TrainedCopy(module) for module in trained.values()}
     replace_modules(model, replacements)
@@ -240,7 +241,7 @@ def _modules_to_train(model: nn.Module, train: Patterns | None) -> dict[str, nn.
     """The modules whose name matches a pattern, by name, without those inside another match."""
     found: dict[str, nn.Module] = {}
     named = {name: module for name, module in model.named_modules() if name}
-    for pattern in pattern_list(train):
+    for pattern in pattern_list(train, "train"):
         matches = {name: module for name, module in named.items() if fnmatchcase(name, pattern)}
         if not matches:
             raise NothingMatchedError(

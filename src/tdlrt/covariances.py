@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tdlrt.errors import NothingMatchedError
 from tdlrt.nn import FACTORIZERS
 from tdlrt.nn.calls import evaluating
+from tdlrt.nn.layer import check_model
 
 __all__ = ["input_covariances"]
 
@@ -32,7 +33,9 @@ def input_covariances(model: nn.Module, batches: Iterable[Any]) -> dict[str, Ten
 
     Raises:
         NothingMatchedError: There are no batches, or no layer was called.
+        UnsupportedLayerError: The model is no module.
     """
+    check_model(model)
     names = {module: name for name, module in model.named_modules() if type(module) in FACTORIZERS}
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(names.values(), 0)

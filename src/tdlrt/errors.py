@@ -27,7 +27,7 @@ class TdlrtError(Exception):
 
 
 class UnsupportedLayerError(TdlrtError, TypeError):
-    """A layer has no Tucker format: a grouped or transposed convolution, or another type."""
+    """A layer has no Tucker format, such as a grouped convolution, or cannot be used as asked."""
 
 
 class UnsupportedOptimizerError(TdlrtError, TypeError):

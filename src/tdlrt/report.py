@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.calls import Inputs, LayerCall, calls_for
-from tdlrt.nn.layer import weight_shape
+from tdlrt.nn.layer import check_model, weight_shape
+from tdlrt.nn.others import other_modules, other_reason, other_shape, other_size
 from tdlrt.paths import PathName, path_macs
 from tdlrt.text_tables import format_shape, format_table
 
@@ -21,20 +23,22 @@ __all__ = ["LayerSummary", "ModelSummary", "metrics", "named_metrics", "summary"
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSummary:
-    """One convolution or linear layer.
+    """One convolution or linear layer, or another module that holds weights.
 
     Attributes:
         name: Name in the model.
         kind: Class name.
-        shape: Shape (n_1, ..., n_d) of the weight.
+        shape: Shape (n_1, ..., n_d) of the weight, or of the largest one; empty if it has none yet.
         ranks: (r_1, ..., r_d), or None for a dense layer.
         parameters: Number of parameters of the weight, without the bias.
         dense_parameters: Number of entries of the dense weight.
         plain_parameters: Number of weight parameters of the torch layers that `to_plain` makes.
-        macs: Multiply-adds of one forward pass; None if no input size was given.
-        dense_macs: Multiply-adds of the dense layer; None if no input size was given.
+        macs: Multiply-adds of one forward pass; None if no input size was given, and for modules
+            that are neither convolutions nor linear layers.
+        dense_macs: Multiply-adds of the dense layer; None as before.
         path: Forward path in inference at this input size; None for a dense layer, or if no input
             size was given.
+        note: Why a module that is neither a convolution nor a linear layer has no Tucker format.
     """
 
     name: str
@@ -47,11 +51,12 @@ class LayerSummary:
     macs: int | None
     dense_macs: int | None
     path: PathName | None = None
+    note: str = ""
 
     @property
     def compression(self) -> float:
-        """1 - parameters / dense_parameters."""
-        return 1 - self.parameters / self.dense_parameters
+        """1 - parameters / dense_parameters; 0 for a layer without a shape yet."""
+        return 1 - self.parameters / self.dense_parameters if self.dense_parameters else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +64,7 @@ class ModelSummary:
     """A model's size and cost; prints as a table.
 
     Attributes:
-        rows: One per convolution or linear layer.
+        rows: One per convolution or linear layer, then one per other module with weights.
         network_parameters: Number of all parameters of the model.
         frozen_beside: Number of frozen parameters beside adapters. The dense counterpart is the
             merged network, in which they are part of the merged weights.
@@ -116,7 +121,7 @@ class ModelSummary:
 
     @property
     def macs(self) -> int | None:
-        """Multiply-adds of all rows in one forward pass; None if no input size was given."""
+        """Multiply-adds of all convolutions and linear layers; None if no input size was given."""
         return _total([row.macs for row in self.rows])
 
     @property
@@ -156,6 +161,10 @@ class ModelSummary:
         if self.macs is not None and self.dense_macs:
             ratio = self.macs / self.dense_macs
             lines.append(f"MACs: {self.macs:,} of {self.dense_macs:,} ({100 * ratio:.1f}%)")
+        others = [f"{row.name} ({row.note})" for row in self.rows if row.note]
+        if others:
+            counted = "" if self.macs is None else ", not in the MACs"
+            lines.append(f"no Tucker format{counted}: {', '.join(others)}")
         return "\n".join(lines)
 
 
@@ -170,7 +179,8 @@ def summary(
     Multiply-adds (MACs, half the floating-point operations) are counted for convolutions and linear
     layers, by one forward pass in evaluation mode, on zeros if only a size is given. Bias additions
     are not counted, nor is the folding of factors into the core, whose cost does not grow with the
-    input. A Tucker layer is counted along the path that inference takes at this input size.
+    input, nor are other modules with weights, such as attention, which have a row with the reason.
+    A Tucker layer is counted along the path that inference takes at this input size.
 
     An adapter has two rows, one for the frozen layer and one for the update.
 
@@ -187,7 +197,10 @@ def summary(
         TypeError: input_size is not a sequence of ints, or example_inputs has another type.
         ValueError: A size is negative or far too large, the model does not take zeros of this size,
             or both arguments are given.
+        UnsupportedLayerError: Inputs are given for a model with layers that have no shape yet, or
+            the model is no module.
     """
+    check_model(model)
     layers: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
@@ -195,10 +208,12 @@ def summary(
     }
     calls = calls_for(model, layers.values(), input_size, example_inputs)
     costs = {module: _cost(module, made) for module, made in calls.items()}
-    rows = tuple(_row(name, module, costs.get(module)) for name, module in layers.items())
-    total = sum(parameter.numel() for parameter in model.parameters())
+    rows = [_row(name, module, costs.get(module)) for name, module in layers.items()]
+    others = other_modules(model, layers.values())
+    rows += [_other_row(name, module) for name, module in others.items()]
+    total = sum(parameter.numel() for parameter in model.parameters() if not is_lazy(parameter))
     beside = sum(module.replaced_parameters for module in adapted_modules(model).values())
-    return ModelSummary(rows=rows, network_parameters=total, frozen_beside=beside)
+    return ModelSummary(rows=tuple(rows), network_parameters=total, frozen_beside=beside)
 
 
 def metrics(model: nn.Module) -> dict[str, float]:
@@ -248,7 +263,10 @@ class _Cost(NamedTuple):
 
 def _row(name: str, module: nn.Module, cost: _Cost | None) -> LayerSummary:
     shape = weight_shape(module)
-    dense, tucker = math.prod(shape), module if isinstance(module, TuckerLayer) else None
+    dense, tucker = (
+        math.prod(shape) if shape else 0,
+        module if isinstance(module, TuckerLayer) else None,
+    )
     return LayerSummary(
         name=name,
         kind=type(module).__name__,
@@ -260,6 +278,22 @@ def _row(name: str, module: nn.Module, cost: _Cost | None) -> LayerSummary:
         macs=cost and cost.macs,
         dense_macs=cost and cost.dense_macs,
         path=cost and cost.path,
+    )
+
+
+def _other_row(name: str, module: nn.Module) -> LayerSummary:
+    size = other_size(module)
+    return LayerSummary(
+        name=name,
+        kind=type(module).__name__,
+        shape=other_shape(module),
+        ranks=None,
+        parameters=size,
+        dense_parameters=size,
+        plain_parameters=size,
+        macs=None,
+        dense_macs=None,
+        note=other_reason(module),
     )
 
 

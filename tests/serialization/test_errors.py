@@ -370,7 +370,7 @@ def test_tied_layers_that_the_file_has_in_tucker_format(tmp_path):
     tdlrt.factorize_(source, rank=2)
     tdlrt.save(source, tmp_path / "model.safetensors")
     other[1].weight = other[0].weight
-    assert_refused(tmp_path / "model.safetensors", other, "weight tied to another layer")
+    assert_refused(tmp_path / "model.safetensors", other, "weight tied to another parameter")
 
 
 # --- anything -------------------------------------------------------------------------------------

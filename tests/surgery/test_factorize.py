@@ -116,7 +116,7 @@ def test_shared_modules_stay_shared_and_biases_keep_their_parameter():
 def test_training_mode_and_frozen_weights_are_kept():
     model = nn.Sequential(nn.Linear(30, 30), nn.Linear(30, 30), nn.Linear(30, 2))
     model[0].requires_grad_(False).eval()
-    tdlrt.factorize_(model)
+    tdlrt.factorize_(model, include=["0", "1"])
     assert not model[0].training
     assert not any(p.requires_grad for p in model[0].parameters())
     assert model[1].training
@@ -129,7 +129,7 @@ def test_tied_weights_and_hooks_are_left_alone():
     model[2].register_forward_hook(lambda *_: None)
     report = tdlrt.factorize_(model)
     assert [row.name for row in report.factorized] == ["3"]
-    assert notes(report)["0"] == notes(report)["1"] == "weight tied to another layer"
+    assert notes(report)["0"] == notes(report)["1"] == "weight tied to another parameter"
     assert notes(report)["2"] == "has hooks, which would be lost"
 
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tdlrt.nn.layer import TuckerLayer
+from tdlrt.nn.layer import TuckerLayer, check_model
+from tdlrt.nn.weight_value import WeightValue
 
 __all__ = ["AdaptedModule", "AdapterLayer", "TrainedCopy", "adapted_modules", "adapter_parts"]
 
@@ -79,13 +80,16 @@ class AdapterLayer(AdaptedModule):
     @property
     def weight(self) -> Tensor:
         """W + s C x_1 U_1 ... x_d U_d in full, for code that reads a layer's weight."""
+        return WeightValue.of(self._sum())
+
+    def _sum(self) -> Tensor:
         return self.base.get_parameter("weight") + self.scale * self.update.dense_weight()
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
         """A torch layer with the weight `weight` and the bias of the base."""
         merged = copy.copy(self.base)
-        weight = nn.Parameter(self.weight.to(self.base.get_parameter("weight").dtype), False)
+        weight = nn.Parameter(self._sum().to(self.base.get_parameter("weight").dtype), False)
         merged._parameters = {**self.base._parameters, "weight": weight}
         return merged.train(self.training)
 
@@ -151,7 +155,12 @@ def adapter_parts(model: nn.Module) -> nn.Module:
 
 
 def adapted_modules(model: nn.Module) -> dict[str, AdaptedModule]:
-    """The adapted modules of a model by name; empty if there are none."""
+    """The adapted modules of a model by name; empty if there are none.
+
+    Raises:
+        UnsupportedLayerError: The model is no module.
+    """
+    check_model(model)
     return {
         name: module for name, module in model.named_modules() if isinstance(module, AdaptedModule)
     }

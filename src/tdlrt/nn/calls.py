@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from tdlrt.errors import UnsupportedLayerError
 from tdlrt.paths.apply import is_channels_last
 
 __all__ = [
@@ -199,11 +200,18 @@ def watch_calls(
 
     Raises:
         TypeError: The inputs are none of these.
+        UnsupportedLayerError: A layer has no shape yet, so that the pass would change the model.
     """
     if not isinstance(inputs, Tensor | tuple | list | Mapping):
         raise TypeError(
             f"example_inputs: got {type(inputs).__name__}, expected a tensor, or a tuple or dict "
             "of the inputs of the model"
+        )
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise UnsupportedLayerError(
+            f"model: {lazy[0]} has no shape yet, expected a model whose layers have one; run a "
+            "batch through it first, model(batch)"
         )
     calls: dict[nn.Module, list[LayerCall]] = {layer: [] for layer in layers}
 

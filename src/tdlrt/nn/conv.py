@@ -20,6 +20,9 @@ __all__ = ["TuckerConv1d", "TuckerConv2d", "TuckerConv3d"]
 Self = TypeVar("Self", bound="_TuckerConv")
 
 _OPTIONS = ("stride", "padding", "dilation", "padding_mode")
+_SIZES = ("kernel_size", "in_channels", "out_channels")
+# The same for every Tucker convolution; code that rebuilds a convolution reads them.
+_FIXED = ("groups", "transposed", "output_padding")
 
 
 class _TuckerConv(TuckerLayer):
@@ -83,7 +86,8 @@ class _TuckerConv(TuckerLayer):
             init_scale: See the class.
 
         Raises:
-            UnsupportedLayerError: The layer is of another class, or grouped.
+            UnsupportedLayerError: The layer is of another class, or grouped, or its weight is
+                complex, quantised or computed from other parameters.
             RankError: The rank is not positive, or larger than its mode, or a `TuckerTensor` does
                 not fit.
             NonFiniteError: The weight is not finite.
@@ -106,7 +110,7 @@ class _TuckerConv(TuckerLayer):
                 "already factorised"
             )
         self._factorize(conv, rank, modes, init_scale)
-        for name in (*_OPTIONS, "kernel_size", "in_channels", "out_channels"):
+        for name in (*_OPTIONS, *_SIZES, *_FIXED):
             setattr(self, name, getattr(conv, name))
         self._border = tuple(conv._reversed_padding_repeated_twice)
 

@@ -7,9 +7,17 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
-from tdlrt.errors import IntegratorStateError, NonFiniteError, NothingMatchedError, RankError
+from tdlrt.errors import (
+    IntegratorStateError,
+    NonFiniteError,
+    NothingMatchedError,
+    RankError,
+    UnsupportedLayerError,
+)
 from tdlrt.linalg import (
     check_ranks,
     multi_mode_product,
@@ -18,7 +26,8 @@ from tdlrt.linalg import (
 )
 from tdlrt.nn.factors import FactorList, check_shapes
 from tdlrt.nn.loading import check_bias, stored_weight
-from tdlrt.nn.start import Modes, Start, initial_tensor, learned_modes
+from tdlrt.nn.start import Modes, Start, initial_tensor, learned_modes, weight_obstacle
+from tdlrt.nn.weight_value import WeightValue
 from tdlrt.paths import (
     LayerShape,
     PathChoice,
@@ -31,7 +40,7 @@ from tdlrt.paths import (
 )
 from tdlrt.paths.apply import fastest_path, is_channels_last, known_shape
 
-__all__ = ["TuckerLayer", "resize_layers_", "tucker_layers", "weight_shape"]
+__all__ = ["TuckerLayer", "check_model", "resize_layers_", "tucker_layers", "weight_shape"]
 
 
 class TuckerLayer(nn.Module):
@@ -54,17 +63,30 @@ class TuckerLayer(nn.Module):
 
     recompute: bool = False
     path_is_measured: bool = False
+    _init_scale: float | None = None
     _path: PathChoice = "auto"
 
     def _factorize(
         self, layer: nn.Module, rank: Start, modes: Modes, init_scale: float | None
     ) -> None:
-        """Initialise from the weight and bias of a torch layer; called once instead of __init__."""
+        """Initialise from the weight and bias of a torch layer; called once instead of __init__.
+
+        Raises:
+            UnsupportedLayerError: The weight is complex, quantised, lazy or computed.
+        """
+        reason = weight_obstacle(layer)
+        if reason is not None:
+            raise UnsupportedLayerError(
+                f"{type(layer).__name__}: got one that has no Tucker format ({reason}), expected a "
+                "weight that is a Parameter of a real floating-point type, float16 to float64; "
+                "leave this layer dense"
+            )
         weight = layer.get_parameter("weight")
         learned = learned_modes(modes, weight.ndim)
         start = initial_tensor(weight.detach(), rank, learned, init_scale)
         check_shapes(weight.shape, learned, *start)
         super().__init__()
+        self._init_scale = init_scale
         self.core = nn.Parameter(start.core, requires_grad=weight.requires_grad)
         self.factors = FactorList(start.factors, learned)
         self.factors.requires_grad_(weight.requires_grad)
@@ -118,12 +140,29 @@ class TuckerLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer along its path."""
+        if isinstance(input, Proxy):
+            return self._as_leaf(input)
         if self.recompute and torch.is_grad_enabled():
             applied: Tensor = checkpoint(
                 self._apply_weight, input, use_reentrant=False, preserve_rng_state=False
             )
             return applied
         return self._apply_weight(input)
+
+    def _as_leaf(self, input: Proxy) -> Any:
+        """The node of this layer in a trace by torch.fx, one call like that of torch's layers.
+
+        Raises:
+            UnsupportedLayerError: The layer itself is traced, or has a forward method of its own.
+        """
+        tracer: Any = input.tracer
+        if tracer.root is self or type(self).forward is not TuckerLayer.forward:
+            raise UnsupportedLayerError(
+                f"input: got a torch.fx Proxy inside a {type(self).__name__}, expected a tensor; "
+                "use a Tracer whose is_leaf_module is true for this layer, and wrap a single layer "
+                "in torch.nn.Sequential"
+            )
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
 
     def _apply_weight(self, input: Tensor) -> Tensor:
         raise NotImplementedError
@@ -204,8 +243,25 @@ class TuckerLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """`dense_weight()`, computed at every access, for code that reads the weight of a layer."""
-        return self.dense_weight()
+        """`dense_weight()`, computed at every access, for code that reads the weight of a layer.
+
+        Writing into it raises an `UnsupportedLayerError`, because the write would be lost.
+        """
+        return WeightValue.of(self.dense_weight())
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start again from the random weight and bias of a new torch layer, at the present ranks.
+
+        The weight is truncated and scaled as it was when the layer was made. Every Parameter stays
+        the same object.
+        """
+        dense: Any = self.to_dense()
+        dense.reset_parameters()
+        start = initial_tensor(dense.weight, self.ranks, self.learned_modes, self._init_scale)
+        self.resize_(*start)
+        if self.bias is not None:
+            self.bias.copy_(dense.bias)
 
     def check_invariants(self) -> None:
         """Verify shapes, r_i <= prod_{j != i} r_j, finite values and orthonormal bases.
@@ -293,12 +349,27 @@ def resize_layers_(layers: Sequence[TuckerLayer], values: Sequence[Sequence[Tens
     torch._foreach_copy_(targets, sources)
 
 
+def check_model(model: object) -> None:
+    """Refuse what is no module.
+
+    Raises:
+        UnsupportedLayerError: It is none.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedLayerError(
+            f"model: got {type(model).__name__}, expected a torch.nn.Module; pass the network "
+            "itself, which is changed in place by functions whose name ends in _"
+        )
+
+
 def tucker_layers(model: nn.Module) -> dict[str, TuckerLayer]:
     """The Tucker layers of a model by name.
 
     Raises:
         NothingMatchedError: The model has no Tucker layer.
+        UnsupportedLayerError: The model is no module.
     """
+    check_model(model)
     layers = {
         name: module for name, module in model.named_modules() if isinstance(module, TuckerLayer)
     }
@@ -311,7 +382,7 @@ def tucker_layers(model: nn.Module) -> dict[str, TuckerLayer]:
 
 
 def weight_shape(module: nn.Module) -> tuple[int, ...]:
-    """Shape of a layer's weight, in Tucker format or dense.
+    """Shape of a layer's weight, in Tucker format or dense; empty if it has none yet.
 
     A weight that is computed from other parameters is not computed here, because that may change
     the layer: spectral norm takes a step of its power iteration in training mode.
@@ -327,4 +398,4 @@ def weight_shape(module: nn.Module) -> tuple[int, ...]:
             modes = [module.in_channels, module.out_channels // module.groups]
         return (*modes, *module.kernel_size)
     weight = getattr(module, "weight", None) if weight is None else weight
-    return tuple(weight.shape) if isinstance(weight, Tensor) else ()
+    return tuple(weight.shape) if isinstance(weight, Tensor) and not is_lazy(weight) else ()

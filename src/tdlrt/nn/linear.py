@@ -66,7 +66,8 @@ class TuckerLinear(TuckerLayer):
             init_scale: See the class.
 
         Raises:
-            UnsupportedLayerError: The layer is of another class.
+            UnsupportedLayerError: The layer is of another class, or its weight is complex,
+                quantised or computed from other parameters.
             RankError: The rank is not positive, or larger than its mode, or a `TuckerTensor` does
                 not fit.
             NonFiniteError: The weight is not finite.

@@ -7,16 +7,46 @@ from collections.abc import Collection, Sequence
 from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tdlrt.errors import NonFiniteError, RankError
-from tdlrt.linalg import TuckerTensor, polish_basis, truncate, truncate_weighted
+from tdlrt.linalg import (
+    TuckerTensor,
+    polish_basis,
+    possible_ranks,
+    truncate,
+    truncate_weighted,
+)
 from tdlrt.ranks import RankSpec, initial_cutoff
 
-__all__ = ["Modes", "Start", "initial_tensor", "learned_modes", "weighted_start"]
+__all__ = [
+    "Modes",
+    "Start",
+    "initial_tensor",
+    "learned_modes",
+    "weight_obstacle",
+    "weighted_start",
+]
 
 Modes: TypeAlias = Literal["all", "channels"]
 Start: TypeAlias = RankSpec | TuckerTensor
+
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def weight_obstacle(layer: nn.Module) -> str | None:
+    """Why the weight of a dense layer cannot be put in Tucker format, or None."""
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        return "weight computed from other parameters"
+    if is_lazy(weight):
+        return "has no shape yet; run a batch first"
+    if type(weight) is not nn.Parameter:  # quantised, sharded: arithmetic of its own
+        return f"weight is a special tensor ({type(weight).__name__})"
+    if weight.dtype not in _TYPES:
+        return f"weight of type {str(weight.dtype).removeprefix('torch.')}"
+    return None
 
 
 def learned_modes(modes: Modes, order: int) -> tuple[int, ...]:
@@ -37,7 +67,7 @@ def initial_tensor(
     """Core and bases for a weight W: its truncated HOSVD, or a given Tucker tensor.
 
     The core is scaled so that ||C|| = init_scale ||W||. The basis of a mode that is not learned is
-    the identity.
+    the identity. On the meta device, where nothing has values, only the ranks count.
 
     Args:
         weight: W, of shape n_1 x ... x n_d.
@@ -50,8 +80,9 @@ def initial_tensor(
         C and U_i with the type and on the device of W.
 
     Raises:
-        RankError: The rank is not positive, or larger than its mode, or init_scale is not a
-            positive number, or takes the weight beyond the range of its type.
+        RankError: The rank is not positive, or larger than its mode, or a tolerance for a weight
+            on the meta device, or init_scale is not a positive number, or takes the weight beyond
+            the range of its type.
         NonFiniteError: The weight is not finite.
     """
     if isinstance(rank, TuckerTensor):
@@ -60,6 +91,8 @@ def initial_tensor(
         isinstance(init_scale, int | float) and 0 < init_scale < sys.float_info.max
     ):
         raise RankError(f"init_scale: got {init_scale!r}, expected a positive number or None")
+    if weight.is_meta:
+        return _without_values(weight, rank, learned)
     if not torch.isfinite(weight).all():
         raise NonFiniteError(
             "weight: got NaN or infinite values, expected finite ones; the layer cannot be "
@@ -84,6 +117,27 @@ def initial_tensor(
         for size, projection in zip(weight.shape, projections, strict=True)
     )
     return _copied_like(weight, core, factors)
+
+
+def _without_values(weight: Tensor, rank: RankSpec, learned: Collection[int]) -> TuckerTensor:
+    """Core and bases on the meta device, with the ranks that a generic weight would get."""
+    cutoff = initial_cutoff(rank, weight.shape)
+    if cutoff.tau > 0:
+        raise RankError(
+            f"rank: got {rank!r} for a weight on the meta device, which has no values to measure; "
+            "expected a fraction, an int, a tuple or 'full', or move the model to a device first"
+        )
+    limits = [min(limit, size) for limit, size in zip(cutoff.limits, weight.shape, strict=True)]
+    matrix = len(limits) == 2 and len(learned) == 2  # which has one rank
+    ranks = possible_ranks(
+        [
+            min(limits) if matrix else limits[mode] if mode in learned else size
+            for mode, size in enumerate(weight.shape)
+        ],
+        learned,
+    )
+    factors = [weight.new_empty(size, rank) for size, rank in zip(weight.shape, ranks, strict=True)]
+    return TuckerTensor(weight.new_empty(ranks), tuple(factors))
 
 
 @torch.no_grad()

@@ -9,19 +9,23 @@ from tdlrt.text_tables import format_shape, format_table
 
 __all__ = ["FactorizationReport", "FactorizationRow"]
 
+_NOTABLE = 0.005  # smaller changes are rounding, and print as 0%
+
 
 @dataclass(frozen=True, kw_only=True)
 class FactorizationRow:
-    """The outcome for one layer.
+    """The outcome for one layer, or for another module that holds weights and stays dense.
 
     Attributes:
         name: Name of the layer in the model.
         kind: Class of the layer before.
-        shape: Shape of the weight.
+        shape: Shape of the weight, or of the largest one; empty if it has none yet.
         ranks: Initial ranks; None if the layer stays dense.
         parameters: Number of parameters of the weight afterwards.
         dense_parameters: Number of entries of the dense weight.
         note: Why the layer stays dense, or a remark.
+        change: ||W - W'|| / ||W|| for the weight W before and W' at the start, from truncation and
+            scale; None if the weight stays, or has no values.
     """
 
     name: str
@@ -31,6 +35,7 @@ class FactorizationRow:
     parameters: int
     dense_parameters: int
     note: str = ""
+    change: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,7 @@ class FactorizationReport:
         return tuple(row for row in self.rows if row.ranks is None)
 
     def __str__(self) -> str:
+        moved = [row.change for row in self.rows if row.change is not None]
         table = [
             [
                 row.name,
@@ -59,12 +65,18 @@ class FactorizationReport:
                 "-" if row.ranks is None else format_shape(row.ranks),
                 f"{row.dense_parameters:,}",
                 f"{row.parameters:,}",
-                row.note,
+                row.note if row.change is None else _changed(row.change, row.note),
             ]
             for row in self.rows
         ]
         header = ["layer", "shape", "ranks", "dense", self._parameters_header, "note"]
-        return f"{format_table(header, table)}\n{self._total_line}"
+        lines = [format_table(header, table), self._total_line]
+        if max(moved, default=0) > _NOTABLE:
+            lines.append(
+                f"The start changes weights by up to {100 * max(moved):.0f}%; to keep a trained "
+                "network,\npass rank=tdlrt.RelativeTolerance(0.1), which bounds the change."
+            )
+        return "\n".join(lines)
 
     @property
     def _total_line(self) -> str:
@@ -75,3 +87,7 @@ class FactorizationReport:
             f"{len(hits)} of {len(self.rows)} layers in Tucker format, "
             f"{before:,} -> {after:,} weight parameters"
         )
+
+
+def _changed(change: float, note: str) -> str:
+    return f"changed by {100 * change:.0f}%" + (f", {note}" if note else "")

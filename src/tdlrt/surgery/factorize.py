@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import NothingMatchedError, RankError
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.calls import random_state_kept
+from tdlrt.nn.layer import check_model
 from tdlrt.nn.start import Modes, weighted_start
 from tdlrt.ranks import RankSpec, RelativeTolerance
 from tdlrt.surgery.factorization_report import FactorizationReport
@@ -40,10 +43,13 @@ def factorize_(
 
     Layers whose type is exactly Conv1d/2d/3d or Linear are factorised, and those of types that were
     registered with `tdlrt.surgery.register_layer`. These are left dense, with the reason in the
-    report: the output head (a Linear registered last), grouped and transposed convolutions, layers
-    that would not be smaller even at rank 1, tied weights and layers with hooks. Shared modules
-    stay shared, and biases stay the same Parameters. Everything is validated and computed before
-    anything is changed.
+    report: the output head (a Linear registered last) and frozen layers, unless `include` names
+    them; grouped and transposed convolutions, layers that would not be smaller even at rank 1, tied
+    weights, weights that are complex, quantised or without a shape yet, and layers with hooks. The
+    report also lists other modules with weights, such as attention and embeddings. On the meta
+    device layers get their ranks, to be filled from a file later. Shared modules stay shared, and
+    biases stay the same Parameters. Everything is validated and computed before anything is
+    changed.
 
     Args:
         model: The model; changed in place unless dry_run is set.
@@ -53,7 +59,7 @@ def factorize_(
             `RelativeTolerance`.
         modes: 'all', or 'channels' to leave kernel modes unfactorised (Tucker-2).
         include: Only layers whose name matches one of these patterns (`*`, `?`, `[..]`) are
-            factorised, including the output head if it matches.
+            factorised, including the output head and frozen layers if they match.
         exclude: Layers whose name matches one of these patterns stay dense.
         init_scale: Norm of the initial weight relative to the dense layer's; None keeps the norm of
             the truncated weight. 'auto' is None if the rank asks to keep the network ('full' or a
@@ -66,15 +72,19 @@ def factorize_(
         dry_run: Only report what would be done; torch's random state does not change either.
 
     Returns:
-        A report with a row per layer; prints as a table.
+        A report with a row per layer; prints as a table. It says how far the start is from each
+        weight, which a `RelativeTolerance` as rank bounds, to keep a trained network.
 
     Raises:
-        NothingMatchedError: No layer can be factorised, or a pattern matches no layer.
+        NothingMatchedError: No layer can be factorised, or a pattern matches no layer or is no name
+            pattern.
         RankError: A rank is not positive, or larger than its mode, or a covariance does not fit its
             layer or is given together with an init_scale.
-        UnsupportedLayerError: The model is itself a layer; use for example TuckerConv2d.from_conv.
+        UnsupportedLayerError: The model is itself a layer, for which there is for example
+            TuckerConv2d.from_conv, or no module.
         NonFiniteError: A weight is not finite.
     """
+    check_model(model)
     ranks = rank if isinstance(rank, Mapping) else {"*": rank}
     weighted = {} if covariances is None else _by_layer(model, covariances)
     if weighted and init_scale != "auto":
@@ -93,8 +103,20 @@ def factorize_(
 
     with random_state_kept(model) if dry_run else nullcontext():
         report, replacements = plan_surgery(
-            model, build, ranks=ranks, modes=modes, include=include, exclude=exclude
+            *(model, build),
+            ranks=ranks,
+            modes=modes,
+            include=include,
+            exclude=exclude,
+            leave_frozen=include is None,
         )
+        changes = {
+            name: _change(module, replacements[module])
+            for name, module in model.named_modules()
+            if module in replacements
+        }
+    rows = [replace(row, change=changes.get(row.name)) for row in report.rows]
+    report = FactorizationReport(rows=tuple(rows))
     if not dry_run:
         replace_modules(model, replacements)
     return report
@@ -109,6 +131,17 @@ def _by_layer(model: nn.Module, covariances: Mapping[str, Tensor]) -> dict[nn.Mo
             "tdlrt.input_covariances(model, batches) returns"
         )
     return {modules[name]: covariance for name, covariance in covariances.items()}
+
+
+@torch.no_grad()
+def _change(dense: nn.Module, tucker: TuckerLayer) -> float | None:
+    """||W - W'|| / ||W||, which is 0 for W = 0; None without values."""
+    weight, start = dense_weight(dense), tucker.dense_weight()
+    if weight.is_meta:
+        return None
+    before = weight if weight.dtype == torch.float64 else weight.float()
+    norm, difference = before.norm(), (before - start).norm()
+    return float(difference / norm) if norm > 0 else 0.0
 
 
 def _resolve_scale(init_scale: float | str | None, spec: RankSpec) -> float | None:

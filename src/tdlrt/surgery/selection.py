@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TypeAlias
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from tdlrt.errors import NothingMatchedError, UnsupportedLayerError
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapted import adapted_modules
-from tdlrt.nn.start import Modes
+from tdlrt.nn.others import other_modules, other_reason, other_shape, other_size
+from tdlrt.nn.start import Modes, weight_obstacle
 from tdlrt.ranks import RankSpec, RelativeTolerance, explicit_ranks
 from tdlrt.surgery.factorization_report import FactorizationReport, FactorizationRow
 from tdlrt.surgery.hooks import has_hooks
@@ -34,6 +37,7 @@ def plan_surgery(
     include: Patterns | None,
     exclude: Patterns | None,
     reasons: Mapping[nn.Module, str] = MappingProxyType({}),
+    leave_frozen: bool = False,
 ) -> tuple[FactorizationReport, dict[nn.Module, TuckerLayer]]:
     """Choose the layers of a model to factorise and build their Tucker layers; replace nothing.
 
@@ -45,6 +49,7 @@ def plan_surgery(
         include: See `factorize_`.
         exclude: See `factorize_`.
         reasons: Modules that stay dense for a further reason, and that reason.
+        leave_frozen: Whether layers whose weight needs no gradient stay dense.
 
     Returns:
         A report, and the Tucker layer for each layer that is factorised.
@@ -54,7 +59,8 @@ def plan_surgery(
         UnsupportedLayerError: The model is itself a layer.
     """
     considered = _considered(model)
-    _check_patterns(considered, ranks, include, exclude)
+    others = other_modules(model, considered.values())
+    _check_patterns(considered | others, ranks, include, exclude)
     tied, head = tied_weights(model), _output_head(considered)
     adapted = {part for one in adapted_modules(model).values() for part in one.modules()}
     layers: dict[nn.Module, TuckerLayer] = {}
@@ -67,11 +73,18 @@ def plan_surgery(
         if reason is None and module in adapted:
             reason = "part of an adapter"
         reason = reason or _layer_reason(module, tied, modes)
+        if reason is None and leave_frozen and not module.get_parameter("weight").requires_grad:
+            reason = "frozen; name it in include"
         if reason is None and pattern is not None:
             layers[module] = build(module, ranks[pattern])
             rows.append(_factorized_row(name, module, layers[module], ranks[pattern]))
         else:
-            rows.append(_skipped_row(name, module, reason or ""))
+            shape = dense_shape(module)
+            size = math.prod(shape) if shape else 0
+            rows.append(_skipped_row(name, module, reason or "", shape, size))
+    for name, module in others.items():
+        reason = reasons.get(module) or other_reason(module)
+        rows.append(_skipped_row(name, module, reason, other_shape(module), other_size(module)))
     report = FactorizationReport(rows=tuple(rows))
     if not layers:
         raise NothingMatchedError(f"model: no layer can be factorised\n{report}")
@@ -100,9 +113,9 @@ def _check_patterns(
     exclude: Patterns | None,
 ) -> None:
     groups = {
-        "rank": [pattern for pattern in ranks if pattern != "*"],
-        "include": pattern_list(include),
-        "exclude": pattern_list(exclude),
+        "rank": [pattern for pattern in pattern_list(list(ranks), "rank") if pattern != "*"],
+        "include": pattern_list(include, "include"),
+        "exclude": pattern_list(exclude, "exclude"),
     }
     for argument, patterns in groups.items():
         for pattern in patterns:
@@ -134,19 +147,21 @@ def _layer_reason(module: nn.Module, tied: set[nn.Module], modes: Modes) -> str 
 
 def obstacle(module: nn.Module, tied: set[nn.Module]) -> str | None:
     """Why no Tucker layer can replace a layer, or None. `tied` is the result of `tied_weights`."""
-    kind = type(module).__name__
     if isinstance(module, TuckerLayer):
         return "already in Tucker format"
+    if isinstance(module, LazyModuleMixin):
+        return weight_obstacle(module)
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return "transposed convolution"
     if not is_registered(module):
-        return f"{kind} is not a plain torch layer"
+        return other_reason(module)
     if getattr(module, "groups", 1) != 1:
         return f"grouped ({module.groups} groups)"
-    if "weight" not in module._parameters:
-        return "weight computed from other parameters"
+    reason = weight_obstacle(module)
+    if reason is not None:
+        return reason
     if module in tied:
-        return "weight tied to another layer"
+        return "weight tied to another parameter"
     if has_hooks(module, [module.get_parameter("weight")]):
         return "has hooks, which would be lost"
     return None
@@ -163,14 +178,24 @@ def _output_head(considered: Mapping[str, nn.Module]) -> nn.Module | None:
 
 
 def tied_weights(model: nn.Module) -> set[nn.Module]:
-    """Layers that share their weight with another layer."""
-    owners = [
-        (id(module._parameters["weight"]), module)
+    """Layers whose weight is also a parameter or buffer of another name, or shares its memory."""
+    places = Counter(
+        _memory(tensor)
         for module in model.modules()
-        if module._parameters.get("weight") is not None
-    ]
-    counts = Counter(key for key, _ in owners)
-    return {module for key, module in owners if counts[key] > 1}
+        for tensor in (*module._parameters.values(), *module._buffers.values())
+        if tensor is not None
+    )
+    return {
+        module
+        for module in model.modules()
+        if (weight := module._parameters.get("weight")) is not None and places[_memory(weight)] > 1
+    }
+
+
+def _memory(tensor: Tensor) -> int:
+    """The address of a tensor's memory; of the object if it has none, or more than one."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    return (tensor.data_ptr() if plain else 0) or id(tensor)
 
 
 def _factorized_row(
@@ -199,9 +224,9 @@ def _clipping_note(spec: RankSpec, layer: TuckerLayer) -> str:
     return "".join(f"rank {one} cut to {other}, the others' product" for one, other in cuts)
 
 
-def _skipped_row(name: str, module: nn.Module, reason: str) -> FactorizationRow:
-    shape = dense_shape(module)
-    size = math.prod(shape)
+def _skipped_row(
+    name: str, module: nn.Module, reason: str, shape: tuple[int, ...], size: int
+) -> FactorizationRow:
     return FactorizationRow(
         name=name,
         kind=type(module).__name__,
@@ -214,11 +239,28 @@ def _skipped_row(name: str, module: nn.Module, reason: str) -> FactorizationRow:
 
 
 def _matches(name: str, patterns: Patterns) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in pattern_list(patterns))
+    return any(fnmatchcase(name, pattern) for pattern in pattern_list(patterns, "patterns"))
 
 
-def pattern_list(patterns: Patterns | None) -> list[str]:
-    """The name patterns in a list; None is an empty list."""
+def pattern_list(patterns: Patterns | None, argument: str) -> list[str]:
+    """The name patterns in a list; None is an empty list.
+
+    Args:
+        patterns: One or several patterns.
+        argument: Name of the argument, for messages.
+
+    Raises:
+        NothingMatchedError: One is not a string, such as a class of layers.
+    """
     if patterns is None:
         return []
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+    single = isinstance(patterns, str) or not isinstance(patterns, Iterable)
+    found: list[str] = [patterns] if single else list(patterns)  # type: ignore[list-item]
+    for pattern in found:
+        if not isinstance(pattern, str):
+            raise NothingMatchedError(
+                f"{argument}: got {pattern!r}, expected names of layers or patterns such as "
+                "'encoder.*'; the layers of a class have the names [name for name, module in "
+                "model.named_modules() if isinstance(module, nn.Linear)]"
+            )
+    return found

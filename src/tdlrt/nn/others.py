@@ -1,0 +1,55 @@
+"""Modules that hold weights but have no Tucker layer, such as attention, and the reason why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+__all__ = ["other_modules", "other_reason", "other_shape", "other_size"]
+
+_REASONS: dict[type[nn.Module], str] = {
+    nn.MultiheadAttention: "projections packed in one parameter",
+    nn.modules.linear.NonDynamicallyQuantizableLinear: "attention reads its weight itself",
+    nn.RNNBase: "recurrent layer",
+    nn.RNNCellBase: "recurrent layer",
+    nn.Embedding: "embedding, a table of rows",
+    nn.EmbeddingBag: "embedding, a table of rows",
+}
+
+
+def other_modules(model: nn.Module, layers: Iterable[nn.Module]) -> dict[str, nn.Module]:
+    """The modules outside given layers that hold a parameter of two or more dimensions, by name.
+
+    The name of the model itself is '(model)'.
+    """
+    inside = {part for layer in layers for part in layer.modules()}
+    return {
+        name or "(model)": module
+        for name, module in model.named_modules()
+        if module not in inside and _weights(module)
+    }
+
+
+def other_reason(module: nn.Module) -> str:
+    """Why a module of a type without a Tucker layer stays dense."""
+    known = next((why for kind, why in _REASONS.items() if isinstance(module, kind)), None)
+    if known is None and any(module.children()):
+        return "parameters beside its layers"
+    return known or f"{type(module).__name__} is not a plain torch layer"
+
+
+def other_shape(module: nn.Module) -> tuple[int, ...]:
+    """Shape of the largest parameter of two or more dimensions that a module holds itself."""
+    return tuple(max(_weights(module), key=nn.Parameter.numel).shape)
+
+
+def other_size(module: nn.Module) -> int:
+    """Number of entries of all parameters of two or more dimensions that a module holds itself."""
+    return sum(weight.numel() for weight in _weights(module))
+
+
+def _weights(module: nn.Module) -> list[nn.Parameter]:
+    own = module._parameters.values()
+    return [one for one in own if one is not None and not is_lazy(one) and one.ndim > 1]

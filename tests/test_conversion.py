@@ -121,5 +121,5 @@ def test_a_size_that_a_model_does_not_take(read):
         read(tokens, input_size=(2, 7), example_inputs=TOKENS)
     with pytest.raises(TypeError, match=r"^example_inputs: got str, expected a tensor"):
         read(tokens, example_inputs="tokens")
-    with pytest.raises(ValueError, match=r"^model: 0\.weight has no shape yet"):
+    with pytest.raises(tdlrt.UnsupportedLayerError, match=r"^model: 0\.weight has no shape yet"):
         read(nn.Sequential(nn.LazyLinear(3)).eval(), example_inputs=torch.ones(1, 2))

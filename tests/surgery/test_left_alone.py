@@ -48,6 +48,12 @@ def test_frozen_layers_are_left_alone_unless_they_are_named():
     assert not model[0].core.requires_grad
 
 
+def test_a_frozen_model_is_factorised():
+    model = network().requires_grad_(False)
+    assert tdlrt.factorize_(model).factorized
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_adapters_beside_frozen_layers():
     model = network().requires_grad_(False)
     assert len(tdlrt.add_adapters_(model, rank=2).factorized) == 3

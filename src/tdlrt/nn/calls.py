@@ -94,13 +94,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     method of a user's module may change weights.
 
     Raises:
-        ValueError: The model has lazy parameters, whose shapes the first forward pass sets.
+        UnsupportedLayerError: A layer has no shape yet, so that a pass would change the model.
     """
     lazy = [name for name, one in model.named_parameters() if is_lazy(one)]
     if lazy:
-        raise ValueError(
-            f"model: {lazy[0]} has no shape yet, expected a model without lazy parameters; run "
-            "the model once on a batch first"
+        raise UnsupportedLayerError(
+            f"model: {lazy[0]} has no shape yet, expected a model whose layers have one; run a "
+            "batch through it first, model(batch)"
         )
     modules = list(model.modules())
     attributes = [(vars(module), dict(vars(module))) for module in modules]
@@ -159,6 +159,7 @@ def calls_for(
     Raises:
         TypeError: input_size is not a sequence of ints, or example_inputs has another type.
         ValueError: Both are given, or the model does not take zeros of this size.
+        UnsupportedLayerError: A layer has no shape yet, so that a pass would change the model.
     """
     if example_inputs is None:
         return {} if input_size is None else _calls_on_zeros(model, layers, input_size)
@@ -176,6 +177,8 @@ def _calls_on_zeros(
     zeros = zeros_for(model, input_size)
     try:
         return watch_calls(model, layers, zeros)
+    except UnsupportedLayerError:
+        raise
     except Exception as error:  # a forward method may raise anything
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
@@ -200,18 +203,11 @@ def watch_calls(
 
     Raises:
         TypeError: The inputs are none of these.
-        UnsupportedLayerError: A layer has no shape yet, so that the pass would change the model.
     """
     if not isinstance(inputs, Tensor | tuple | list | Mapping):
         raise TypeError(
             f"example_inputs: got {type(inputs).__name__}, expected a tensor, or a tuple or dict "
             "of the inputs of the model"
-        )
-    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
-    if lazy:
-        raise UnsupportedLayerError(
-            f"model: {lazy[0]} has no shape yet, expected a model whose layers have one; run a "
-            "batch through it first, model(batch)"
         )
     calls: dict[nn.Module, list[LayerCall]] = {layer: [] for layer in layers}
 

@@ -59,7 +59,8 @@ def factorize_(
             `RelativeTolerance`.
         modes: 'all', or 'channels' to leave kernel modes unfactorised (Tucker-2).
         include: Only layers whose name matches one of these patterns (`*`, `?`, `[..]`) are
-            factorised, including the output head and frozen layers if they match.
+            factorised, including the output head and frozen layers if they match. Without it,
+            frozen layers stay dense, unless all layers that could be factorised are frozen.
         exclude: Layers whose name matches one of these patterns stay dense.
         init_scale: Norm of the initial weight relative to the dense layer's; None keeps the norm of
             the truncated weight. 'auto' is None if the rank asks to keep the network ('full' or a

@@ -49,7 +49,7 @@ def plan_surgery(
         include: See `factorize_`.
         exclude: See `factorize_`.
         reasons: Modules that stay dense for a further reason, and that reason.
-        leave_frozen: Whether layers whose weight needs no gradient stay dense.
+        leave_frozen: Whether layers whose weight needs no gradient stay dense, if others do not.
 
     Returns:
         A report, and the Tucker layer for each layer that is factorised.
@@ -63,8 +63,8 @@ def plan_surgery(
     _check_patterns(considered | others, ranks, include, exclude)
     tied, head = tied_weights(model), _output_head(considered)
     adapted = {part for one in adapted_modules(model).values() for part in one.modules()}
-    layers: dict[nn.Module, TuckerLayer] = {}
-    rows = []
+    patterns: dict[str, str | None] = {}
+    why: dict[str, str | None] = {}
     for name, module in considered.items():
         pattern = next((pattern for pattern in ranks if fnmatchcase(name, pattern)), None)
         reason = reasons.get(module) or _selection_reason(name, pattern, include, exclude)
@@ -72,9 +72,16 @@ def plan_surgery(
             reason = "output head"
         if reason is None and module in adapted:
             reason = "part of an adapter"
-        reason = reason or _layer_reason(module, tied, modes)
-        if reason is None and leave_frozen and not module.get_parameter("weight").requires_grad:
-            reason = "frozen; name it in include"
+        patterns[name], why[name] = pattern, reason or _layer_reason(module, tied, modes)
+    if leave_frozen:
+        free = [name for name, reason in why.items() if reason is None]
+        frozen = [n for n in free if not considered[n].get_parameter("weight").requires_grad]
+        if len(frozen) < len(free):  # else the user wants a frozen model smaller
+            why |= dict.fromkeys(frozen, "frozen; name it in include")
+    layers: dict[nn.Module, TuckerLayer] = {}
+    rows = []
+    for name, module in considered.items():
+        pattern, reason = patterns[name], why[name]
         if reason is None and pattern is not None:
             layers[module] = build(module, ranks[pattern])
             rows.append(_factorized_row(name, module, layers[module], ranks[pattern]))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from tdlrt.nn import TuckerLayer
+
 __all__ = ["replace_modules"]
 
 
@@ -32,6 +34,6 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
 
 
 def _has_weights(layer: nn.Module) -> bool:
-    """Whether the linear layers of a transformer layer have a `weight` each."""
+    """Whether the linear layers of a transformer layer have a weight for the fused operation."""
     own = (layer._modules.get("linear1"), layer._modules.get("linear2"))
-    return not any(isinstance(module, nn.Sequential) for module in own)
+    return not any(isinstance(module, nn.Sequential | TuckerLayer) for module in own)

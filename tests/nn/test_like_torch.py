@@ -92,6 +92,16 @@ def test_a_reset_is_trained_as_a_new_network_is():
     assert (model[0].dense_weight() - start).norm() < 0.5 * start.norm()
 
 
+def test_the_reset_of_an_adapter_leaves_the_frozen_layer_alone():
+    model = nn.Sequential(nn.Linear(7, 5))
+    before = model[0].weight.detach().clone()
+    tdlrt.add_adapters_(model, rank=2, include="0")
+    nn.init.ones_(model[0].update.core)
+    model[0].reset_parameters()
+    assert torch.equal(model[0].weight, before)
+    model[0].update.check_invariants()
+
+
 def scale_data(weight):
     weight.data *= 2
 

@@ -86,6 +86,12 @@ class AdapterLayer(AdaptedModule):
         return self.base.get_parameter("weight") + self.scale * self.update.dense_weight()
 
     @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start the update again, with a zero core and random bases; the base stays as it is."""
+        self.update.reset_parameters()
+        nn.init.zeros_(self.update.core)
+
+    @torch.no_grad()
     def merged(self) -> nn.Module:
         """A torch layer with the weight `weight` and the bias of the base."""
         merged = copy.copy(self.base)

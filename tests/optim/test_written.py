@@ -252,7 +252,8 @@ def test_freeze_after_that_has_passed_freezes_at_once():
 
 def test_what_is_no_model_or_no_list_is_refused_at_once():
     model = Small().model
-    with pytest.raises(TypeError, match=r"model: got generator, expected a torch\.nn\.Module"):
+    expected = r"model: got generator, expected a torch\.nn\.Module"
+    with pytest.raises(tdlrt.UnsupportedLayerError, match=expected):
         tdlrt.TDLRT(model.parameters(), torch.optim.SGD, lr=0.1)
     groups = [{"params": set(model[0].parameters())}]
     with pytest.raises(TypeError, match="params: got a set"):

@@ -4,25 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
-
 from tdlrt.errors import RankError
 from tdlrt.ranks import DEFAULT_TAU, ByName, RankPolicy, RelativeTolerance
 
-__all__ = ["check_count", "check_model", "check_options", "resolve_policy"]
-
-
-def check_model(model: object) -> None:
-    """Refuse what is no module.
-
-    Raises:
-        TypeError: It is none.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model: got {type(model).__name__}, expected a torch.nn.Module with Tucker layers; "
-            "TDLRT finds the parameters itself: TDLRT(model, torch.optim.SGD, lr=0.1)"
-        )
+__all__ = ["check_count", "check_options", "resolve_policy"]
 
 
 def check_options(

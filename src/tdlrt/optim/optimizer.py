@@ -16,7 +16,7 @@ from tdlrt.errors import (
 )
 from tdlrt.nn.layer import tucker_layers
 from tdlrt.optim.adaptation import Adaptation
-from tdlrt.optim.arguments import check_count, check_model, check_options, resolve_policy
+from tdlrt.optim.arguments import check_count, check_options, resolve_policy
 from tdlrt.optim.batches import Batches
 from tdlrt.optim.bug import Bug
 from tdlrt.optim.finite import Finite
@@ -83,9 +83,10 @@ class TDLRT(torch.optim.Optimizer):
         **optimizer_kwargs: Passed to optimizer_cls (lr, momentum, weight_decay, ...).
 
     Raises:
-        TypeError: The model is no module, or a set of parameters is given.
+        TypeError: A set of parameters is given.
         NothingMatchedError: The model, or a pattern of the policy, has no Tucker layer.
-        UnsupportedLayerError: The parameters are sharded (FSDP, tensor parallelism).
+        UnsupportedLayerError: The model is no module, or its parameters are sharded (FSDP, tensor
+            parallelism).
         UnsupportedOptimizerError: The class or one of its options has no rule for Tucker weights.
         RankError: tau is outside [0, 1), or given together with rank_policy, or the policy cannot
             be met.
@@ -111,7 +112,6 @@ class TDLRT(torch.optim.Optimizer):
         param_groups: Iterable[Mapping[str, Any]] = (),
         **optimizer_kwargs: Any,
     ) -> None:
-        check_model(model)
         policy = resolve_policy(tau, rank_policy)
         self._rule_type = resolve_rule(optimizer_cls)
         check_options(

@@ -15,6 +15,7 @@ from reference.cases import gaussian, relative_error
 from tdlrt.nn.layer import tucker_layers
 
 MLP = (20, 24, 16, 4)
+FIXED = {"rank_policy": tdlrt.FixedRank(), "tau": None}
 
 
 class Network:
@@ -189,3 +190,20 @@ def test_state_that_is_cleared_begins_anew():
     problem.call(5)
     for layer in problem.layers:
         layer.check_invariants()
+
+
+def test_a_frozen_layer_with_a_gradient_disturbs_no_other():
+    """As `zero_grad(set_to_none=False)` leaves it."""
+    ours, theirs = (Small("momentum", basis_every=3, **FIXED) for _ in range(2))
+    for problem in (ours, theirs):
+        problem.call(4)
+    ours.layers[0].requires_grad_(False)
+    for problem in (ours, theirs):
+        for _ in range(3):
+            problem.optimizer.zero_grad(set_to_none=False)
+            problem.loss().backward()
+            for parameter in problem.layers[0].parameters():
+                if parameter.grad is not None:
+                    parameter.grad.zero_()
+            problem.optimizer.step()
+    assert_same(ours.layers[1].state_dict(), theirs.layers[1].state_dict())

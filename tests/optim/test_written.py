@@ -261,3 +261,62 @@ def test_what_is_no_model_or_no_list_is_refused_at_once():
     groups = [{"params": model[0].named_parameters(), "lr": 0.2}]
     optimizer = tdlrt.TDLRT(model, torch.optim.SGD, lr=0.1, param_groups=groups)
     assert [len(group["params"]) for group in optimizer.param_groups] == [3, 3, 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_that_were_written_saved_and_restored(dtype):
+    ours, theirs = (Small("momentum", dtype=dtype, **FIXED) for _ in range(2))
+    for problem in (ours, theirs):
+        problem.call(3)
+    keep = copy.deepcopy(ours.model.state_dict())
+    with torch.no_grad():
+        decay(ours.model.parameters())
+    ours.optimizer.state_dict()
+    ours.model.load_state_dict(keep)
+    for problem in (ours, theirs):
+        problem.call()
+    tolerance = 1e-8 if dtype == torch.float64 else 0.05
+    for weight, expected in zip(weights(ours), weights(theirs), strict=True):
+        assert relative_error(weight.double(), expected.double()) < tolerance
+
+
+@INTEGRATORS
+def test_a_first_step_that_is_refused_in_low_precision(integrator):
+    options = {"dtype": torch.bfloat16, "skip_nonfinite": 5, "integrator": integrator}
+    problem = Small("momentum", **options, **FIXED)
+    problem.backward()
+    problem.model[-1].weight.grad.fill_(float("inf"))
+    problem.optimizer.step()
+    problem.call(4)
+    assert problem.optimizer.skipped_steps == 1
+
+
+def test_a_copy_follows_what_was_written_before_it():
+    problem = Small("momentum", dtype=torch.float64, **FIXED)
+    problem.call(3)
+    with torch.no_grad():
+        decay(problem.model.parameters())
+    other = Small("momentum", dtype=torch.float64, **FIXED)
+    other.model, other.optimizer = copy.deepcopy((problem.model, problem.optimizer))
+    for one in (problem, other):
+        one.call(2)
+    for weight, expected in zip(weights(problem), weights(other), strict=True):
+        assert relative_error(weight, expected) < 1e-10
+
+
+def test_a_failed_freeze_leaves_ranks_to_adapt():
+    problem = Small("momentum", tau=None, rank_policy=tdlrt.RelativeTolerance(0.3, spare=1.0))
+    problem.call(2)
+    keep = problem.layers[1].core.detach().clone()
+    with torch.no_grad():
+        problem.layers[1].core.fill_(float("nan"))
+    with pytest.raises(tdlrt.NonFiniteError):
+        problem.optimizer.freeze_ranks()
+    assert not problem.optimizer.ranks_frozen
+    with torch.no_grad():
+        problem.layers[1].core.copy_(keep)
+    problem.call()
+    problem.optimizer.freeze_ranks()
+    ranks = problem.ranks
+    problem.call(3)
+    assert problem.ranks == ranks

@@ -69,9 +69,10 @@ class Batch:
         self._curvature = self._scalars([None] * len(steps), torch.float64, math.nan)
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self._basis_cores: Tensor | None = None
-        self._before: Iterate | None = None  # what the state belongs to, until it is transported
-        # R_i by mode of layers whose parameters still have bases that are not orthonormal.
+        # Of layers whose parameters still have bases that are not orthonormal: R_i by mode, and the
+        # parameters as they were read.
         self._turns: dict[int, dict[int, Tensor]] = {}
+        self._unturned: dict[int, list[Tensor]] = {}
         self._versions: Versions = []
         self._space: TangentSpace | None = None
         self._just_read = False
@@ -134,13 +135,10 @@ class Batch:
     def reread(self) -> None:
         """Read weights that were written from outside, and transport the state to them."""
         known = self._moments and all(len(of) > 1 for of in self._moments.values())
-        if self._before is None and known:
-            self._before = self._copied()
+        # Weights that are not finite will be refused: the state waits until they are restored.
+        before = self._copied() if known and self._is_finite() else None
         self._read_weights(written=True)
-        # Weights that are not finite are refused later, and the state waits for others.
-        finite = bool(torch.stack([of.isfinite().all() for of in self._weights]).all())
-        if self._before is not None and finite:
-            before, self._before = self._before, None
+        if before is not None and self._is_finite():
             self._wake_bases()
             today = self._stored()
             moved = brought_along(before.moments, before.space, today.space, self._rule)
@@ -149,6 +147,9 @@ class Batch:
                 own.core.copy_(moment.core)
                 for mode, part in own.parts.items():
                     part.copy_(moment.parts[mode])
+
+    def _is_finite(self) -> bool:
+        return bool(torch.stack([stack.isfinite().all() for stack in self._weights]).all())
 
     def _copied(self) -> Iterate:
         """A copy of the present weights and state."""
@@ -162,7 +163,7 @@ class Batch:
         return Iterate(own, copies, steps)
 
     def _read_weights(self, *, written: bool) -> None:
-        self._versions, self._turns = [], {}
+        self._versions, self._turns, self._unturned = [], {}, {}
         weights = [weight for slot in self.slots for weight in slot.weights(self._state)]
         torch._foreach_copy_([view for of in self._weight_views for view in of], weights)
         self._space, self._just_read, self._given = None, True, []
@@ -183,6 +184,7 @@ class Batch:
             views = dict(zip(modes, own, strict=True))
             name, written = self.slots[place].name, {mode: views[mode] for mode in wrong}
             new, orthonormal, self._turns[place] = made_orthonormal(name, core, written)
+            self._unturned[place] = [p.detach().clone() for p in self.slots[place].parameters]
             core.copy_(new)
             for mode, basis in orthonormal.items():
                 views[mode].copy_(basis)
@@ -197,15 +199,18 @@ class Batch:
         return [] if just_read and not self._given else self._differences()
 
     def _differences(self) -> list[Tensor]:
-        """The same, for layers that were not made orthonormal; masters are compared rounded."""
+        """The same, from what was read or written last; masters are compared rounded."""
         if self._given:
             return list(torch._foreach_norm(torch._foreach_sub(self._weights, self._given)))
-        same = [place for place in range(len(self.slots)) if place not in self._turns]
-        parameters = [p.detach() for place in same for p in self.slots[place].parameters]
-        views = [view for place in same for view in self._weight_views[place]]
+        parameters = [p.detach() for slot in self.slots for p in slot.parameters]
+        expected = [
+            tensor
+            for place, views in enumerate(self._weight_views)
+            for tensor in self._unturned.get(place, views)
+        ]
         if not self._exact:
-            views = [view.to(p.dtype) for view, p in zip(views, parameters, strict=True)]
-        return list(torch._foreach_norm(torch._foreach_sub(parameters, views)))
+            expected = [e.to(p.dtype) for e, p in zip(expected, parameters, strict=True)]
+        return list(torch._foreach_norm(torch._foreach_sub(parameters, expected)))
 
     def _read_state(self) -> None:
         cores = [slot.moments(self._state, [BASIS_CORE]).get(BASIS_CORE) for slot in self.slots]
@@ -237,13 +242,20 @@ class Batch:
                 del self._state[slot.layer.core][BASIS_CORE]
 
     def _make_moments(self, names: Iterable[str], *, core_alone: bool = False) -> None:
-        """Make stacks of zeros for the state; the optimiser's state becomes views of them."""
+        """Make stacks for the state, of zeros where it is new, and publish views of them."""
         masters = [{} if self._exact else {MASTER: of} for of in self._weight_views]
+        past, past_views = self._moments, self._moment_views
         self._moments, self._moment_views = {}, masters
         for name in names:
-            self._moments[name], views = self._stacks(core_alone)
+            if len(past.get(name, ())) == (1 if core_alone else len(self._weights)):
+                self._moments[name], views = past[name], [of[name] for of in past_views]
+            else:
+                self._moments[name], views = self._stacks(core_alone)
             for own, of in zip(self._moment_views, views, strict=True):
                 own[name] = of
+        if self._basis_cores is not None:
+            for own, before in zip(self._moment_views, past_views, strict=True):
+                own[BASIS_CORE] = before[BASIS_CORE]
         for place, (slot, mine) in enumerate(zip(self.slots, self._moment_views, strict=True)):
             counted = self._rule.counts_steps and bool(self._moments)
             slot.set_moments(self._state, mine, self._steps[place] if counted else None)
@@ -408,6 +420,7 @@ class Batch:
         for place in places:
             self._versions[place] = self.slots[place].versions()
             self._turns.pop(place, None)
+            self._unturned.pop(place, None)
 
     def curvature(self, *, observed: bool) -> Tensor:
         """Running mean squares of the entries of grad_C L; `observed` adds the last gradients."""

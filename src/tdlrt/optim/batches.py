@@ -73,8 +73,12 @@ class Batches:
             within: The layers that batches are made of: by default all that require gradients.
         """
         everything = self.slots if within is None else within
-        trained = [n for n in everything if n in names or self.slots[n].layer.core.requires_grad]
+        taking_part = {*names, *self.ranks_before}
+        trained = [
+            n for n in everything if n in taking_part or self.slots[n].layer.core.requires_grad
+        ]
         if self._within != tuple(trained) or not all(b.is_current() for b in self._batches):
+            self.refresh()
             self._make(tuple(trained))
         found = [members for b in self._batches if (members := members_of(b, names)) is not None]
         for members in found:

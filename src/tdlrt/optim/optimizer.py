@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 import torch
@@ -237,8 +237,12 @@ class TDLRT(torch.optim.Optimizer):
             return
         adaptation.settling = True
         if not self._bug.core_steps_left:
-            with self._plain_arithmetic():
-                truncate_unmoved(self._context)
+            try:
+                with self._plain_arithmetic():
+                    truncate_unmoved(self._context)
+            except BaseException:
+                adaptation.frozen = adaptation.settling = False
+                raise
             adaptation.settling = False
 
     @property
@@ -370,7 +374,8 @@ class TDLRT(torch.optim.Optimizer):
 
     def _freeze_if_due(self) -> None:
         if self.freeze_after is not None and self._adaptation.steps >= self.freeze_after:
-            self.freeze_ranks()
+            with suppress(NonFiniteError):  # the step is taken; the next one tries again
+                self.freeze_ranks()
 
     def _count_skipped_before(self) -> None:
         """Count steps that were skipped on the device, after a step that reads on the host."""
@@ -416,6 +421,8 @@ class TDLRT(torch.optim.Optimizer):
 
         `copy.deepcopy((model, optimizer))` copies both, as it does for torch's optimisers.
         """
+        with torch.no_grad():
+            self._batches.refresh()
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         # `step` is on the instance where a learning-rate scheduler has wrapped it.

@@ -100,8 +100,8 @@ class Parallel:
         """The step of the layers of this process."""
         batches, adaptation, finite, *_ = self._context
         within = team.share(batches.slots)
-        still = batches.select(team.share(resting), within)
-        moving = batches.select(team.share([n for n in active if n not in resting]), within)
+        chosen = batches.select(team.share(active), within)
+        still, moving = (chosen, []) if resting else ([], chosen)
         given = finite.given(batches.device, batches.changes([*still, *moving]))
         cores = [
             core_step(members.lifted(), members.core_gradient(), self._rule_of(members))

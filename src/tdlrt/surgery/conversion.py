@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.calls import Inputs, calls_for, random_state_kept
+from tdlrt.nn.layer import check_model
 from tdlrt.paths import LayerShape, Preference, check_preference
 from tdlrt.surgery.fusion import fuse_batch_norms_
 from tdlrt.surgery.hooks import copy_parameter_hooks, take_over_hooks
@@ -94,7 +95,11 @@ def copied(model: nn.Module) -> nn.Module:
     """Deep copy of a model, with the hooks of its parameters.
 
     copy.deepcopy alone refuses the weights that the hooks of torch.nn.utils.weight_norm compute.
+
+    Raises:
+        UnsupportedLayerError: The model is no module.
     """
+    check_model(model)
     attributes = [value for module in model.modules() for value in vars(module).values()]
     computed = [one for one in attributes if isinstance(one, Tensor) and not one.is_leaf]
     result = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})

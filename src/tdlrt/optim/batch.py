@@ -14,7 +14,7 @@ from tdlrt.optim.packing import member_views, put
 from tdlrt.optim.rules import Rule
 from tdlrt.optim.slot import BASIS_CORE, MASTER, LayerSlot, OptimizerState, working_dtype
 from tdlrt.optim.steps import Iterate, Lifted, brought_along
-from tdlrt.optim.written import made_orthonormal, not_orthonormal, turn_gradients_
+from tdlrt.optim.written import Turned, made_orthonormal, not_orthonormal, turn_gradients_
 
 __all__ = ["Batch", "Versions"]
 
@@ -69,10 +69,7 @@ class Batch:
         self._curvature = self._scalars([None] * len(steps), torch.float64, math.nan)
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self._basis_cores: Tensor | None = None
-        # Of layers whose parameters still have bases that are not orthonormal: R_i by mode, and the
-        # parameters as they were read.
-        self._turns: dict[int, dict[int, Tensor]] = {}
-        self._unturned: dict[int, list[Tensor]] = {}
+        self._turned: dict[int, Turned] = {}
         self._versions: Versions = []
         self._space: TangentSpace | None = None
         self._just_read = False
@@ -142,11 +139,7 @@ class Batch:
             self._wake_bases()
             today = self._stored()
             moved = brought_along(before.moments, before.space, today.space, self._rule)
-            for name, moment in moved.items():
-                own = today.moments[name]
-                own.core.copy_(moment.core)
-                for mode, part in own.parts.items():
-                    part.copy_(moment.parts[mode])
+            put(self._tensors_of(today), self._tensors_of(today._replace(moments=moved)), None)
 
     def _is_finite(self) -> bool:
         return bool(torch.stack([stack.isfinite().all() for stack in self._weights]).all())
@@ -163,7 +156,7 @@ class Batch:
         return Iterate(own, copies, steps)
 
     def _read_weights(self, *, written: bool) -> None:
-        self._versions, self._turns, self._unturned = [], {}, {}
+        self._versions, self._turned = [], {}
         weights = [weight for slot in self.slots for weight in slot.weights(self._state)]
         torch._foreach_copy_([view for of in self._weight_views for view in of], weights)
         self._space, self._just_read, self._given = None, True, []
@@ -177,14 +170,14 @@ class Batch:
         Raises:
             IntegratorStateError: The columns of a basis are dependent.
         """
-        modes, dtype = self.layout.modes, self._dtype
+        modes = self.layout.modes
         bases = dict(zip(modes, self._weights[1:], strict=True))
-        for place, wrong in not_orthonormal(bases, self.layout, dtype).items():
+        for place, wrong in not_orthonormal(bases, self.layout).items():
             core, *own = self._weight_views[place]
             views = dict(zip(modes, own, strict=True))
-            name, written = self.slots[place].name, {mode: views[mode] for mode in wrong}
-            new, orthonormal, self._turns[place] = made_orthonormal(name, core, written)
-            self._unturned[place] = [p.detach().clone() for p in self.slots[place].parameters]
+            slot, written = self.slots[place], {mode: views[mode] for mode in wrong}
+            new, orthonormal, turns = made_orthonormal(slot.name, core, written)
+            self._turned[place] = Turned(turns, [p.detach().clone() for p in slot.parameters])
             core.copy_(new)
             for mode, basis in orthonormal.items():
                 views[mode].copy_(basis)
@@ -206,7 +199,7 @@ class Batch:
         expected = [
             tensor
             for place, views in enumerate(self._weight_views)
-            for tensor in self._unturned.get(place, views)
+            for tensor in (self._turned[place].parameters if place in self._turned else views)
         ]
         if not self._exact:
             expected = [e.to(p.dtype) for e, p in zip(expected, parameters, strict=True)]
@@ -333,10 +326,10 @@ class Batch:
         if views:
             torch._foreach_copy_(views, gradients)
         for place in places:
-            if place in self._turns:
+            if place in self._turned:
                 core, *bases = self._gradient_views[place]
                 by_mode = dict(zip(self.layout.modes, bases, strict=True))
-                turn_gradients_(core, by_mode, self._turns[place])
+                turn_gradients_(core, by_mode, self._turned[place].turns)
         return self._vector(self._gradients)
 
     # --- what a step writes -----------------------------------------------------------------------
@@ -397,7 +390,7 @@ class Batch:
         elif self._basis_cores is None:
             self._rest_bases()
         put(self._tensors_of(self.lifted()), self._tensors_of(result), index)
-        self._write_weights(places, core_alone=not self._turns)
+        self._write_weights(places, core_alone=not self._turned)
 
     def _tensors_of(self, iterate: Iterate | Lifted) -> list[Tensor]:
         steps = iterate.steps.to(self._steps)
@@ -419,8 +412,7 @@ class Batch:
         torch._foreach_copy_(parameters, views)
         for place in places:
             self._versions[place] = self.slots[place].versions()
-            self._turns.pop(place, None)
-            self._unturned.pop(place, None)
+            self._turned.pop(place, None)
 
     def curvature(self, *, observed: bool) -> Tensor:
         """Running mean squares of the entries of grad_C L; `observed` adds the last gradients."""

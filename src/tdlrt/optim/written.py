@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,21 +17,30 @@ from tdlrt.linalg import (
     positive_qr,
 )
 
-__all__ = ["made_orthonormal", "not_orthonormal", "turn_gradients_"]
+__all__ = ["Turned", "made_orthonormal", "not_orthonormal", "turn_gradients_"]
 
 # A basis may be off by more than rounding explains, as an average of two is that hardly differ.
 _SLACK = 10
 
 
-def not_orthonormal(
-    bases: Mapping[int, Tensor], layout: Layout, dtype: torch.dtype
-) -> dict[int, Sequence[int]]:
+class Turned(NamedTuple):
+    """A layer whose parameters still have the bases that were written, unlike its stack.
+
+    Attributes:
+        turns: R_i by mode, U_i = U'_i R_i.
+        parameters: The core and the bases as they were read.
+    """
+
+    turns: dict[int, Tensor]
+    parameters: list[Tensor]
+
+
+def not_orthonormal(bases: Mapping[int, Tensor], layout: Layout) -> dict[int, Sequence[int]]:
     """Places of a stack at which a basis is not orthonormal; waits for the device.
 
     Args:
         bases: U_i by mode, B x n_i x r_i.
         layout: The true sizes.
-        dtype: Type of the parameters.
 
     Returns:
         The modes of these bases by place. What is not finite is left out.
@@ -44,7 +54,7 @@ def not_orthonormal(
         modes = [
             mode
             for mode, error in zip(bases, own, strict=True)
-            if error > _SLACK * orthonormality_tolerance(dtype, sizes[mode])
+            if error > _SLACK * orthonormality_tolerance(bases[mode].dtype, sizes[mode])
         ]
         if modes:
             wrong[place] = modes

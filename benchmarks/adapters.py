@@ -35,11 +35,10 @@ from adapter_methods import (
 )
 from adapter_tasks import TASKS, splits
 from memory import in_process, kept_bytes, peak
-from tdlrt.files import write_atomically
 from tdlrt_lab.data import ImageData, load_data
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.run.accuracy import accuracy
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.results import machine, versions, write_text
 from tdlrt_lab.spread import format_spread
 
 ROOT = Path(__file__).parent.parent
@@ -196,8 +195,7 @@ def store(result: Result) -> None:
         "machine": machine(torch.device("cpu")),
         "note": "Other work ran on the machine while steps were timed.",
     }
-    text = json.dumps(facts | result | facts, indent=1) + "\n"
-    write_atomically(RESULT, lambda file: file.write(text.encode()))
+    write_text(RESULT, json.dumps(facts | result | facts, indent=1) + "\n")
 
 
 def table(result: Result, seeds: list[int]) -> list[str]:

@@ -23,11 +23,10 @@ from torch import nn
 
 import tdlrt
 from tdlrt.export import FORMATS, export, load_network
-from tdlrt.files import write_atomically
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.models import build_model
 from tdlrt_lab.run.exporting import accuracy_on, calibration_images, inference_times, load_run
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.results import machine, versions, write_text
 from tdlrt_lab.run.runner import run
 
 ROOT = Path(__file__).parent.parent
@@ -78,8 +77,7 @@ def main() -> None:
         "machine": machine(torch.device("cpu")),
         "rows": rows,
     }
-    text = json.dumps(result, indent=1) + "\n"
-    write_atomically(RESULT, lambda file: file.write(text.encode()))
+    write_text(RESULT, json.dumps(result, indent=1) + "\n")
     page = PAGE.read_text(encoding="utf-8")
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]

@@ -31,10 +31,9 @@ from torch.nn import functional as F
 
 import tdlrt
 from saved import saved_bytes
-from tdlrt.files import write_atomically
 from tdlrt.nn.layer import tucker_layers
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.results import machine, versions, write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = {
@@ -82,8 +81,7 @@ def main() -> None:
         "machine": machine(torch.device(arguments.device)),
         "rows": rows,
     }
-    text = json.dumps(result, indent=1) + "\n"
-    write_atomically(RESULTS[arguments.device], lambda file: file.write(text.encode()))
+    write_text(RESULTS[arguments.device], json.dumps(result, indent=1) + "\n")
     results = [json.loads(path.read_text()) for path in RESULTS.values() if path.exists()]
     (ROOT / "docs/memory.md").write_text(document(results), encoding="utf-8")
 

@@ -40,11 +40,10 @@ from torch.utils._pytree import tree_leaves
 
 import tdlrt
 from allocator import keep_freed_memory
-from tdlrt.files import write_atomically
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.models import build_model
 from tdlrt_lab.reports.tables import provenance
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.results import machine, versions, write_text
 from tdlrt_lab.run.timing import Case
 
 ROOT = Path(__file__).parent.parent
@@ -386,8 +385,7 @@ def main() -> None:
             "seed": 0,
             "parts": {part: parts[part] for part in PARTS if part in parts},
         }
-        text = json.dumps(result, indent=1) + "\n"
-        write_atomically(out, lambda file, text=text: file.write(text.encode()))
+        write_text(out, json.dumps(result, indent=1) + "\n")
     if arguments.out is None:
         fill(DOCUMENT)
 

@@ -22,10 +22,9 @@ from torch.nn import functional as F
 
 import tdlrt
 from operations import provenance, table
-from tdlrt.files import write_atomically
 from tdlrt_lab.data import load_data
 from tdlrt_lab.documents import fill_section
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.results import machine, versions, write_text
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/resting_bases.json"
@@ -114,8 +113,7 @@ def measure(data_dir: Path | None) -> None:
             "machine": machine(torch.device("cpu")),
             "rows": rows,
         }
-        text = json.dumps(result, indent=1) + "\n"
-        write_atomically(RESULT, lambda file, text=text: file.write(text.encode()))
+        write_text(RESULT, json.dumps(result, indent=1) + "\n")
 
 
 def section(result: Row) -> list[str]:

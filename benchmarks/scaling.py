@@ -27,11 +27,10 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import tdlrt
-from tdlrt.files import write_atomically
 from tdlrt.integrations.distributed import wrap
 from tdlrt.nn.layer import tucker_layers
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.results import machine, versions, write_text
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/scaling.json"
@@ -64,8 +63,7 @@ def main() -> None:
         "widths": [width(channels, rounds) for channels in WIDTHS],
         "two_processes": [two_processes(engine, name, rounds) for engine, name in two_cases()],
     }
-    text = json.dumps(result, indent=1) + "\n"
-    write_atomically(RESULT, lambda file: file.write(text.encode()))
+    write_text(RESULT, json.dumps(result, indent=1) + "\n")
     (ROOT / "docs/scaling.md").write_text(document(result), encoding="utf-8")
 
 

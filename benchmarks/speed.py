@@ -38,11 +38,10 @@ from torch.nn import functional as F
 
 import tdlrt
 from allocator import keep_freed_memory
-from tdlrt.files import write_atomically
 from tdlrt.surgery import replace_modules
 from tdlrt.surgery.fusion import fuse_batch_norms_
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.results import machine, versions, write_text
 from tdlrt_lab.run.timing import Case, median_seconds
 
 ROOT = Path(__file__).parent.parent
@@ -98,8 +97,7 @@ def store(path: Path, groups: list[dict[str, Any]], command: str) -> None:
         "versions": versions(),
         "groups": groups,
     }
-    text = json.dumps(result, indent=1) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(result, indent=1) + "\n")
 
 
 def measure(

@@ -20,10 +20,9 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import tdlrt
-from tdlrt.files import write_atomically
 from tdlrt.ranks import RankPolicy
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.results import machine, versions, write_text
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/timeline.json"
@@ -128,8 +127,7 @@ def store(rows: list[dict[str, Any]], batch: int, rank: float) -> None:
         "rank": rank,
         "rows": rows,
     }
-    text = json.dumps(result, indent=1) + "\n"
-    write_atomically(RESULT, lambda file: file.write(text.encode()))
+    write_text(RESULT, json.dumps(result, indent=1) + "\n")
     (ROOT / "docs/gpu.md").write_text(document(result), encoding="utf-8")
 
 

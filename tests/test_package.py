@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 def test_the_public_surface():
     assert set(tdlrt.__all__) == {
         "AdapterError",
+        "BudgetRecipe",
         "CheckpointError",
         "CubicSchedule",
         "FixedRank",

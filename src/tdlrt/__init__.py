@@ -26,6 +26,7 @@ from tdlrt.errors import (
 )
 from tdlrt.optim import TDLRT, GraphedStep
 from tdlrt.ranks import (
+    BudgetRecipe,
     CubicSchedule,
     FixedRank,
     LinearSchedule,
@@ -41,6 +42,7 @@ from tdlrt.tuning import autotune_
 __all__ = [
     "TDLRT",
     "AdapterError",
+    "BudgetRecipe",
     "CheckpointError",
     "CubicSchedule",
     "FixedRank",

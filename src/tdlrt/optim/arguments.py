@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from tdlrt.errors import RankError
-from tdlrt.ranks import DEFAULT_TAU, ByName, RankPolicy, RelativeTolerance
+from tdlrt.ranks import DEFAULT_TAU, BudgetRecipe, ByName, RankPolicy, RelativeTolerance
 
-__all__ = ["check_count", "check_options", "resolve_policy"]
+__all__ = ["Adapting", "check_count", "check_options", "resolve_adapting", "resolve_policy"]
+
+
+class Adapting(NamedTuple):
+    """How ranks change in a training: the arguments of `TDLRT` with that of a budget's recipe.
+
+    Attributes:
+        policy: Which ranks to keep.
+        adapt_every: See `TDLRT`.
+        freeze_after: See `TDLRT`.
+    """
+
+    policy: RankPolicy
+    adapt_every: int | None
+    freeze_after: int | None
 
 
 def check_options(
@@ -38,18 +53,53 @@ def check_options(
         raise ValueError(f"basis_every: got {basis_every} with {other}, expected 1 there")
 
 
+def resolve_adapting(
+    *,
+    tau: float | None,
+    budget: float | None,
+    total_steps: int | None,
+    rank_policy: RankPolicy | Mapping[str, RankPolicy] | None,
+    adapt_every: int | None,
+    freeze_after: int | None,
+) -> Adapting:
+    """What the arguments of `TDLRT` on ranks stand for together; a budget has a recipe.
+
+    Raises:
+        RankError: More than one of tau, budget and rank_policy is given, or total_steps without
+            budget, or one of them is out of range.
+    """
+    choices = {"tau": tau, "budget": budget, "rank_policy": rank_policy}
+    given = [f"{name}={value}" for name, value in choices.items() if value is not None]
+    if len(given) > 1:
+        raise RankError(
+            f"{', '.join(choices)}: got {' and '.join(given)}; give one of them: tau for a "
+            "tolerance of each layer, budget for a size of the network, rank_policy for all else"
+        )
+    if budget is None:
+        if total_steps is not None:
+            raise RankError(
+                f"total_steps: got {total_steps} without budget, whose recipe alone uses it; give "
+                "budget=0.05 or the like, or leave it out"
+            )
+        return Adapting(resolve_policy(tau, rank_policy), adapt_every, freeze_after)
+    recipe = BudgetRecipe(budget, total_steps)
+    return Adapting(
+        recipe.rank_policy,
+        recipe.adapt_every if adapt_every is None else adapt_every,
+        recipe.freeze_after if freeze_after is None else freeze_after,
+    )
+
+
 def resolve_policy(
     tau: float | None, rank_policy: RankPolicy | Mapping[str, RankPolicy] | None
 ) -> RankPolicy:
-    """The policy that `tau` and `rank_policy` stand for.
+    """The policy that `tau` or `rank_policy` stands for.
 
     Raises:
-        RankError: Both are given, or rank_policy is of another type.
+        RankError: rank_policy is of another type, or tau out of range.
     """
     if rank_policy is None:
         return RelativeTolerance(DEFAULT_TAU if tau is None else tau)
-    if tau is not None:
-        raise RankError(f"tau: got {tau} and rank_policy={rank_policy}; give one of them")
     if isinstance(rank_policy, Mapping):
         return ByName(rank_policy)
     if not isinstance(rank_policy, RankPolicy):

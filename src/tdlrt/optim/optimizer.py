@@ -16,7 +16,7 @@ from tdlrt.errors import (
 )
 from tdlrt.nn.layer import tucker_layers
 from tdlrt.optim.adaptation import Adaptation
-from tdlrt.optim.arguments import check_count, check_options, resolve_policy
+from tdlrt.optim.arguments import check_count, check_options, resolve_adapting, resolve_policy
 from tdlrt.optim.batches import Batches
 from tdlrt.optim.bug import Bug
 from tdlrt.optim.finite import Finite
@@ -61,18 +61,22 @@ class TDLRT(torch.optim.Optimizer):
         model: A model with Tucker layers (see `tdlrt.factorize_`).
         optimizer_cls: The plain optimiser's class: torch.optim.SGD, Adam or AdamW.
         tau: Relative truncation tolerance in [0, 1), short for RelativeTolerance(tau); 0.1 if
-            neither this nor rank_policy is given.
+            neither this nor budget nor rank_policy is given.
+        budget: Share in (0, 1] of the dense parameters that the Tucker layers may have, met as
+            BudgetRecipe(budget, total_steps) says.
+        total_steps: Number of steps of the whole training, for the recipe of a budget.
         rank_policy: `RelativeTolerance(...)`, `ParameterBudget(...)`, `FixedRank()`, or a dict from
             layer-name pattern to one of these (the first that matches; layers that none matches
             keep their ranks).
         integrator: 'parallel' or 'bug'.
         adapt_every: Ranks are examined every so many steps; they stay as they are in between. None
-            for each of the first 100 steps and every tenth after them.
+            for each of the first 100 steps and every tenth after them, or as the recipe says.
         core_steps: Steps on the core for one on the bases (`bug` alone).
         basis_every: Bases move in one of so many steps, and cores in every one (`parallel` alone).
             Ranks are examined in steps that move all bases. For wide layers at small batches, whose
             bases take most of the time, at a cost in accuracy that docs/integrator-cost.md shows.
-        freeze_after: Steps after which `freeze_ranks` is called; None for never.
+        freeze_after: Steps after which `freeze_ranks` is called; None for never, or as the recipe
+            says.
         skip_nonfinite: How many steps in a row may be skipped, and counted in `skipped_steps`,
             because something is not finite; 0 for none. The next one raises NonFiniteError.
         capturable: Steps of `parallel` at fixed ranks read nothing on the host, so that a CUDA
@@ -88,8 +92,8 @@ class TDLRT(torch.optim.Optimizer):
         UnsupportedLayerError: The model is no module, or its parameters are sharded (FSDP, tensor
             parallelism).
         UnsupportedOptimizerError: The class or one of its options has no rule for Tucker weights.
-        RankError: tau is outside [0, 1), or given together with rank_policy, or the policy cannot
-            be met.
+        RankError: tau or budget is out of its range, or more than one of tau, budget and
+            rank_policy is given, or total_steps without budget, or the policy cannot be met.
         ValueError: Another argument is out of its range.
 
     Source: arXiv:2305.19059 (`bug`), arXiv:2412.00858 (`parallel`), arXiv:2506.17475 (momentum).
@@ -101,6 +105,8 @@ class TDLRT(torch.optim.Optimizer):
         optimizer_cls: type[torch.optim.Optimizer],
         *,
         tau: float | None = None,
+        budget: float | None = None,
+        total_steps: int | None = None,
         rank_policy: RankPolicy | Mapping[str, RankPolicy] | None = None,
         integrator: str = "parallel",
         adapt_every: int | None = None,
@@ -112,7 +118,14 @@ class TDLRT(torch.optim.Optimizer):
         param_groups: Iterable[Mapping[str, Any]] = (),
         **optimizer_kwargs: Any,
     ) -> None:
-        policy = resolve_policy(tau, rank_policy)
+        policy, adapt_every, freeze_after = resolve_adapting(
+            tau=tau,
+            budget=budget,
+            total_steps=total_steps,
+            rank_policy=rank_policy,
+            adapt_every=adapt_every,
+            freeze_after=freeze_after,
+        )
         self._rule_type = resolve_rule(optimizer_cls)
         check_options(
             integrator=integrator,

@@ -6,13 +6,15 @@ A *direction* of mode i is a left singular vector of Mat_i(W); a layer of rank r
 
 from tdlrt.ranks.budget import ParameterBudget
 from tdlrt.ranks.by_name import ByName
-from tdlrt.ranks.initial import RankSpec, explicit_ranks, initial_cutoff
+from tdlrt.ranks.initial import RankSpec, explicit_ranks, fraction_within_dense, initial_cutoff
 from tdlrt.ranks.policy import Candidate, FixedRank, RankPolicy
+from tdlrt.ranks.recipe import BudgetRecipe
 from tdlrt.ranks.schedule import CubicSchedule, LinearSchedule, Schedule
 from tdlrt.ranks.tolerance import DEFAULT_TAU, RelativeTolerance
 
 __all__ = [
     "DEFAULT_TAU",
+    "BudgetRecipe",
     "ByName",
     "Candidate",
     "CubicSchedule",
@@ -24,5 +26,6 @@ __all__ = [
     "RelativeTolerance",
     "Schedule",
     "explicit_ranks",
+    "fraction_within_dense",
     "initial_cutoff",
 ]

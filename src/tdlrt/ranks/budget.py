@@ -141,16 +141,16 @@ class ParameterBudget(RankPolicy):
         lowest = budget.extremes[0] if isinstance(budget, Schedule) else budget
         if lowest is not None and lowest * unit < smallest:
             raise RankError(
-                f"{name}: got {lowest:g}, but the smallest possible budget is {smallest} "
+                f"budget: got {name}={lowest:g}, but the smallest possible one is {smallest} "
                 f"parameters, a fraction of {smallest / dense:.4g} (min_rank={self.min_rank}, "
-                f"multiple_of={self.multiple_of}, frozen layers keep {kept}); raise {name}"
+                f"multiple_of={self.multiple_of}, frozen layers keep {kept}); raise it"
             )
         part = sum(c.dense_parameters for c in trained) / dense
         if lowest is not None and kept > lowest * unit * (1 - _LEAST_SHARE * part):
             raise RankError(
-                f"{name}: got {lowest:g}, a budget of {int(lowest * unit)} parameters, of which "
-                f"frozen layers keep {kept}; that leaves the other layers less than half of their "
-                f"share. Raise {name}, or leave frozen layers out of factorize_"
+                f"budget: got {name}={lowest:g}, which is {int(lowest * unit)} parameters, of "
+                f"which frozen layers keep {kept}; that leaves the other layers less than half of "
+                "their share. Raise it, or leave frozen layers out of factorize_"
             )
 
     def smallest_rank(self, size: int) -> int:

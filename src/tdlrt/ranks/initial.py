@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, TypeAlias
 
 from tdlrt.errors import RankError
-from tdlrt.linalg import Cutoff
+from tdlrt.linalg import Cutoff, possible_ranks
+from tdlrt.ranks.policy import Candidate
 from tdlrt.ranks.tolerance import RelativeTolerance
 
-__all__ = ["RankSpec", "explicit_ranks", "initial_cutoff"]
+__all__ = ["RankSpec", "explicit_ranks", "fraction_within_dense", "initial_cutoff"]
 
 # Modes of at most this size start at full rank if `rank` is a fraction: they have little to save.
 SMALL_MODE = 4
@@ -65,6 +66,57 @@ def explicit_ranks(spec: object, shape: Sequence[int]) -> tuple[int, ...]:
     if isinstance(spec, Sequence) and not isinstance(spec, str):
         return _tuple_ranks(spec, shape)
     raise RankError(f"rank: got {spec!r}, expected {_EXPECTED}")
+
+
+def fraction_within_dense(
+    spec: RankSpec, shape: Sequence[int], learned: Collection[int]
+) -> RankSpec:
+    """The ranks that a fraction gives, lowered until core and bases are no larger than the weight.
+
+    Of the channel modes, and of the kernel modes once both channels have rank 1, the one with the
+    largest r_i / n_i loses a direction, until prod r_i + sum n_i r_i <= prod n_i.
+
+    >>> fraction_within_dense(0.5, (64, 64), learned=(0, 1))
+    (26, 26)
+
+    Args:
+        spec: The rank. Only a fraction below 1 can be lowered, because all else is what was typed.
+        shape: (n_1, ..., n_d) of the weight.
+        learned: Modes that are factorised.
+
+    Returns:
+        The rank itself if it is no such fraction or fits, or the lowered ranks.
+
+    Raises:
+        RankError: The fraction is not positive.
+    """
+    if not isinstance(spec, float) or spec == 1:
+        return spec
+    weight = Candidate(ranks=(), available=(), shape=shape, modes=learned)
+    ranks = start = _possible(explicit_ranks(spec, shape), shape, learned)
+    while weight.parameters_at(ranks) > weight.dense_parameters:
+        channels = [mode for mode in learned if mode < 2 and ranks[mode] > 1]
+        modes = channels or [mode for mode in learned if ranks[mode] > 1]
+        if not modes:
+            break
+        largest = max(modes, key=lambda mode: ranks[mode] / shape[mode])
+        lowered = [rank - (mode == largest) for mode, rank in enumerate(ranks)]
+        ranks = _possible(lowered, shape, learned)
+    return spec if ranks == start else ranks
+
+
+def _possible(
+    ranks: Sequence[int], shape: Sequence[int], learned: Collection[int]
+) -> tuple[int, ...]:
+    """The ranks that a core can have; the two of a matrix are one, and other modes are full."""
+    matrix = len(ranks) == 2 and len(learned) == 2
+    return possible_ranks(
+        [
+            min(ranks) if matrix else rank if mode in learned else shape[mode]
+            for mode, rank in enumerate(ranks)
+        ],
+        learned,
+    )
 
 
 def _tuple_ranks(spec: Sequence[object], shape: Sequence[int]) -> tuple[int, ...]:

@@ -23,9 +23,9 @@ from tdlrt.surgery.swap import replace_modules
 
 __all__ = ["DEFAULT_INIT_SCALE", "factorize_"]
 
-# Norm of the initial weight relative to the dense layer's, for training from scratch
-# (docs/algorithm.md).
-DEFAULT_INIT_SCALE = 0.3
+# Norm of the initial weight relative to the dense layer's, for training from scratch: a smaller one
+# stalls networks without normalisation (docs/algorithm.md).
+DEFAULT_INIT_SCALE = 1.0
 
 
 def factorize_(
@@ -56,7 +56,8 @@ def factorize_(
         rank: Initial rank, for all layers or by name pattern. The first pattern that matches
             counts, and layers that no pattern matches stay dense. A rank is a fraction in (0, 1] of
             the channel modes, an int, a tuple with one rank per mode, 'full' or a
-            `RelativeTolerance`.
+            `RelativeTolerance`. Where a fraction below 1 would make a layer larger than dense, its
+            ranks are lowered until it is not; other ranks stay as typed, and the report says so.
         modes: 'all', or 'channels' to leave kernel modes unfactorised (Tucker-2).
         include: Only layers whose name matches one of these patterns (`*`, `?`, `[..]`) are
             factorised, including the output head and frozen layers if they match. Without it,
@@ -64,8 +65,8 @@ def factorize_(
         exclude: Layers whose name matches one of these patterns stay dense.
         init_scale: Norm of the initial weight relative to the dense layer's; None keeps the norm of
             the truncated weight. 'auto' is None if the rank asks to keep the network ('full' or a
-            tolerance) and 0.3 otherwise: after a small start, learned directions stand out, and a
-            tolerance can tell them from the others.
+            tolerance) and 1 otherwise, at which a layer neither weakens nor amplifies its signal
+            more than the dense layer.
         covariances: Second moments of the inputs by layer name, from `input_covariances`, for a
             trained network. The truncation then minimises the error of the outputs for such inputs,
             which a tolerance bounds, and init_scale must stay 'auto', which is None here. Layers

@@ -17,8 +17,8 @@ from tdlrt.errors import NothingMatchedError, UnsupportedLayerError
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.others import other_modules, other_reason, other_shape, other_size
-from tdlrt.nn.start import Modes, weight_obstacle
-from tdlrt.ranks import RankSpec, RelativeTolerance, explicit_ranks
+from tdlrt.nn.start import Modes, learned_modes, weight_obstacle
+from tdlrt.ranks import RankSpec, RelativeTolerance, explicit_ranks, fraction_within_dense
 from tdlrt.surgery.factorization_report import FactorizationReport, FactorizationRow
 from tdlrt.surgery.hooks import has_hooks
 from tdlrt.surgery.layer_types import dense_shape, is_registered
@@ -43,7 +43,8 @@ def plan_surgery(
 
     Args:
         model: The model; not changed.
-        build: Makes the Tucker layer from a dense layer and a rank.
+        build: Makes the Tucker layer from a dense layer and a rank. A fraction at which the layer
+            would be larger than dense comes as lowered ranks.
         ranks: Ranks by name pattern.
         modes: See `factorize_`.
         include: See `factorize_`.
@@ -83,8 +84,11 @@ def plan_surgery(
     for name, module in considered.items():
         pattern, reason = patterns[name], why[name]
         if reason is None and pattern is not None:
-            layers[module] = build(module, ranks[pattern])
-            rows.append(_factorized_row(name, module, layers[module], ranks[pattern]))
+            shape, asked = dense_shape(module), ranks[pattern]
+            spec = fraction_within_dense(asked, shape, learned_modes(modes, len(shape)))
+            layers[module] = build(module, spec)
+            note = "" if spec == asked else f"rank {asked} lowered to the dense size"
+            rows.append(_factorized_row(name, module, layers[module], spec, note))
         else:
             shape = dense_shape(module)
             size = math.prod(shape) if shape else 0
@@ -206,10 +210,10 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _factorized_row(
-    name: str, module: nn.Module, layer: TuckerLayer, spec: RankSpec
+    name: str, module: nn.Module, layer: TuckerLayer, spec: RankSpec, note: str
 ) -> FactorizationRow:
     dense, now = math.prod(layer.shape), layer.weight_parameters
-    note = _clipping_note(spec, layer)
+    note = note or _clipping_note(spec, layer)
     if not note and now > dense:
         note = "starts larger than dense"
     return FactorizationRow(

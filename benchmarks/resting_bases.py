@@ -90,7 +90,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.fill:
         measure(arguments.data_dir)
-    fill_section(DOCUMENT, "resting_bases", section(json.loads(RESULT.read_text("utf-8"))))
+    fill(DOCUMENT)
+
+
+def fill(document: Path) -> None:
+    """Put what was measured between the marks of a document."""
+    fill_section(document, "resting_bases", section(json.loads(RESULT.read_text("utf-8"))))
 
 
 def measure(data_dir: Path | None) -> None:

@@ -61,9 +61,9 @@ def test_a_run_that_came_with_links_is_not_written_to(tmp_path, folder):
     directory.write_config(config)
     (directory.path / folder).symlink_to(tmp_path / "outside")
     with pytest.raises(RunError, match=rf"{folder}: is a link to .*outside, outside the run"):
-        directory.open_for_resume(config)
+        directory.check_resume(config)
     with pytest.raises(RunError, match=rf"{folder}: is a link"):
-        directory.claim(overwrite=True)
+        directory.check_new(overwrite=True)
     assert not any((tmp_path / "outside").iterdir())
 
 

@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, whole, damage):
     assert outcome(directory) == whole
     (warning,) = observer.warnings
     assert warning.startswith(f"{last}: not a readable checkpoint (")
-    assert warning.endswith("; set aside as last.pt.damaged, continuing from previous-1.pt")
+    assert warning.endswith("; renamed to last.pt.damaged, continuing from previous-1.pt")
     assert last.with_name("last.pt.damaged").read_bytes() == broken
     run(CONFIG, tmp_path, overwrite=True, observer=At())
     assert not last.with_name("last.pt.damaged").exists()

@@ -171,7 +171,7 @@ def test_a_signal_reaches_the_processes_once(tmp_path):
 def test_broken_results_are_named(runs):
     runs[0].directory.path.mkdir(parents=True)
     runs[0].directory.summary.write_text("{")
-    with pytest.raises(RunError, match=r"summary\.json: no result of a finished run"):
+    with pytest.raises(RunError, match=r"summary\.json: cannot read the result of a finished run"):
         execute(runs, print)
 
 

@@ -130,7 +130,7 @@ def test_directories_of_other_runs_are_refused(tmp_path):
     check_directories([run])
     directory = RunDirectory(run.directory.path)
     directory.write_config(RunConfig(**SHARED, tau=0.2))
-    with pytest.raises(RunError, match=r"seed0: the run there has other options: tau 0\.2"):
+    with pytest.raises(RunError, match=r"seed0: the run there has different options: tau 0\.2"):
         check_directories([run])
     directory.write_config(run.config)
     check_directories([run])
@@ -138,7 +138,7 @@ def test_directories_of_other_runs_are_refused(tmp_path):
     with pytest.raises(RunError, match=r"seed0: made by tdlrt 0\.0\.1, this is"):
         check_directories([run])
     directory.config.unlink()
-    with pytest.raises(RunError, match=r"holds files that are no run"):
+    with pytest.raises(RunError, match=r"contains files, but not a run"):
         check_directories([run])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tdlrt.errors import MissingExtraError, RunError
-from tdlrt_lab.run.results import versions
+from tdlrt_lab.run.environment import versions
 from tdlrt_lab.sweep import ray_engine
 from tdlrt_lab.sweep.execute import execute
 from tdlrt_lab.sweep.plan import Sweep, SweepError

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tdlrt_lab.run.results import EpochMetrics, RunDirectory
+from tdlrt_lab.run.metrics import EpochMetrics
+from tdlrt_lab.run.results import RunDirectory
 
 __all__ = ["draw_plots", "layer_figure", "rank_figure"]
 

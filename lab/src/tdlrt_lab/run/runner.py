@@ -19,10 +19,13 @@ from tdlrt_lab.run.checkpoint import (
     load_newest,
     save_model,
 )
+from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.files import writing
 from tdlrt_lab.run.locks import sole_owner
+from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.plots import draw_plots
 from tdlrt_lab.run.processes import any_process, is_first, processes
-from tdlrt_lab.run.results import EpochMetrics, RunDirectory, machine, versions, writing
+from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.signals import stop_requests
 from tdlrt_lab.run.training import Training
 
@@ -159,11 +162,11 @@ def _run(
 ) -> dict[str, Any]:
     dense_config = _dense(config)
     if resume:
-        directory.open_for_resume(config)
+        directory.check_resume(config)
         if baseline and directory.baseline.config.exists():
-            directory.baseline.open_for_resume(dense_config)
+            directory.baseline.check_resume(dense_config)
     else:
-        directory.claim(overwrite=overwrite)
+        directory.check_new(overwrite=overwrite)
     data = load_data(
         config.data,
         config.data_dir,

@@ -22,6 +22,7 @@ from tdlrt_lab.methods.sizes import kept_parameters
 from tdlrt_lab.models import build_model
 from tdlrt_lab.run.accuracy import accuracy
 from tdlrt_lab.run.finite import check_gradients
+from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.processes import (
     engine,
     is_first,
@@ -30,7 +31,6 @@ from tdlrt_lab.run.processes import (
     take_buffers,
     total,
 )
-from tdlrt_lab.run.results import EpochMetrics
 
 __all__ = ["Size", "Training"]
 

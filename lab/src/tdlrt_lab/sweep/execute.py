@@ -17,8 +17,9 @@ from tdlrt.files import write_atomically
 from tdlrt_lab.config import RunConfig, torch_device
 from tdlrt_lab.data import ImageData
 from tdlrt_lab.rank_option import format_rank
+from tdlrt_lab.run.environment import versions
 from tdlrt_lab.run.locks import exclusive
-from tdlrt_lab.run.results import EpochMetrics, versions
+from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.runner import Interrupted, Observer, run
 from tdlrt_lab.run.signals import stop_requests
 from tdlrt_lab.run.training import Training

@@ -14,7 +14,8 @@ from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import load_data
 from tdlrt_lab.names import pick
 from tdlrt_lab.rank_option import format_rank
-from tdlrt_lab.run.results import RunDirectory, versions
+from tdlrt_lab.run.environment import versions
+from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.yaml_files import read_yaml
 
 __all__ = [
@@ -288,9 +289,9 @@ def check_directories(runs: Sequence[SweepRun]) -> None:
     for run in runs:
         directory = run.directory
         if not directory.config.exists():
-            directory.claim(overwrite=False)
+            directory.check_new(overwrite=False)
             continue
-        directory.open_for_resume(run.config)
+        directory.check_resume(run.config)
         if run.done:
             found = directory.read_summary().get("versions", {}).get("tdlrt")
             if found != versions()["tdlrt"]:

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from tdlrt.errors import RunError
 from tdlrt.extras import needs_extra
-from tdlrt_lab.run.results import versions
+from tdlrt_lab.run.environment import versions
 from tdlrt_lab.run.runner import Interrupted
 from tdlrt_lab.run.signals import stop_requests
 from tdlrt_lab.sweep.execute import Emit, fail, pending, work

@@ -7,7 +7,7 @@ from typing import Any
 from filelock import FileLock
 
 from tdlrt.errors import RunError
-from tdlrt_lab.run.results import parse_object, write_text
+from tdlrt_lab.run.files import parse_object, write_text
 
 __all__ = ["read_results", "record"]
 

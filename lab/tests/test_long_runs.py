@@ -289,7 +289,7 @@ def test_after_the_limit_the_last_good_state_is_on_the_disk(tmp_path, not_a_numb
     config, often = replace(config, skip_nonfinite=2), Checkpoints(steps=1)
     with pytest.raises(
         NonFiniteError,
-        match=r"step 6 of 12 after 2 skipped ones: .*; the last good state is in .*last\.pt",
+        match=r"step 6 of 12 after 2 skipped steps: .*; the last good state is in .*last\.pt",
     ):
         run(config, tmp_path, checkpoints=often)
     directory = RunDirectory(tmp_path)
@@ -305,7 +305,7 @@ def test_a_stop_does_not_begin_the_count_anew(tmp_path, not_a_number):
     config, stop = replace(CONFIG, skip_nonfinite=2), lambda: signal.raise_signal(signal.SIGTERM)
     with pytest.raises(Interrupted):
         run(config, tmp_path, observer=At(4, stop))
-    with pytest.raises(NonFiniteError, match=r"step 5 of 12 after 2 skipped ones"):
+    with pytest.raises(NonFiniteError, match=r"step 5 of 12 after 2 skipped steps"):
         run(config, tmp_path, resume=True)
 
 

@@ -103,7 +103,9 @@ def test_a_run_goes_on_with_the_data_it_began_with(write_mnist, tmp_path):
     directory.summary.unlink()
     before = directory.checkpoint.read_bytes()
     write_mnist(24)
-    with pytest.raises(RunError, match=r"different data, training images: 16 .* \(now 24 .*its own"):
+    with pytest.raises(
+        RunError, match=r"different data, training images: 16 .* \(now 24 .*its own"
+    ):
         run(config, directory.path, resume=True)
     write_mnist(16, grey=1)
     with pytest.raises(RunError, match=r"training images: 16 with digest .*, test images: 4 with"):

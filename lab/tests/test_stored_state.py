@@ -71,7 +71,10 @@ METRICS = {
 }
 STATE = {"model": {}, "epoch": 1, "batch": 2, "history": [METRICS], "lr": 0.1, "seconds": 1.0}
 WRONG = {
-    "far epoch": ({"epoch": 10**9}, "epoch 1000000000, batch 2: expected integers from 0 to 3 and 5"),
+    "far epoch": (
+        {"epoch": 10**9},
+        "epoch 1000000000, batch 2: expected integers from 0 to 3 and 5",
+    ),
     "negative epoch": ({"epoch": -1}, "epoch -1"),
     "fractional epoch": ({"epoch": 1.0}, r"epoch 1\.0"),
     "true": ({"epoch": True}, "epoch True"),
@@ -89,7 +92,10 @@ WRONG = {
         {"history": [METRICS | {"validation_accuracy": None}]},
         "'validation_accuracy': None.*expected numbers",
     ),
-    "ranks": ({"history": [METRICS | {"ranks": {"a": [0.5]}}]}, "ranks .*: expected a list of integers"),
+    "ranks": (
+        {"history": [METRICS | {"ranks": {"a": [0.5]}}]},
+        "ranks .*: expected a list of integers",
+    ),
     "other metrics": ({"history": [METRICS | {"more": 1}]}, "not the metrics of an epoch"),
     "rate": ({"lr": float("nan")}, "lr nan: expected a finite number"),
     "time": ({"seconds": None}, "seconds None: expected"),

@@ -67,7 +67,7 @@ class MaskedAtStart(Masked):
     def begin(self, training: TrainingView) -> None:
         """Prune."""
         count = min(SAMPLES_PER_CLASS * training.classes, MOST_SAMPLES)
-        images, labels = training.batch(training.order()[:count])
+        images, labels = training.sample(count)
         weights: dict[str, Tensor] = {
             name: training.model.get_submodule(name).get_parameter("weight")
             for name in training.layers

@@ -41,7 +41,7 @@ ADVICE = "restart the run with --overwrite, or restore the right checkpoint"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """When checkpoints are written, besides after each epoch and on a signal, and how many are kept.
+    """How many checkpoints are kept, and when they are written besides after each epoch.
 
     Attributes:
         steps: Write one after every so many steps; None to disable.
@@ -193,7 +193,9 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
         raise _DamagedError(f"{path}: not a readable checkpoint ({reason}); {ADVICE}") from error
     found = state.get("format") if isinstance(state, dict) else None
     if type(found) is not int or found != FORMAT:
-        raise RunError(f"{path}: format {found!r}; expected a checkpoint of format {FORMAT}; {ADVICE}")
+        raise RunError(
+            f"{path}: format {found!r}; expected a checkpoint of format {FORMAT}; {ADVICE}"
+        )
     return dict(state)
 
 

@@ -1,4 +1,4 @@
-"""Writing the files of a run atomically and reading JSON objects, with errors that say what to do."""
+"""Atomic writing of the files of a run, and reading of JSON objects."""
 
 import json
 from collections.abc import Iterator

@@ -19,13 +19,13 @@ from tdlrt_lab.config import RunConfig
 
 __all__ = [
     "any_process",
-    "engine",
+    "broadcast_buffers",
+    "distribute",
     "is_first",
     "process_count",
     "process_number",
     "processes",
     "share",
-    "take_buffers",
     "total",
 ]
 
@@ -86,7 +86,7 @@ def is_first() -> bool:
     return process_number() == 0
 
 
-def engine(model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+def distribute(model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
     """The module to call in training: the model, or its wrapper for several processes."""
     if not dist.is_initialized():
         return model
@@ -118,7 +118,7 @@ def any_process(holds: Callable[[], bool], device: torch.device) -> bool:
     return bool(total(torch.tensor(int(holds()), device=device)))
 
 
-def take_buffers(model: nn.Module) -> None:
+def broadcast_buffers(model: nn.Module) -> None:
     """Copy the buffers of the first process, such as running statistics, to all processes."""
     if dist.is_initialized():
         for buffer in model.buffers():

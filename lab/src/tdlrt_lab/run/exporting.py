@@ -210,15 +210,15 @@ def inference_times(
     rounds: int,
 ) -> dict[str, float]:
     """Median seconds per batch; of the dense network, in the faster of two memory layouts."""
-    laid_out = images.contiguous(memory_format=torch.channels_last)
+    images_last = images.contiguous(memory_format=torch.channels_last)
     if isinstance(exported, nn.Module) and not isinstance(exported, torch.fx.GraphModule):
-        exported, images_of_export = channels_last(exported), laid_out
+        exported, images_of_export = channels_last(exported), images_last
     else:
         images_of_export = images
     cases: dict[str, Case] = {
         "dense": inference(dense, images),
-        "dense, channels last": inference(channels_last(copy.deepcopy(dense)), laid_out),
-        "trained": inference(channels_last(copy.deepcopy(model)), laid_out),
+        "dense, channels last": inference(channels_last(copy.deepcopy(dense)), images_last),
+        "trained": inference(channels_last(copy.deepcopy(model)), images_last),
         "exported": inference(exported, images_of_export),
     }
     times = median_seconds(cases, rounds)

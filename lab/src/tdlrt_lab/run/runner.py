@@ -138,7 +138,7 @@ def run(
         Interrupted: A signal stopped the run.
     """
     if resume and overwrite:
-        raise ConfigError("resume and overwrite: expected at most one of them; drop one")
+        raise ConfigError("resume and overwrite: expected one of them, not both")
     if baseline and config.method == "dense":
         raise ConfigError("baseline: the method is 'dense' already; leave one of them out")
     with processes(config, Path(out), resume) as path:
@@ -265,10 +265,8 @@ class _Job:
         except NonFiniteError as error:
             directory.write_divergence(str(error))
             stored = directory.public.checkpoints
-            advice = (
-                f"the last good state is in {stored[0]}" if stored else "nothing was stored yet"
-            )
-            raise NonFiniteError(f"{error}; {advice}") from error
+            where = f"the last good state is in {stored[0]}" if stored else "nothing was stored yet"
+            raise NonFiniteError(f"{error}; {where}") from error
         if not training.finished:
             writer.write(training)
             raise Interrupted(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import ConfigError, ExportError, RunError
-from tdlrt.export import FORMATS, export, load_network
+from tdlrt.export import FORMATS, ExportReport, export, load_network
 from tdlrt.nn import TuckerLayer
 from tdlrt.paths import Preference
 from tdlrt_lab.config import RunConfig
@@ -25,6 +25,7 @@ from tdlrt_lab.run.timing import (
     channels_last,
     inference,
     median_seconds,
+    parameter_count,
     weight_bytes,
 )
 
@@ -102,20 +103,6 @@ def export_run(
         overwrite=overwrite,
     )
     exported = load_network(path, format, model)
-    dense = build_model(config.model, data.image_shape, len(data.classes)).eval()
-    times = inference_times(dense, model, exported, images, rounds)
-    is_tucker = any(isinstance(module, TuckerLayer) for module in model.modules())
-    rows = {
-        "dense": ("dense", sum(p.numel() for p in dense.parameters()), weight_bytes(dense)),
-        "trained": (
-            "tucker" if is_tucker else config.method,
-            sum(p.numel() for p in model.parameters()),
-            weight_bytes(model),
-        ),
-        "exported": ("exported", report.parameters, report.bytes),
-    }
-    if config.method == "dense":
-        del rows["trained"]
     return {
         "run": str(directory.path),
         "file": str(path),
@@ -130,16 +117,35 @@ def export_run(
         "accuracy": directory.read_summary()["accuracy"],
         "int8_accuracy": accuracy_on(exported, data) if int8 else None,
         "batch_size": len(images),
-        "networks": [
-            {
-                "network": name,
-                "parameters": parameters,
-                "bytes": size,
-                "inference_ms": 1e3 * times[case],
-            }
-            for case, (name, parameters, size) in rows.items()
-        ],
+        "networks": _network_rows(config, data, model, exported, report, images, rounds),
     }
+
+
+def _network_rows(
+    config: RunConfig,
+    data: ImageData,
+    model: nn.Module,
+    exported: Callable[[Tensor], Tensor],
+    report: ExportReport,
+    images: Tensor,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """Parameters, bytes and time of the dense, the trained and the exported network."""
+    dense = build_model(config.model, data.image_shape, len(data.classes)).eval()
+    times = inference_times(dense, model, exported, images, rounds)
+    is_tucker = any(isinstance(module, TuckerLayer) for module in model.modules())
+    trained = "tucker" if is_tucker else config.method
+    sizes = {
+        "dense": ("dense", parameter_count(dense), weight_bytes(dense)),
+        "trained": (trained, parameter_count(model), weight_bytes(model)),
+        "exported": ("exported", report.parameters, report.bytes),
+    }
+    if config.method == "dense":
+        del sizes["trained"]
+    return [
+        {"network": name, "parameters": parameters, "bytes": size, "inference_ms": 1e3 * times[key]}
+        for key, (name, parameters, size) in sizes.items()
+    ]
 
 
 def load_run(run: str | Path, data_dir: str | Path | None = None) -> tuple[nn.Module, ImageData]:

@@ -147,17 +147,7 @@ def run(
             observer = Observer()
         with sole_owner(directory, new=not resume):
             _check_directory(directory, config, baseline, resume, overwrite)
-            data = _load_data(config, observer)
-            record = data.record()
-            if resume:
-                directory.check_data(record)
-            if config.validation is not None:
-                data = hold_out(data, config.validation, config.seed)
-            if config.batch_size > len(data.train_labels):
-                observer.warned(
-                    f"a batch of {config.batch_size} images (--batch-size) is larger than the "
-                    f"training set of {len(data.train_labels)}: each step uses all of them"
-                )
+            data, record = _load_data(directory, config, resume, observer)
             with stop_requests() as stop:
                 job = _Job(
                     data=data,
@@ -190,14 +180,28 @@ def _check_directory(
         directory.baseline.check_resume(_dense(config))
 
 
-def _load_data(config: RunConfig, observer: Observer) -> ImageData:
-    return load_data(
+def _load_data(
+    directory: RunDirectory, config: RunConfig, resume: bool, observer: Observer
+) -> tuple[ImageData, ImageRecord]:
+    """The data of a run, with validation images held out, and the record of all of them."""
+    data = load_data(
         config.data,
         config.data_dir,
         observer.loading,
         train_images=config.train_images,
         image_size=config.image_size,
     )
+    record = data.record()
+    if resume:
+        directory.check_data(record)
+    if config.validation is not None:
+        data = hold_out(data, config.validation, config.seed)
+    if config.batch_size > len(data.train_labels):
+        observer.warned(
+            f"a batch of {config.batch_size} images (--batch-size) is larger than the training set "
+            f"of {len(data.train_labels)}: each step uses all of them"
+        )
+    return data, record
 
 
 def _dense(config: RunConfig) -> RunConfig:

@@ -25,6 +25,7 @@ __all__ = [
     "inference",
     "inference_seconds",
     "median_seconds",
+    "parameter_count",
     "weight_bytes",
 ]
 
@@ -124,7 +125,7 @@ def compare_networks(
         networks.append(
             {
                 "network": name,
-                "parameters": sum(parameter.numel() for parameter in network.parameters()),
+                "parameters": parameter_count(network),
                 "bytes": weight_bytes(network),
                 "step_ms": 1e3 * min(step_times[column] for column in columns),
                 "inference_ms": 1e3 * min(pass_times[column] for column in columns),
@@ -149,6 +150,11 @@ def inference_seconds(
         cases[name, 1] = inference(channels_last(copy.deepcopy(network)), images_last)
     seconds = median_seconds(cases, rounds)
     return {name: min(seconds[name, 0], seconds[name, 1]) for name in networks}
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -143,7 +143,7 @@ class Training:
 
         Raises:
             NonFiniteError: More than `skip_nonfinite` steps in a row had a loss, gradient or weight
-                that is NaN or infinite (none of these steps changed the network), or the mean loss
+                that is NaN or infinite (none of them changed a weight), or the mean loss
                 of an epoch is not finite.
         """
         while not self.finished:
@@ -262,15 +262,15 @@ class Training:
                 f"epoch {self.epoch + 1}: the loss is {loss}; expected a finite number; "
                 f"lower the learning rate (--lr, now {self.config.lr})"
             )
-        size, accuracy = self.size, self._evaluate()
+        size, percentage = self.size, self._evaluate()
         self._totals.lap()
         is_validation = self._split == "validation"
         metrics = EpochMetrics(
             epoch=self.epoch + 1,
             loss=loss,
             train_accuracy=self._totals.train_accuracy,
-            test_accuracy=None if is_validation else accuracy,
-            validation_accuracy=accuracy if is_validation else None,
+            test_accuracy=None if is_validation else percentage,
+            validation_accuracy=percentage if is_validation else None,
             compression=size.compression,
             network_compression=size.network_compression,
             parameters=size.parameters if self.layers else size.network_parameters,

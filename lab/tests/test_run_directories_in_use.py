@@ -74,7 +74,7 @@ def test_a_run_that_diverged_later_says_what_to_do(tmp_path):
     run(CONFIG, directory.path)
     directory.summary.unlink()
     directory.write_divergence("step 7 of 12: NaN")
-    with pytest.raises(RunError, match=r"diverged, whose last good .*last\.pt; .*--overwrite"):
+    with pytest.raises(RunError, match=r"diverged; its last good .*last\.pt; .*--overwrite"):
         run(replace(CONFIG, lr=1e-3), directory.path)
     run(replace(CONFIG, lr=1e-3), directory.path, overwrite=True)
     assert not directory.diverged.exists()

@@ -16,13 +16,7 @@ __all__ = ["draw_plots", "layer_figure", "rank_figure"]
 NAMES = {"tdlrt": "TDLRT", "tucker": "Tucker", "cp": "CP", "matrix_dlrt": "matrix DLRT"}
 COLOUR, DENSE_COLOUR = "#1f5fa8", "#7a7a7a"
 MODE_COLOURS = ("#1f5fa8", "#d1651a", "#2c8a57", "#8a4fa3", "#7a7a7a")
-MODE_WIDTHS = (
-    4.4,
-    3.2,
-    2.2,
-    1.4,
-    0.8,
-)  # thin over thick, to show equal ranks
+MODE_WIDTHS = (4.4, 3.2, 2.2, 1.4, 0.8)  # thin over thick, to show equal ranks
 MODE_NAMES = {
     2: ("output", "input"),
     3: ("output", "input", "length"),

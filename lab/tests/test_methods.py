@@ -158,7 +158,7 @@ def test_methods_with_one_measure_of_size_need_it(method):
             {"modes": "channels"},
             r"modes 'channels': expected to be left out for method",
         ),
-        ("matrix_dlrt", {"rank": {"fc1": 3}}, r"rank .*: expected one for all layers"),
+        ("matrix_dlrt", {"rank": {"fc1": 3}}, r"rank .*: expected one rank for all layers"),
     ],
 )
 def test_options_that_a_method_has_no_use_for(method, options, message):

@@ -143,7 +143,7 @@ MODEL = "checkpoints/model.safetensors"
             write("config.yaml", b"{model: lenet5, data: digits, method: tdlrt, more: 1}"),
             [],
             1,
-            "config.yaml: has options this version does not know",
+            "config.yaml: has options that this version does not have",
         ),
         (remove(MODEL), [], 2, "model.safetensors: "),
         (write(MODEL, b""), [], 2, "model.safetensors: "),

@@ -13,6 +13,7 @@ from tdlrt.errors import ConfigError, NonFiniteError, RunError
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import load_data
 from tdlrt_lab.run import checkpoint
+from tdlrt_lab.run.batches import Batches
 from tdlrt_lab.run.checkpoint import Checkpoints
 from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.runner import Interrupted, Observer, run
@@ -227,17 +228,23 @@ def test_a_file_system_that_refuses_the_end_of_a_checkpoint(tmp_path, whole):
 @pytest.fixture
 def not_a_number(monkeypatch):
     """Make the images of some steps, counted from 0, NaN."""
-    batch, broken = Training.batch, set()
+    step, batch, broken = Training._step, Batches.batch, set()
 
     def images_and_labels(self, index, moves=None):
         images, labels = batch(self, index, moves)
-        return images * (torch.nan if self.step in broken else 1), labels
+        return images * torch.nan, labels
+
+    def maybe_broken_step(self, index, moves):
+        with monkeypatch.context() as patch:
+            if self.step in broken:
+                patch.setattr(Batches, "batch", images_and_labels)
+            step(self, index, moves)
 
     def at(*steps):
         broken.clear()
         broken.update(steps)
 
-    monkeypatch.setattr(Training, "batch", images_and_labels)
+    monkeypatch.setattr(Training, "_step", maybe_broken_step)
     return at
 
 

@@ -31,7 +31,7 @@ import resting_bases
 import tdlrt
 from allocator import keep_freed_memory
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.environment import machine, versions
 
 ROOT = Path(__file__).parent.parent
 Row = dict[str, Any]

@@ -151,7 +151,7 @@ MERGES = "\n".join(
 TEXTS = {
     "aliases": (LAUGHS, "more than 262,144 bytes with its aliases"),
     "merges": (MERGES, "more than 262,144 bytes with its aliases"),
-    "itself": ("model: &a [*a]", "an alias of what it is part of"),
+    "itself": ("model: &a [*a]", "an alias that contains itself"),
     "deep": ("[" * 100_000, "more than 20 levels"),
     "long": ("x" * 300_000, "more than 262,144 bytes"),
     "digits": ("a: 0x" + "f" * 5000, "an integer beyond 64 bits"),

@@ -112,7 +112,7 @@ def test_a_directory_of_other_runs_is_refused(tdlrt, tmp_path):
 def test_a_report_of_nothing(tdlrt, tmp_path):
     code, out, err = tdlrt("report", tmp_path)
     assert (code, out) == (1, "")
-    assert "holds no run directories" in err
+    assert "no run directories" in err
 
 
 def test_the_example_runs(tdlrt, tmp_path):

@@ -331,7 +331,7 @@ def test_resuming_a_finished_run_says_so(tdlrt, tmp_path):
     assert tdlrt(*RUN, "--quiet", "--out", tmp_path / "run")[0] == 0
     code, out, _ = tdlrt(*RUN, "--resume", "--out", tmp_path / "run")
     assert code == 0
-    assert "finished before, nothing left to train" in out
+    assert "already finished; nothing to train" in out
     assert out.splitlines()[-2].startswith("accuracy ")
 
 

@@ -1,4 +1,4 @@
-"""Tables of the commands, and what is printed at the end of a run."""
+"""Tables and summary lines of the commands."""
 
 from typing import Any
 
@@ -29,21 +29,21 @@ def layer_table(summary: dict[str, Any]) -> Table:
             "" if dense else _percent(layer["compression"]),
         )
     table.add_section()
-    small = summary["method"] != "dense"
-    if small:
+    compressed = summary["method"] != "dense"
+    if compressed:
         parameters, saved = f"{summary['parameters']:,}", _percent(summary["compression"])
-        table.add_row("of these made small", "", "", parameters, "", saved)
+        table.add_row("compressed layers", "", "", parameters, "", saved)
     parameters, macs = f"{summary['network_parameters']:,}", _count(summary["macs"])
-    saved = _percent(summary["network_compression"]) if small else ""
+    saved = _percent(summary["network_compression"]) if compressed else ""
     table.add_row("whole network", "", "", parameters, macs, saved)
-    if small:
+    if compressed:
         parameters = f"{summary['network_dense_parameters']:,}"
         table.add_row("dense network", "", "", parameters, _count(summary["dense_macs"]), "")
     return table
 
 
 def number_table(first: str, *others: str) -> Table:
-    """An empty table with a column of names and columns of numbers."""
+    """An empty table with a column of names, then columns of numbers."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column(first, overflow="fold")
     for name in others:
@@ -52,7 +52,7 @@ def number_table(first: str, *others: str) -> Table:
 
 
 def closing_line(summary: dict[str, Any]) -> str:
-    """Accuracy, compression and duration, next to those of the dense network if it was trained."""
+    """Accuracy, compression and time of a run, with those of the dense baseline if there is one."""
     accuracy, seconds = f"accuracy {summary['accuracy']:.2f} %", f"{summary['seconds']:.1f} s"
     if summary["method"] == "dense":
         return f"{accuracy} in {seconds}"

@@ -12,8 +12,8 @@ STOPPED = 130
 def main() -> None:
     """Run the command line on `sys.argv` and exit.
 
-    The exit code is 0 for success, 1 for a failed run, 2 for bad arguments, and 130 after Ctrl-C
-    outside a training run, also while torch is being imported.
+    The exit code is 0 for success, 1 for a failed run, 2 for bad arguments, and 130 if Ctrl-C
+    stopped the command at once, which also works while torch is being imported.
     """
     ordinary = signal.getsignal(signal.SIGINT)
     if ordinary is signal.default_int_handler:  # a shell may start a job that ignores the signal

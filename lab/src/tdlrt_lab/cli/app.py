@@ -49,7 +49,8 @@ def run_app(arguments: list[str]) -> int:
         arguments: The command line without the name of the program.
 
     Returns:
-        The exit code: 0 for success, 1 for a failed run, 2 for bad arguments, 130 after Ctrl-C.
+        The exit code: 0 for success, 1 for a failed run, 2 for bad arguments, 130 if Ctrl-C
+        stopped the command at once.
     """
     try:
         return app(arguments, prog_name="tdlrt", standalone_mode=False) or DONE

@@ -11,7 +11,7 @@ from rich.table import Table
 from tdlrt.ranks import RelativeTolerance
 from tdlrt.text_tables import format_shape
 from tdlrt_lab.cli.parameters import AsJson, Batch, Data, Debug, Device, Model, Rank, shown_option
-from tdlrt_lab.cli.terminal_tables import number_table
+from tdlrt_lab.cli.terminal_tables import empty_table
 from tdlrt_lab.cli.untrained import untrained
 from tdlrt_lab.config import torch_device
 from tdlrt_lab.options import TRAINING, RunOptions
@@ -22,7 +22,8 @@ __all__ = ["bench", "layer_times", "network_times"]
 
 def network_times(rows: Sequence[dict[str, Any]]) -> Table:
     """Parameters, bytes and times of the networks, and the ratios of the last to the first."""
-    table = number_table("network", "parameters", "bytes", "step (ms)", "inference (ms)")
+    numbers = ["parameters", "bytes", "step (ms)", "inference (ms)"]
+    table = empty_table(["network"], numbers=numbers)
     for row in rows:
         table.add_row(
             row["network"],
@@ -40,7 +41,8 @@ def network_times(rows: Sequence[dict[str, Any]]) -> Table:
 
 def layer_times(rows: Sequence[dict[str, Any]]) -> Table:
     """Times of a forward and backward pass of each Tucker layer and of its dense layer."""
-    table = number_table("layer", "ranks", "parameters", "dense (ms)", "tucker (ms)", "of dense")
+    numbers = ["parameters", "dense (ms)", "tucker (ms)", "of dense"]
+    table = empty_table(["layer"], ["ranks"], numbers)
     for row in rows:
         table.add_row(
             row["layer"],

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich import box
 from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from tdlrt.text_tables import format_shape
 from tdlrt_lab.cli.screens import Screen
-from tdlrt_lab.cli.terminal_tables import closing_line, layer_table
+from tdlrt_lab.cli.terminal_tables import closing_line, empty_table, layer_table
 from tdlrt_lab.data import ImageData
 from tdlrt_lab.run.results import EpochMetrics, RunDirectory
 from tdlrt_lab.run.runner import Observer
@@ -169,11 +168,8 @@ class SweepDisplay:
 
     def _table(self) -> Table:
         """One line per row of the sweep: the state of its runs and their results."""
-        shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-        shown.add_column("row", overflow="fold")
-        shown.add_column("state")
-        for name in ("accuracy (%)", "compression (%)", "seconds"):
-            shown.add_column(name, justify="right", no_wrap=True)
+        titles = ["accuracy (%)", "compression (%)", "seconds"]
+        shown = empty_table(["row", "state"], numbers=titles)
         rows: dict[str, list[Event | None]] = {}
         for run in self._runs:
             rows.setdefault(run.row, []).append(self._last.get(run.name))

@@ -6,18 +6,17 @@ import platform
 import re
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from tdlrt.errors import RunError
 from tdlrt.optim import TDLRT
 from tdlrt.surgery import factorize_
+from tdlrt_lab.cli.parameters import AsJson, Debug
+from tdlrt_lab.cli.terminal_tables import empty_table
 
 __all__ = ["ENABLES", "diagnose", "doctor"]
 
@@ -33,10 +32,7 @@ ENABLES = {
 }
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
+def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     """Check the installation, and show what each missing extra would enable.
 
     Runs one training step on every device. The exit code is 1 if a step fails.
@@ -131,11 +127,11 @@ def _print_tables(found: dict[str, Any]) -> None:
     console = Console()
     print(", ".join(f"{name} {version}" for name, version in found["versions"].items()))
     print(f"{found['system']}, torch threads: {found['threads']}, cores: {found['cores']}")
-    devices = _table("device", "description", "training step")
+    devices = empty_table(["device", "description", "training step"])
     for device in found["devices"]:
         devices.add_row(device["name"], device["what"], device["error"] or "works")
     console.print(devices)
-    extras = _table("extra", "enables", "state")
+    extras = empty_table(["extra", "enables", "state"])
     for extra in found["extras"]:
         lacking = ", ".join(extra["lacking"])
         extras.add_row(
@@ -145,10 +141,3 @@ def _print_tables(found: dict[str, Any]) -> None:
     missing = ",".join(extra["name"] for extra in found["extras"] if extra["lacking"])
     if missing:
         print(f"to install what is missing: pip install 'tdlrt[{missing}]'")
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    return table

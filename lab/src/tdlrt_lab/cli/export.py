@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tdlrt.export import FORMATS
 from tdlrt_lab.cli.parameters import OUTPUT, AsJson, Debug, shown_option
-from tdlrt_lab.cli.terminal_tables import number_table
+from tdlrt_lab.cli.terminal_tables import empty_table
 from tdlrt_lab.options import DATA
 from tdlrt_lab.run.exporting import export_run
 
@@ -18,7 +18,8 @@ __all__ = ["closing_lines", "export", "export_table"]
 
 def export_table(found: dict[str, Any]) -> Table:
     """Parameters, bytes and times of the dense, the Tucker and the exported network."""
-    table = number_table("network", "parameters", "bytes", "ms per batch", "of dense")
+    numbers = ["parameters", "bytes", "ms per batch", "of dense"]
+    table = empty_table(["network"], numbers=numbers)
     for row in found["networks"]:
         table.add_row(
             _name(found) if row["network"] == "exported" else row["network"],

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -16,6 +15,7 @@ from tdlrt.paths import LayerShape, Purpose, dense_cost, path_cost
 from tdlrt.surgery import factorize_
 from tdlrt.text_tables import format_shape
 from tdlrt_lab.cli.parameters import AsJson, Batch, Data, Debug, Model, Rank
+from tdlrt_lab.cli.terminal_tables import empty_table
 from tdlrt_lab.cli.untrained import untrained
 from tdlrt_lab.options import RunOptions
 
@@ -64,10 +64,7 @@ def _decision(layer: TuckerLayer, shape: LayerShape, purpose: Purpose) -> dict[s
 
 def plan_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The paths and costs as a table."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("layer", overflow="fold")
-    for name in ("shape", "ranks", *PURPOSES):
-        table.add_column(name, no_wrap=True)
+    table = empty_table(["layer"], ["shape", "ranks", *PURPOSES])
     for row in rows:
         decisions = [
             f"{row[purpose]['path']:11} {100 * row[purpose]['of_dense']:3.0f} %"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tdlrt_lab.cli.parameters import AsJson, Debug
 from tdlrt_lab.reports.tables import markdown_table, table_rows, table_titles
 from tdlrt_lab.reports.write import write_report
 
@@ -24,8 +25,8 @@ def report(
             show_default="not measured",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Write tables and figures of all runs below a folder.
 

@@ -158,8 +158,14 @@ def test_truncated_file(mnist):
 
 
 WRONG_TABLES = {
-    "no images": ({"pic": ["a"], "label": [0]}, r"columns pic, label; expected images in one column named image"),
-    "no labels": ({"image": ["a"], "y": [0]}, r"columns image, y; expected labels in one column named label"),
+    "no images": (
+        {"pic": ["a"], "label": [0]},
+        r"columns pic, label; expected images in one column named image",
+    ),
+    "no labels": (
+        {"image": ["a"], "y": [0]},
+        r"columns image, y; expected labels in one column named label",
+    ),
     "no columns": ({}, r"columns none; expected images"),
     "paths": ({"image": ["a.png"], "label": [0]}, r"images of type string; expected struct<bytes"),
     "text labels": (

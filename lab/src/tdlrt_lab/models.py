@@ -182,7 +182,7 @@ class _ResidualBlock(nn.Module):
 
 
 class _KeptConv2d(nn.Conv2d):
-    """A convolution that is not factorised, as only plain torch layers are: ViT reads its weight."""
+    """Stays dense, as only plain torch layers are factorised: ViT reads its weight."""
 
 
 class _Logits(nn.Module):

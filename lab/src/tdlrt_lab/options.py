@@ -82,7 +82,8 @@ class RunOptions:
     ] = "none"
     method: Annotated[str, Option(METHOD, "Method: {choices}.")] = "tdlrt"
     tau: Annotated[
-        float | None, Option(METHOD, "Truncation tolerance in [0, 1), relative to the norm of a weight.")
+        float | None,
+        Option(METHOD, "Truncation tolerance in [0, 1), relative to the norm of a weight."),
     ] = DEPENDS
     budget: Annotated[
         float | None,
@@ -107,8 +108,8 @@ class RunOptions:
         RankOption,
         Option(
             METHOD,
-            "Initial ranks: a share of each mode (0.5), an integer, or full; or ranks by layer, such "
-            "as conv2=16x8x5x5,fc1=12,*=0.5 (the first matching pattern applies; layers without a "
+            "Initial ranks: a share of each mode (0.5), an integer, or full; or ranks by layer, "
+            "such as conv2=16x8x5x5,fc1=12,*=0.5 (the first matching pattern applies; layers without a "
             "match stay dense).",
             metavar="RANK",
             read=parse_rank,
@@ -126,9 +127,9 @@ class RunOptions:
             read=number_or_word,
         ),
     ] = "auto"
-    integrator: Annotated[str, Option(METHOD, "Integrator: parallel (one gradient per step) or bug (two).")] = (
-        "parallel"
-    )
+    integrator: Annotated[
+        str, Option(METHOD, "Integrator: parallel (one gradient per step) or bug (two).")
+    ] = "parallel"
     adapt_every: Annotated[int, Option(METHOD, "Steps between rank changes.")] = DEPENDS
     core_steps: Annotated[int, Option(METHOD, "Core steps per basis step of integrator bug.")] = 1
     basis_every: Annotated[
@@ -162,9 +163,7 @@ class RunOptions:
             "Share of the training, in [0, 1), of linear warm-up; the cosine decay follows.",
         ),
     ] = 0.0
-    momentum: Annotated[
-        float, Option(TRAINING, "Momentum of sgd, in [0, 1).")
-    ] = 0.9
+    momentum: Annotated[float, Option(TRAINING, "Momentum of sgd, in [0, 1).")] = 0.9
     weight_decay: Annotated[
         float,
         Option(TRAINING, "Weight decay; in Tucker layers trained by tdlrt, of the cores only."),
@@ -185,7 +184,5 @@ class RunOptions:
             "finite.",
         ),
     ] = 0
-    seed: Annotated[
-        int, Option(TRAINING, "Seed of all random numbers of the run.")
-    ] = 0
+    seed: Annotated[int, Option(TRAINING, "Seed of all random numbers of the run.")] = 0
     device: Annotated[str, Option(TRAINING, "Device: auto, cpu, cuda or cuda:N.")] = "auto"

@@ -34,7 +34,9 @@ def check_rank(rank: Any) -> RankOption:
 
 def _layer_rank(pattern: object, value: Any) -> LayerRank:
     if not isinstance(pattern, str) or not pattern:
-        raise RankError(f"rank: got {pattern!r} as the name of a layer; expected a text such as 'conv2'")
+        raise RankError(
+            f"rank: got {pattern!r} as the name of a layer; expected a text such as 'conv2'"
+        )
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = list(value)
         fits = bool(value) and all(isinstance(one, int) and _is_rank(one) for one in value)
@@ -79,8 +81,9 @@ def parse_rank(text: str) -> RankOption:
     for part in text.split(","):
         pattern, equals, value = (word.strip() for word in part.rpartition("="))
         if not equals or not pattern or pattern in ranks:
+            fault = "repeats a layer" if pattern in ranks else "has no layer"
             raise RankError(
-                f"rank {text!r}: {part!r} {'repeats a layer' if pattern in ranks else 'has no layer'};"
+                f"rank {text!r}: {part!r} {fault};"
                 " expected LAYER=RANK,LAYER=RANK,... such as conv2=16x8x5x5,fc1=12,*=0.5"
             )
         ranks[pattern] = _parse_layer_rank(value)

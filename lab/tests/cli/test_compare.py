@@ -94,7 +94,15 @@ BAD = {
         "--set dense.tau: not used by method dense; leave it out",
     ),
     "unused default": (
-        [*DIGITS, "--methods", "tdlrt,tucker", "--budget", "0.2", "--set", "tucker.dense_until=0.6"],
+        [
+            *DIGITS,
+            "--methods",
+            "tdlrt,tucker",
+            "--budget",
+            "0.2",
+            "--set",
+            "tucker.dense_until=0.6",
+        ],
         "--set tucker.dense_until: not used by method tucker; leave it out",
     ),
     "unused by any method": (
@@ -102,8 +110,8 @@ BAD = {
         "--set tau: not used by any row; leave it out",
     ),
     "unused in a file": (
-        ["compare", CONFIG, "--set", "core_steps=1"],
-        "--set core_steps: not used by any row; leave it out",
+        ["compare", CONFIG, "--set", "dense_until=0.6"],
+        "--set dense_until: not used by any row; leave it out",
     ),
     "method as an option": (
         [*DIGITS, "--set", "method=dense"],
@@ -113,7 +121,10 @@ BAD = {
         [*DIGITS, "--set", "tdlrt.method=dense"],
         "--set tdlrt.method: not used by method tdlrt; leave it out",
     ),
-    "unused size": ([*DIGITS, "--methods", "dense", "--tau", "0.1"], "--tau 0.1: not used with dense"),
+    "unused size": (
+        [*DIGITS, "--methods", "dense", "--tau", "0.1"],
+        "--tau 0.1: not used with dense",
+    ),
     "size twice": (
         [*DIGITS, "--set", "tdlrt.tau=0.1", "--tau", "0.2"],
         "--set tdlrt.tau and --tau: expected one of them",

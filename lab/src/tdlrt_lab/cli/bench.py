@@ -61,9 +61,12 @@ def bench(
     batch_size: Batch = None,
     rank: Rank = str(RunOptions.rank),
     threads: Annotated[
-        int | None, shown_option("Number of torch threads.", TRAINING, min=1, show_default="torch's")
+        int | None,
+        shown_option("Number of torch threads.", TRAINING, min=1, show_default="torch's"),
     ] = None,
-    rounds: Annotated[int, shown_option("Number of timed rounds; medians are shown.", TRAINING, min=1)] = 5,
+    rounds: Annotated[
+        int, shown_option("Number of timed rounds; medians are shown.", TRAINING, min=1)
+    ] = 5,
     device: Device = RunOptions.device,
     as_json: AsJson = False,
     debug: Debug = False,

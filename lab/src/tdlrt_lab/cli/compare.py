@@ -36,7 +36,9 @@ Settings = dict[str, dict[str, Any]]
 
 
 def compare(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP.yaml|MODEL", help="Sweep file or network.")],
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP.yaml|MODEL", help="Sweep file or network.")
+    ],
     data: Annotated[str | None, shown_option("Data set of MODEL.", SWEEP)] = None,
     data_dir: Annotated[
         str | None,
@@ -110,7 +112,9 @@ def compare(
     the same OUT share the work. tdlrt report OUT shows the results.
     """
     if ray is not None and devices is not None:
-        raise SweepError(f"--devices {devices} and --ray: expected one of them; Ray assigns the GPUs")
+        raise SweepError(
+            f"--devices {devices} and --ray: expected one of them; Ray assigns the GPUs"
+        )
     settings = _parse_settings(values or [])
     shared = settings[""] | ({} if data_dir is None else {"data_dir": data_dir})
     if sweep.endswith(FILE_ENDINGS):

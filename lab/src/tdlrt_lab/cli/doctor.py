@@ -58,8 +58,7 @@ def diagnose() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "devices": [
-            {"name": name, "what": what, "error": _step_error(name)}
-            for name, what in _devices()
+            {"name": name, "what": what, "error": _step_error(name)} for name, what in _devices()
         ],
         "extras": [_extra(name) for name in ENABLES if name in known],
     }

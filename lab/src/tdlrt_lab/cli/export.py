@@ -92,7 +92,9 @@ def export(
             show_default="as in the run",
         ),
     ] = None,
-    rounds: Annotated[int, shown_option("Number of timed rounds; medians are shown.", DATA, min=1)] = 5,
+    rounds: Annotated[
+        int, shown_option("Number of timed rounds; medians are shown.", DATA, min=1)
+    ] = 5,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:

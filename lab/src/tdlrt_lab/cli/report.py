@@ -15,7 +15,9 @@ __all__ = ["report"]
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with run directories below it.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder with run directories below it.")
+    ],
     latency: Annotated[
         int | None,
         typer.Option(

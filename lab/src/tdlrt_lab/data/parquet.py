@@ -48,8 +48,8 @@ def read_table(path: Path, columns: Columns) -> pa.Table:
     """
     if not path.is_file():
         raise DataError(
-            f"{path}: no such file; expected parquet with {LAYOUT}; put the file there, or leave out "
-            "the data directory to download the data from the Hugging Face hub"
+            f"{path}: no such file; expected parquet with {LAYOUT}; put the file there, or leave "
+            "out the data directory to download the data from the Hugging Face hub"
         )
     try:
         metadata = pq.read_metadata(path)

@@ -101,7 +101,12 @@ def _draw_references(axes: Axes, section: Section, x: str, among: Sequence[Group
     groups = [group for group in section.references if group in among]
     for number, group in enumerate(groups):
         marker = REFERENCE_MARKERS[number % len(REFERENCE_MARKERS)]
-        style = {"color": GREY, "label": group.label, "marker": marker, "linestyle": "none"}
+        style: dict[str, Any] = {
+            "color": GREY,
+            "label": group.label,
+            "marker": marker,
+            "linestyle": "none",
+        }
         error_bars(axes, [group], x, **style)
 
 
@@ -111,8 +116,8 @@ def _draw_series(axes: Axes, section: Section, x: str, among: Sequence[Group]) -
     for label, groups in section.series.items():
         shown = [group for group in groups if group in among]
         if shown:
-            style = {"color": colours[label], "label": label, "marker": "o", "markersize": 4.5}
-            error_bars(axes, shown, x, **style)
+            style: dict[str, Any] = {"color": colours[label], "label": label, "marker": "o"}
+            error_bars(axes, shown, x, markersize=4.5, **style)
 
 
 def _convergence(section: Section) -> Picture | None:
@@ -162,9 +167,7 @@ def _sensitivity(section: Section, option: str) -> Picture | None:
     lines = {label: points for label, points in lines.items() if len(points) > 1}
     if not lines:
         return None
-    figure, upper, lower = stacked_charts(
-        SENSITIVITY[option], "accuracy (%)", "compression (%)"
-    )
+    figure, upper, lower = stacked_charts(SENSITIVITY[option], "accuracy (%)", "compression (%)")
     colours = series_colours(section.series)
     if not lines.keys() <= colours.keys():  # these lines are not those of the other figures
         colours = series_colours(lines)
@@ -172,7 +175,7 @@ def _sensitivity(section: Section, option: str) -> Picture | None:
         values = sorted(points)
         groups = [points[value] for value in values]
         for axes, number in ((upper, "accuracy"), (lower, "compression")):
-            style = {"color": colours[label], "label": label, "marker": "o"}
+            style: dict[str, Any] = {"color": colours[label], "label": label, "marker": "o"}
             error_bars(axes, groups, values, number, **style)
     every = [value for points in lines.values() for value in points]
     if min(every) > 0 and max(every) / min(every) > 5:

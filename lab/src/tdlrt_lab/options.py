@@ -109,8 +109,8 @@ class RunOptions:
         Option(
             METHOD,
             "Initial ranks: a share of each mode (0.5), an integer, or full; or ranks by layer, "
-            "such as conv2=16x8x5x5,fc1=12,*=0.5 (the first matching pattern applies; layers without a "
-            "match stay dense).",
+            "such as conv2=16x8x5x5,fc1=12,*=0.5 (the first matching pattern applies; layers "
+            "without a match stay dense).",
             metavar="RANK",
             read=parse_rank,
         ),

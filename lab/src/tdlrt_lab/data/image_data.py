@@ -133,7 +133,7 @@ def _digest(*tensors: Tensor) -> str:
 
 
 def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel from a histogram of its levels: exact, in little memory."""
+    """Mean and deviation of each channel, from a histogram: exact, and in little memory."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for channel in range(images.shape[1]):

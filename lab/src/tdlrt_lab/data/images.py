@@ -1,4 +1,4 @@
-"""Decoding of image files, with a limit on the size that a file declares, checked before decoding."""
+"""Decoding of image files; the size that a file declares is checked before decoding."""
 
 from pathlib import Path
 from typing import IO, Any, Literal

@@ -1,4 +1,4 @@
-"""Image data sets read into memory: scikit-learn's digits, parquet files, the hub, image folders."""
+"""Reading of image data sets: digits, parquet files, the Hugging Face hub, image folders."""
 
 from collections.abc import Callable
 from functools import partial

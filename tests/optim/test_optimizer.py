@@ -202,13 +202,43 @@ def test_an_option_without_a_rule(optimizer_cls, option):
         tdlrt.TDLRT(network(), optimizer_cls, lr=0.1, **{option: True})
 
 
+def test_a_budget_is_met_from_the_first_step_on_or_along_its_recipe():
+    from_the_start = optimizer_for(network(), tau=None, budget=0.3)
+    assert from_the_start.rank_policy == tdlrt.ParameterBudget(0.3)
+    assert (from_the_start.adapt_every, from_the_start.freeze_after) == (None, None)
+    recipe = tdlrt.BudgetRecipe(0.3, total_steps=200)
+    falling = optimizer_for(network(), tau=None, budget=0.3, total_steps=200)
+    assert falling.rank_policy == recipe.rank_policy
+    assert (falling.adapt_every, falling.freeze_after) == (recipe.adapt_every, recipe.freeze_after)
+    options = {"budget": 0.3, "total_steps": 200, "adapt_every": 3, "freeze_after": 7}
+    told = optimizer_for(network(), tau=None, **options)
+    assert (told.adapt_every, told.freeze_after) == (3, 7)
+
+
+@pytest.mark.parametrize("integrator", ["parallel", "bug"])
+def test_a_training_along_the_recipe_ends_within_its_budget(integrator):
+    model = network()
+    options = {"budget": 0.3, "total_steps": 12, "integrator": integrator}
+    train(model, optimizer_for(model, tau=None, **options), 12)
+    report = tdlrt.summary(model)
+    assert 0.5 * 0.3 < report.parameters / report.dense_parameters <= 0.3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"integrator": "euler"}, r"integrator: got 'euler', expected 'parallel' or 'bug'"),
         ({"adapt_every": 0}, r"adapt_every: got 0, expected an int of at least 1"),
         ({"core_steps": 1.5}, r"core_steps: got 1.5, expected an int of at least 1"),
-        ({"rank_policy": tdlrt.FixedRank()}, r"tau: got 0.1 and rank_policy.*give one"),
+        ({"rank_policy": tdlrt.FixedRank()}, r"got tau=0.1 and rank_policy=Fixed.*give one"),
+        ({"budget": 0.1}, r"tau, budget, rank_policy: got tau=0.1 and budget=0.1; give one"),
+        ({"total_steps": 9}, r"total_steps: got 9 without budget"),
+        ({"budget": 2, "tau": None}, r"budget: got 2, expected a number in \(0, 1\]"),
+        ({"budget": 0.001, "tau": None}, r"budget: got fraction=0.001, but the smallest"),
+        (
+            {"budget": 0.1, "tau": None, "total_steps": 0},
+            r"total_steps: got 0, expected an int of at least 1",
+        ),
         ({"rank_policy": 3, "tau": None}, r"rank_policy: got 3, expected RelativeTolerance"),
         ({"lr": -1.0}, "Invalid learning rate"),
     ],
@@ -397,13 +427,13 @@ def test_the_space_that_a_step_leaves_behind_has_the_cut_off():
     layer = tucker_layers(model)[1]
     with torch.no_grad():
         layer.core[0] = layer.core[1]
+    twin = copy.deepcopy(model).double()
     norms = []
     for _ in range(3):  # the first reads the core, the others go on from the space before
         closure_for(model, *batch())()
         norms.append(optimizer.clip_grad_norm_(1e9))
         optimizer.step()
     assert all(torch.isclose(norm, norms[0], rtol=1e-3) for norm in norms)
-    twin = copy.deepcopy(model).double()
     exact = tdlrt.TDLRT(twin, torch.optim.SGD, lr=0.0, rank_policy=tdlrt.FixedRank())
     images, labels = batch()
     closure_for(twin, images.double(), labels)()

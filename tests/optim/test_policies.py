@@ -270,7 +270,11 @@ def test_a_new_policy_holds_from_the_next_step():
 @pytest.mark.parametrize(
     ("policy", "error", "message"),
     [
-        (tdlrt.ParameterBudget(0.01), tdlrt.RankError, "fraction: got 0.01, but the smallest"),
+        (
+            tdlrt.ParameterBudget(0.01),
+            tdlrt.RankError,
+            "budget: got fraction=0.01, but the smallest",
+        ),
         ({"9": tdlrt.FixedRank()}, tdlrt.NothingMatchedError, "matches none of the Tucker layers"),
         (0.1, tdlrt.RankError, "rank_policy: got 0.1, expected RelativeTolerance"),
     ],

@@ -8,7 +8,6 @@ from torch import nn
 
 import tdlrt
 from surgery.networks import everything, inputs
-from tdlrt.surgery import DEFAULT_INIT_SCALE
 
 
 def notes(report):
@@ -79,13 +78,32 @@ def test_a_rank_cut_by_the_others_is_noted():
 
 @pytest.mark.parametrize(
     ("rank", "scale"),
-    [(0.5, DEFAULT_INIT_SCALE), ("full", 1.0), (tdlrt.RelativeTolerance(0.0), 1.0)],
+    [
+        (0.5, (12 * 8 * 3 * 5 + 12 * 12 + 8 * 8) / (24 * 16 * 3 * 5)),
+        ("full", 1.0),
+        (tdlrt.RelativeTolerance(0.0), 1.0),
+    ],
 )
 def test_the_norm_of_the_start(rank, scale):
     model = everything()
     norm = model.ring.weight.norm()
     tdlrt.factorize_(model, rank=rank)
-    assert torch.allclose(model.ring.core.norm(), scale * norm)
+    assert torch.allclose(model.ring.core.norm(), scale**-0.25 * norm)
+
+
+def test_a_start_at_low_ranks_has_at_most_twice_the_norm():
+    model = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 2))
+    norm = model[0].weight.norm()
+    tdlrt.factorize_(model, rank=1)
+    assert torch.allclose(model[0].core.norm(), 2 * norm)
+
+
+def test_layers_start_no_larger_than_dense():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 2))
+    report = tdlrt.factorize_(model, rank={"0": 0.5, "1": 32})
+    assert [row.ranks for row in report.factorized] == [(26, 26), (32, 32)]
+    assert report.rows[0].note == "rank 0.5 lowered to the dense size"
+    assert report.rows[1].note == "starts larger than dense"
 
 
 def test_init_scale_by_hand():

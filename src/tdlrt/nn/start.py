@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Collection, Sequence
 from typing import Literal, TypeAlias
@@ -14,15 +15,21 @@ from tdlrt.errors import NonFiniteError, RankError
 from tdlrt.linalg import (
     TuckerTensor,
     polish_basis,
-    possible_ranks,
     truncate,
     truncate_weighted,
 )
-from tdlrt.ranks import RankSpec, initial_cutoff
+from tdlrt.ranks import (
+    RankSpec,
+    RelativeTolerance,
+    explicit_ranks,
+    initial_cutoff,
+    starting_ranks,
+)
 
 __all__ = [
     "Modes",
     "Start",
+    "auto_scale",
     "initial_tensor",
     "learned_modes",
     "weight_obstacle",
@@ -31,6 +38,9 @@ __all__ = [
 
 Modes: TypeAlias = Literal["all", "channels"]
 Start: TypeAlias = RankSpec | TuckerTensor
+
+# Deep networks without normalisation multiply the scales of their layers.
+_LARGEST_SCALE = 2.0
 
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -58,6 +68,40 @@ def learned_modes(modes: Modes, order: int) -> tuple[int, ...]:
     if modes not in ("all", "channels"):
         raise RankError(f"modes: got {modes!r}, expected 'all' or 'channels'")
     return tuple(range(order if modes == "all" else 2))
+
+
+def auto_scale(rank: RankSpec, shape: Sequence[int], learned: Collection[int]) -> float | None:
+    """Norm of a start relative to the dense weight's: rho^(-1/4) for training, and at most 2.
+
+    rho is the part of a random gradient G that a step at ranks r_i can follow, the dimension of the
+    tangent space over that of the weight:
+
+        rho = E ||P(G)||^2 / ||G||^2 = (prod r_i + sum (n_i - r_i) r_i) / prod n_i.
+
+    One step lowers the loss by about lr ||P(G)||^2. A layer between two others whose weights are
+    scaled by s has a gradient scaled by s^2, so that s = rho^(-1/4) makes up for the part that is
+    lost. A smaller start stalls deep networks without normalisation (docs/algorithm.md).
+
+    >>> round(auto_scale(32, (128, 128), learned=(0, 1)), 3)
+    1.23
+
+    Args:
+        rank: The initial rank, see `factorize_`.
+        shape: (n_1, ..., n_d) of the weight.
+        learned: Modes that are factorised.
+
+    Returns:
+        The norm; None, for the norm of the truncated weight, if the rank asks to keep the network:
+        'full' or a tolerance.
+
+    Raises:
+        RankError: The rank is not positive, or larger than its mode.
+    """
+    if isinstance(rank, RelativeTolerance) or rank == "full":
+        return None
+    ranks = starting_ranks(explicit_ranks(rank, shape), shape, learned)
+    directions = math.prod(ranks) + sum((shape[m] - ranks[m]) * ranks[m] for m in learned)
+    return min(_LARGEST_SCALE, float((directions / math.prod(shape)) ** -0.25))
 
 
 @torch.no_grad()
@@ -127,15 +171,7 @@ def _without_values(weight: Tensor, rank: RankSpec, learned: Collection[int]) ->
             f"rank: got {rank!r} for a weight on the meta device, which has no values to measure; "
             "expected a fraction, an int, a tuple or 'full', or move the model to a device first"
         )
-    limits = [min(limit, size) for limit, size in zip(cutoff.limits, weight.shape, strict=True)]
-    matrix = len(limits) == 2 and len(learned) == 2  # which has one rank
-    ranks = possible_ranks(
-        [
-            min(limits) if matrix else limits[mode] if mode in learned else size
-            for mode, size in enumerate(weight.shape)
-        ],
-        learned,
-    )
+    ranks = starting_ranks(cutoff.limits, weight.shape, learned)
     factors = [weight.new_empty(size, rank) for size, rank in zip(weight.shape, ranks, strict=True)]
     return TuckerTensor(weight.new_empty(ranks), tuple(factors))
 

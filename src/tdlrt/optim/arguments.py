@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from tdlrt.errors import RankError
-from tdlrt.ranks import DEFAULT_TAU, BudgetRecipe, ByName, RankPolicy, RelativeTolerance
+from tdlrt.ranks import (
+    DEFAULT_TAU,
+    BudgetRecipe,
+    ByName,
+    ParameterBudget,
+    RankPolicy,
+    RelativeTolerance,
+)
+from tdlrt.ranks.bounds import check_number
 
 __all__ = ["Adapting", "check_count", "check_options", "resolve_adapting", "resolve_policy"]
 
@@ -82,6 +90,9 @@ def resolve_adapting(
                 "budget=0.05 or the like, or leave it out"
             )
         return Adapting(resolve_policy(tau, rank_policy), adapt_every, freeze_after)
+    if total_steps is None:
+        check_number("budget", budget, "a number in (0, 1], such as 0.1", lambda x: 0 < x <= 1)
+        return Adapting(ParameterBudget(budget), adapt_every, freeze_after)
     recipe = BudgetRecipe(budget, total_steps)
     return Adapting(
         recipe.rank_policy,

@@ -62,8 +62,9 @@ class TDLRT(torch.optim.Optimizer):
         optimizer_cls: The plain optimiser's class: torch.optim.SGD, Adam or AdamW.
         tau: Relative truncation tolerance in [0, 1), short for RelativeTolerance(tau); 0.1 if
             neither this nor budget nor rank_policy is given.
-        budget: Share in (0, 1] of the dense parameters that the Tucker layers may have, met as
-            BudgetRecipe(budget, total_steps) says.
+        budget: Share in (0, 1] of the dense parameters that the Tucker layers may have. With
+            total_steps it is met as BudgetRecipe(budget, total_steps) says, and without from the
+            first step on, as by ParameterBudget(budget).
         total_steps: Number of steps of the whole training, for the recipe of a budget.
         rank_policy: `RelativeTolerance(...)`, `ParameterBudget(...)`, `FixedRank()`, or a dict from
             layer-name pattern to one of these (the first that matches; layers that none matches

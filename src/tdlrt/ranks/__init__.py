@@ -6,7 +6,13 @@ A *direction* of mode i is a left singular vector of Mat_i(W); a layer of rank r
 
 from tdlrt.ranks.budget import ParameterBudget
 from tdlrt.ranks.by_name import ByName
-from tdlrt.ranks.initial import RankSpec, explicit_ranks, fraction_within_dense, initial_cutoff
+from tdlrt.ranks.initial import (
+    RankSpec,
+    explicit_ranks,
+    fraction_within_dense,
+    initial_cutoff,
+    starting_ranks,
+)
 from tdlrt.ranks.policy import Candidate, FixedRank, RankPolicy
 from tdlrt.ranks.recipe import BudgetRecipe
 from tdlrt.ranks.schedule import CubicSchedule, LinearSchedule, Schedule
@@ -28,4 +34,5 @@ __all__ = [
     "explicit_ranks",
     "fraction_within_dense",
     "initial_cutoff",
+    "starting_ranks",
 ]

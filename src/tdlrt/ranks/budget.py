@@ -141,7 +141,7 @@ class ParameterBudget(RankPolicy):
         lowest = budget.extremes[0] if isinstance(budget, Schedule) else budget
         if lowest is not None and lowest * unit < smallest:
             raise RankError(
-                f"budget: got {name}={lowest:g}, but the smallest possible one is {smallest} "
+                f"budget: got {name}={lowest:g}, but the smallest possible budget is {smallest} "
                 f"parameters, a fraction of {smallest / dense:.4g} (min_rank={self.min_rank}, "
                 f"multiple_of={self.multiple_of}, frozen layers keep {kept}); raise it"
             )

@@ -11,7 +11,13 @@ from tdlrt.linalg import Cutoff, possible_ranks
 from tdlrt.ranks.policy import Candidate
 from tdlrt.ranks.tolerance import RelativeTolerance
 
-__all__ = ["RankSpec", "explicit_ranks", "fraction_within_dense", "initial_cutoff"]
+__all__ = [
+    "RankSpec",
+    "explicit_ranks",
+    "fraction_within_dense",
+    "initial_cutoff",
+    "starting_ranks",
+]
 
 # Modes of at most this size start at full rank if `rank` is a fraction: they have little to save.
 SMALL_MODE = 4
@@ -68,6 +74,33 @@ def explicit_ranks(spec: object, shape: Sequence[int]) -> tuple[int, ...]:
     raise RankError(f"rank: got {spec!r}, expected {_EXPECTED}")
 
 
+def starting_ranks(
+    limits: Sequence[int], shape: Sequence[int], learned: Collection[int]
+) -> tuple[int, ...]:
+    """The ranks of a generic weight truncated to limits.
+
+    The two ranks of a matrix are one, no rank is larger than the product of the others, and a mode
+    that is not factorised keeps its size.
+
+    >>> starting_ranks((9, 4), (20, 30), learned=(0, 1))
+    (4, 4)
+
+    Args:
+        limits: Largest rank of each mode.
+        shape: (n_1, ..., n_d) of the weight.
+        learned: Modes that are factorised.
+    """
+    limits = [min(limit, size) for limit, size in zip(limits, shape, strict=True)]
+    matrix = len(limits) == 2 and len(learned) == 2
+    return possible_ranks(
+        [
+            min(limits) if matrix else limits[mode] if mode in learned else size
+            for mode, size in enumerate(shape)
+        ],
+        learned,
+    )
+
+
 def fraction_within_dense(
     spec: RankSpec, shape: Sequence[int], learned: Collection[int]
 ) -> RankSpec:
@@ -93,7 +126,7 @@ def fraction_within_dense(
     if not isinstance(spec, float) or spec == 1:
         return spec
     weight = Candidate(ranks=(), available=(), shape=shape, modes=learned)
-    ranks = start = _possible(explicit_ranks(spec, shape), shape, learned)
+    ranks = start = starting_ranks(explicit_ranks(spec, shape), shape, learned)
     while weight.parameters_at(ranks) > weight.dense_parameters:
         channels = [mode for mode in learned if mode < 2 and ranks[mode] > 1]
         modes = channels or [mode for mode in learned if ranks[mode] > 1]
@@ -101,22 +134,8 @@ def fraction_within_dense(
             break
         largest = max(modes, key=lambda mode: ranks[mode] / shape[mode])
         lowered = [rank - (mode == largest) for mode, rank in enumerate(ranks)]
-        ranks = _possible(lowered, shape, learned)
+        ranks = starting_ranks(lowered, shape, learned)
     return spec if ranks == start else ranks
-
-
-def _possible(
-    ranks: Sequence[int], shape: Sequence[int], learned: Collection[int]
-) -> tuple[int, ...]:
-    """The ranks that a core can have; the two of a matrix are one, and other modes are full."""
-    matrix = len(ranks) == 2 and len(learned) == 2
-    return possible_ranks(
-        [
-            min(ranks) if matrix else rank if mode in learned else shape[mode]
-            for mode, rank in enumerate(ranks)
-        ],
-        learned,
-    )
 
 
 def _tuple_ranks(spec: Sequence[object], shape: Sequence[int]) -> tuple[int, ...]:

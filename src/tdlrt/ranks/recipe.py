@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tdlrt.errors import RankError
-from tdlrt.ranks.bounds import check_number, check_positive_integer
+from tdlrt.ranks.bounds import check_bounds, check_number, check_positive_integer
 from tdlrt.ranks.budget import ParameterBudget
 from tdlrt.ranks.schedule import CubicSchedule, Schedule
 
@@ -59,6 +57,7 @@ class BudgetRecipe:
             expected = f"a number in (0, 1], such as {example}"
             check_number(name, getattr(self, name), expected, lambda x: 0 < x <= 1)
         check_number("ramp_share", self.ramp_share, "a number in [0, 1]", lambda x: 0 <= x <= 1)
+        check_bounds(min_rank=1, max_rank=None, multiple_of=1, spare=self.spare)
         check_positive_integer("total_steps", self.total_steps)
         check_positive_integer("adapt_every", self.adapt_every)
 

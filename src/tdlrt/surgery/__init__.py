@@ -2,14 +2,13 @@
 
 from tdlrt.surgery.conversion import copied, to_dense, to_plain, without_adapters
 from tdlrt.surgery.factorization_report import FactorizationReport, FactorizationRow
-from tdlrt.surgery.factorize import DEFAULT_INIT_SCALE, factorize_
+from tdlrt.surgery.factorize import factorize_
 from tdlrt.surgery.hooks import take_over_hooks
 from tdlrt.surgery.layer_types import build_layer, dense_shape, has_own_layout, register_layer
 from tdlrt.surgery.selection import Patterns, obstacle, pattern_list, plan_surgery, tied_weights
 from tdlrt.surgery.swap import replace_modules
 
 __all__ = [
-    "DEFAULT_INIT_SCALE",
     "FactorizationReport",
     "FactorizationRow",
     "Patterns",

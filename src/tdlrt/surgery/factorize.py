@@ -14,18 +14,14 @@ from tdlrt.errors import NothingMatchedError, RankError
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.calls import random_state_kept
 from tdlrt.nn.layer import check_model
-from tdlrt.nn.start import Modes, weighted_start
-from tdlrt.ranks import RankSpec, RelativeTolerance
+from tdlrt.nn.start import Modes, auto_scale, learned_modes, weighted_start
+from tdlrt.ranks import RankSpec
 from tdlrt.surgery.factorization_report import FactorizationReport
-from tdlrt.surgery.layer_types import build_layer, dense_weight
+from tdlrt.surgery.layer_types import build_layer, dense_shape, dense_weight
 from tdlrt.surgery.selection import Patterns, plan_surgery
 from tdlrt.surgery.swap import replace_modules
 
-__all__ = ["DEFAULT_INIT_SCALE", "factorize_"]
-
-# Norm of the initial weight relative to the dense layer's, for training from scratch: a smaller one
-# stalls networks without normalisation (docs/algorithm.md).
-DEFAULT_INIT_SCALE = 1.0
+__all__ = ["factorize_"]
 
 
 def factorize_(
@@ -65,8 +61,8 @@ def factorize_(
         exclude: Layers whose name matches one of these patterns stay dense.
         init_scale: Norm of the initial weight relative to the dense layer's; None keeps the norm of
             the truncated weight. 'auto' is None if the rank asks to keep the network ('full' or a
-            tolerance) and 1 otherwise, at which a layer neither weakens nor amplifies its signal
-            more than the dense layer.
+            tolerance). Otherwise it is 1 to 2, the more the lower the ranks, so that a network
+            without normalisation learns as fast as the dense one (docs/algorithm.md).
         covariances: Second moments of the inputs by layer name, from `input_covariances`, for a
             trained network. The truncation then minimises the error of the outputs for such inputs,
             which a tolerance bounds, and init_scale must stay 'auto', which is None here. Layers
@@ -100,7 +96,10 @@ def factorize_(
             weight = dense_weight(module).detach()
             start = weighted_start(weight, spec, modes, weighted[module])
             return build_layer(module, rank=start, modes=modes)
-        scale = _resolve_scale(init_scale, spec)
+        scale = init_scale
+        if scale == "auto":
+            shape = dense_shape(module)
+            scale = auto_scale(spec, shape, learned_modes(modes, len(shape)))
         return build_layer(module, rank=spec, modes=modes, init_scale=scale)
 
     with random_state_kept(model) if dry_run else nullcontext():
@@ -144,10 +143,3 @@ def _change(dense: nn.Module, tucker: TuckerLayer) -> float | None:
     before = weight if weight.dtype == torch.float64 else weight.float()
     norm, difference = before.norm(), (before - start).norm()
     return float(difference / norm) if norm > 0 else 0.0
-
-
-def _resolve_scale(init_scale: float | str | None, spec: RankSpec) -> float | None:
-    if init_scale != "auto":
-        return init_scale  # type: ignore[return-value]
-    keeps = isinstance(spec, RelativeTolerance) or spec == "full"
-    return None if keeps else DEFAULT_INIT_SCALE

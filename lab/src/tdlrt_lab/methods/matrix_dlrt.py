@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from tdlrt.errors import ConfigError
 from tdlrt.nn import TuckerLayer, TuckerLinear
+from tdlrt.nn.start import auto_scale
 from tdlrt.paths import LayerShape, PathChoice, conv_shape
 from tdlrt.paths.apply import linear_stages
 from tdlrt.ranks import RankSpec
-from tdlrt.surgery import DEFAULT_INIT_SCALE
 from tdlrt_lab.methods.factored import stage
 from tdlrt_lab.methods.sizes import dense_sizes, factorizable
 from tdlrt_lab.methods.tdlrt import TDLRTMethod
@@ -43,12 +43,12 @@ class MatrixDLRT(TDLRTMethod):
         """Factorise, as a matrix, every layer that `tdlrt.factorize_` would factorise."""
         layers = factorizable(model)
         rank: Any = config.rank
-        scale: Any = config.init_scale
-        if scale == "auto":
-            scale = None if rank == "full" else DEFAULT_INIT_SCALE
         sizes = dense_sizes(layers)
         for name, layer in layers.items():
             build = TuckerLinear.from_linear if isinstance(layer, nn.Linear) else MatrixConv
+            scale: Any = config.init_scale
+            if scale == "auto":
+                scale = auto_scale(rank, layer.get_parameter("weight").flatten(1).shape, (0, 1))
             model.set_submodule(name, build(layer, rank=rank, init_scale=scale))
         return sizes
 

@@ -7,7 +7,7 @@ DEMO_DIR ?= runs/demo
 .PHONY: demo test lint types docs unit package clean
 
 demo: $(VENV)/installed
-	$(BIN)/tdlrt train lenet5 --data digits --baseline --seed 0 --out $(DEMO_DIR) --overwrite
+	$(BIN)/tdlrt train lenet5 --data digits --budget 0.1 --baseline --seed 0 --out $(DEMO_DIR) --overwrite
 
 test: lint types docs unit
 

@@ -79,7 +79,7 @@ def test_a_rank_cut_by_the_others_is_noted():
 @pytest.mark.parametrize(
     ("rank", "scale"),
     [
-        (0.5, (12 * 8 * 3 * 5 + 12 * 12 + 8 * 8) / (24 * 16 * 3 * 5)),
+        ({"ring": (16, 12, 3, 5)}, (16 * 12 * 3 * 5 + 8 * 16 + 4 * 12) / (24 * 16 * 3 * 5)),
         ("full", 1.0),
         (tdlrt.RelativeTolerance(0.0), 1.0),
     ],
@@ -88,14 +88,22 @@ def test_the_norm_of_the_start(rank, scale):
     model = everything()
     norm = model.ring.weight.norm()
     tdlrt.factorize_(model, rank=rank)
-    assert torch.allclose(model.ring.core.norm(), scale**-0.25 * norm)
+    assert torch.allclose(model.ring.core.norm(), scale**-0.5 * norm)
 
 
-def test_a_start_at_low_ranks_has_at_most_twice_the_norm():
+def test_a_start_at_low_ranks_has_at_most_half_more_than_the_norm():
     model = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 2))
     norm = model[0].weight.norm()
     tdlrt.factorize_(model, rank=1)
-    assert torch.allclose(model[0].core.norm(), 2 * norm)
+    assert torch.allclose(model[0].core.norm(), 1.5 * norm)
+
+
+def test_a_start_is_not_scaled_beyond_the_norm_that_keeps_a_signal():
+    for norm, expected in ((0.1, 0.15), (2**0.5, 2**0.5), (2.0, 2.0)):
+        model = nn.Sequential(nn.Linear(300, 200), nn.Linear(200, 2))
+        nn.init.orthogonal_(model[0].weight, norm)  # ||W||^2 = 200 norm^2
+        tdlrt.factorize_(model, rank=0.1)
+        assert torch.allclose(model[0].core.norm(), torch.tensor(expected * 200**0.5))
 
 
 def test_layers_start_no_larger_than_dense():

@@ -9,6 +9,7 @@ import torch
 
 from tdlrt.errors import ConfigError, RankError
 from tdlrt.nn.start import Modes
+from tdlrt.ranks import BudgetRecipe
 from tdlrt_lab.data import DATA_SETS
 from tdlrt_lab.methods import (
     DEFAULT_TAU,
@@ -47,9 +48,9 @@ WITH_TAU = {
 WITH_BUDGET = {
     "optimizer": "adam",
     "ramp": "cubic",
-    "spare": 0.25,
-    "adapt_every": 10,
-    "freeze_at": 0.2,
+    "spare": BudgetRecipe.spare,
+    "adapt_every": BudgetRecipe.adapt_every,
+    "freeze_at": BudgetRecipe.freeze_at,
 }
 """Defaults of a run without and with a budget (docs/algorithm.md)."""
 
@@ -205,11 +206,15 @@ class RunConfig(RunOptions):
         return asdict(self)
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """Names of the options that differ from those in `other`, except for `data_dir`."""
+        """Names of options that this run uses and that differ in `other`, except `data_dir`."""
         mine = self.to_dict()
         # An option added after `other` was stored is taken to have had its default.
         theirs = {field.name: field.default for field in fields(self)} | other
-        return [name for name in mine if name != "data_dir" and mine[name] != theirs[name]]
+        return [
+            name
+            for name in mine
+            if name != "data_dir" and mine[name] != theirs[name] and self.used(name)
+        ]
 
 
 def torch_device(name: str) -> torch.device:

@@ -39,8 +39,7 @@ __all__ = [
 Modes: TypeAlias = Literal["all", "channels"]
 Start: TypeAlias = RankSpec | TuckerTensor
 
-# Deep networks without normalisation multiply the scales of their layers.
-_LARGEST_SCALE = 2.0
+_LARGEST_SCALE = 1.5
 
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -70,24 +69,24 @@ def learned_modes(modes: Modes, order: int) -> tuple[int, ...]:
     return tuple(range(order if modes == "all" else 2))
 
 
-def auto_scale(rank: RankSpec, shape: Sequence[int], learned: Collection[int]) -> float | None:
-    """Norm of a start relative to the dense weight's: rho^(-1/4) for training, and at most 2.
+@torch.no_grad()
+def auto_scale(weight: Tensor, rank: RankSpec, learned: Collection[int]) -> float | None:
+    """Norm of a start relative to that of a weight W, from 1 to 1.5: rho^(-1/2), within He's norm.
 
     rho is the part of a random gradient G that a step at ranks r_i can follow, the dimension of the
     tangent space over that of the weight:
 
         rho = E ||P(G)||^2 / ||G||^2 = (prod r_i + sum (n_i - r_i) r_i) / prod n_i.
 
-    One step lowers the loss by about lr ||P(G)||^2. A layer between two others whose weights are
-    scaled by s has a gradient scaled by s^2, so that s = rho^(-1/4) makes up for the part that is
-    lost. A smaller start stalls deep networks without normalisation (docs/algorithm.md).
-
-    >>> round(auto_scale(32, (128, 128), learned=(0, 1)), 3)
-    1.23
+    One step lowers the loss by about lr ||P(G)||^2, and scaling a layer by s scales the gradients
+    of its neighbours by s. So s = rho^(-1/2) makes up for the part that is lost; without it, deep
+    networks that have no normalisation start slower than dense (docs/algorithm.md). Beyond
+    ||W||^2 = 2 n_1, at which a layer followed by ReLU keeps the size of its signal, such networks
+    would amplify it, so a start is not scaled beyond that norm.
 
     Args:
+        weight: W, of shape n_1 x ... x n_d.
         rank: The initial rank, see `factorize_`.
-        shape: (n_1, ..., n_d) of the weight.
         learned: Modes that are factorised.
 
     Returns:
@@ -96,12 +95,19 @@ def auto_scale(rank: RankSpec, shape: Sequence[int], learned: Collection[int]) -
 
     Raises:
         RankError: The rank is not positive, or larger than its mode.
+
+    Source: He et al., arXiv:1502.01852, for the norm of a layer that keeps its signal.
     """
     if isinstance(rank, RelativeTolerance) or rank == "full":
         return None
+    shape = weight.shape
     ranks = starting_ranks(explicit_ranks(rank, shape), shape, learned)
     directions = math.prod(ranks) + sum((shape[m] - ranks[m]) * ranks[m] for m in learned)
-    return min(_LARGEST_SCALE, float((directions / math.prod(shape)) ** -0.25))
+    scale = min(_LARGEST_SCALE, math.sqrt(weight.numel() / directions))
+    if weight.is_meta:
+        return scale
+    norm = float(torch.linalg.vector_norm(weight.double()))
+    return max(1.0, min(scale, math.sqrt(2 * shape[0]) / norm)) if norm > 0 else scale
 
 
 @torch.no_grad()

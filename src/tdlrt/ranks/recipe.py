@@ -31,7 +31,7 @@ class BudgetRecipe:
         spare: See `ParameterBudget`.
         adapt_every: Ranks are examined every so many steps.
         ramp: How the budget falls: CubicSchedule, LinearSchedule, or another function of the start,
-            the end and the number of steps.
+            the end and the number of steps; None for a budget that holds from the first step.
 
     Raises:
         RankError: A value is out of range.
@@ -40,17 +40,17 @@ class BudgetRecipe:
 
     >>> recipe = BudgetRecipe(0.05, total_steps=1000)
     >>> recipe.freeze_after, recipe.rank_policy.fraction
-    (200, CubicSchedule(start=0.5, end=0.05, steps=150))
+    (500, CubicSchedule(start=0.5, end=0.05, steps=375))
     """
 
     budget: float
     total_steps: int
     start: float = 0.5
-    freeze_at: float = 0.2
+    freeze_at: float = 0.5
     ramp_share: float = 0.75
     spare: float = 0.25
     adapt_every: int = 10
-    ramp: Callable[[float, float, int], Schedule] = CubicSchedule
+    ramp: Callable[[float, float, int], Schedule] | None = CubicSchedule
 
     def __post_init__(self) -> None:
         for name, example in (("budget", 0.05), ("start", 0.5), ("freeze_at", 0.5)):
@@ -71,4 +71,5 @@ class BudgetRecipe:
         """The budget of every step."""
         steps = max(1, round(self.ramp_share * self.freeze_after))
         start = max(self.start, self.budget)
-        return ParameterBudget(self.ramp(start, self.budget, steps), spare=self.spare)
+        fraction = self.ramp(start, self.budget, steps) if self.ramp else self.budget
+        return ParameterBudget(fraction, spare=self.spare)

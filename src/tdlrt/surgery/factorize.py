@@ -17,7 +17,7 @@ from tdlrt.nn.layer import check_model
 from tdlrt.nn.start import Modes, auto_scale, learned_modes, weighted_start
 from tdlrt.ranks import RankSpec
 from tdlrt.surgery.factorization_report import FactorizationReport
-from tdlrt.surgery.layer_types import build_layer, dense_shape, dense_weight
+from tdlrt.surgery.layer_types import build_layer, dense_weight
 from tdlrt.surgery.selection import Patterns, plan_surgery
 from tdlrt.surgery.swap import replace_modules
 
@@ -61,7 +61,7 @@ def factorize_(
         exclude: Layers whose name matches one of these patterns stay dense.
         init_scale: Norm of the initial weight relative to the dense layer's; None keeps the norm of
             the truncated weight. 'auto' is None if the rank asks to keep the network ('full' or a
-            tolerance). Otherwise it is 1 to 2, the more the lower the ranks, so that a network
+            tolerance). Otherwise it is 1 to 1.5, the more the lower the ranks, so that a network
             without normalisation learns as fast as the dense one (docs/algorithm.md).
         covariances: Second moments of the inputs by layer name, from `input_covariances`, for a
             trained network. The truncation then minimises the error of the outputs for such inputs,
@@ -98,8 +98,8 @@ def factorize_(
             return build_layer(module, rank=start, modes=modes)
         scale = init_scale
         if scale == "auto":
-            shape = dense_shape(module)
-            scale = auto_scale(spec, shape, learned_modes(modes, len(shape)))
+            weight = dense_weight(module).detach()
+            scale = auto_scale(weight, spec, learned_modes(modes, weight.ndim))
         return build_layer(module, rank=spec, modes=modes, init_scale=scale)
 
     with random_state_kept(model) if dry_run else nullcontext():

@@ -48,7 +48,7 @@ class MatrixDLRT(TDLRTMethod):
             build = TuckerLinear.from_linear if isinstance(layer, nn.Linear) else MatrixConv
             scale: Any = config.init_scale
             if scale == "auto":
-                scale = auto_scale(rank, layer.get_parameter("weight").flatten(1).shape, (0, 1))
+                scale = auto_scale(layer.get_parameter("weight").detach().flatten(1), rank, (0, 1))
             model.set_submodule(name, build(layer, rank=rank, init_scale=scale))
         return sizes
 

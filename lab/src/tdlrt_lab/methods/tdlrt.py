@@ -5,14 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdlrt.errors import RankError
 from tdlrt.optim import TDLRT
 from tdlrt.ranks import (
     DEFAULT_TAU,
+    BudgetRecipe,
     CubicSchedule,
     FixedRank,
     LinearSchedule,
-    ParameterBudget,
     RankPolicy,
     RelativeTolerance,
 )
@@ -34,12 +33,6 @@ INTEGRATORS = {"parallel": frozenset({"basis_every"}), "bug": frozenset({"core_s
 """The options of `RunOptions` that only one integrator uses."""
 
 RATES = {"sgd": 0.05, "adam": 0.006, "adamw": 0.006}
-
-RAMP_SHARE = 0.75
-"""A ramp ends after this share of the steps in which ranks are adapted."""
-
-RAMP_BUDGET = 0.5
-"""The budget at which a ramp starts, if the final one is smaller."""
 
 
 class TDLRTMethod(Method):
@@ -66,20 +59,16 @@ class TDLRTMethod(Method):
     def optimizer(self, model: nn.Module, config: RunOptions, steps: int) -> torch.optim.Optimizer:
         """`tdlrt.TDLRT` around the chosen optimiser."""
         freeze_after = round(config.freeze_at * steps)
-        try:
-            return TDLRT(
-                model,
-                OPTIMIZERS[config.optimizer],
-                rank_policy=_rank_policy(config, freeze_after),
-                integrator=config.integrator,
-                adapt_every=config.adapt_every,
-                freeze_after=freeze_after or None,
-                **{name: getattr(config, name) for name in INTEGRATORS[config.integrator]},
-                **optimizer_options(config),
-            )
-        except RankError as error:
-            # The library calls the option `fraction`, an argument of its policy.
-            raise RankError(str(error).replace("fraction", "budget")) from error
+        return TDLRT(
+            model,
+            OPTIMIZERS[config.optimizer],
+            rank_policy=_rank_policy(config, steps, freeze_after),
+            integrator=config.integrator,
+            adapt_every=config.adapt_every,
+            freeze_after=freeze_after or None,
+            **{name: getattr(config, name) for name in INTEGRATORS[config.integrator]},
+            **optimizer_options(config),
+        )
 
     def penalty(self, training: TrainingView) -> Tensor | None:
         """The spectral penalty of the cores, once the ranks are frozen."""
@@ -89,13 +78,14 @@ class TDLRTMethod(Method):
         return weight * spectral_penalty(training.model)
 
 
-def _rank_policy(config: RunOptions, freeze_after: int) -> RankPolicy:
+def _rank_policy(config: RunOptions, steps: int, freeze_after: int) -> RankPolicy:
     if freeze_after == 0:
         return FixedRank()
-    ramp, steps = RAMPS[config.ramp], max(1, round(RAMP_SHARE * freeze_after))
+    ramp = RAMPS[config.ramp]
     if config.budget is not None:
-        start = max(config.budget, RAMP_BUDGET)
-        fraction = ramp(start, config.budget, steps) if ramp else config.budget
-        return ParameterBudget(fraction, spare=config.spare)
+        return BudgetRecipe(
+            config.budget, steps, freeze_at=config.freeze_at, spare=config.spare, ramp=ramp
+        ).rank_policy
     end = DEFAULT_TAU if config.tau is None else config.tau
-    return RelativeTolerance(ramp(0.0, end, steps) if ramp else end, spare=config.spare)
+    length = max(1, round(BudgetRecipe.ramp_share * freeze_after))
+    return RelativeTolerance(ramp(0.0, end, length) if ramp else end, spare=config.spare)

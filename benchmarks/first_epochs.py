@@ -1,0 +1,251 @@
+"""Whether networks learn from the first epoch on with the defaults, beside dense ones.
+
+    python benchmarks/first_epochs.py
+
+Scikit-learn's digits, batch 50, six epochs; SGD with momentum 0.9 at rate 0.05 and AdamW at 0.002,
+the same for dense. A network passes if it is within 15 points of dense after three epochs and
+within 3 at the end. Writes benchmarks/results/first_epochs.json, run after run (what is there is
+not run again), and a section of docs/algorithm.md.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import tdlrt
+from operations import provenance, table
+from tdlrt_lab.data import load_data
+from tdlrt_lab.documents import fill_section
+from tdlrt_lab.models import build_model
+from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.files import write_text
+
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "benchmarks/results/first_epochs.json"
+DOCUMENT = ROOT / "docs/algorithm.md"
+Row = dict[str, Any]
+
+BATCH, EPOCHS = 50, 6
+AFTER_THREE, AT_THE_END = 15, 3
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], Row]] = {
+    "SGD": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),
+    "AdamW": (torch.optim.AdamW, {"lr": 0.002}),
+}
+
+
+def cnn(norm: Callable[[int], nn.Module] | None = None) -> nn.Module:
+    """Four 3x3 convolutions and a linear head."""
+    net, channels = nn.Sequential(), 1
+    for width, pools in ((16, False), (32, True), (32, False), (64, True)):
+        net.append(nn.Conv2d(channels, width, 3, padding=1))
+        if norm is not None:
+            net.append(norm(width))
+        net.append(nn.ReLU())
+        if pools:
+            net.append(nn.MaxPool2d(2))
+        channels = width
+    return net.extend([nn.Flatten(), nn.Linear(4 * channels, 10)])
+
+
+def mlp(depth: int, width: int = 128) -> nn.Module:
+    """Linear layers with ReLU in between."""
+    net, features = nn.Sequential(nn.Flatten()), 64
+    for _ in range(depth - 1):
+        net.extend([nn.Linear(features, width), nn.ReLU()])
+        features = width
+    return net.append(nn.Linear(features, 10))
+
+
+def he(net: nn.Module) -> nn.Module:
+    """The network with He's initialisation."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return net
+
+
+class VisionTransformer(nn.Module):
+    """Patches of 2x2 pixels, two blocks of torch's encoder, the mean over all patches."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 2, 2)
+        self.places = nn.Parameter(0.02 * torch.randn(16, width))
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(
+                [nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)]
+            )
+            for _ in range(2)
+        )
+        self.mlps = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(width),
+                nn.Linear(width, 4 * width),
+                nn.GELU(),
+                nn.Linear(4 * width, width),
+            )
+            for _ in range(2)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of 8x8 images."""
+        x = self.patches(images).flatten(2).transpose(1, 2) + self.places
+        for (norm, inward, outward), block in zip(self.blocks, self.mlps, strict=True):
+            heads = inward(norm(x)).unflatten(2, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+            attention = F.scaled_dot_product_attention(*heads)
+            x = x + outward(attention.transpose(1, 2).flatten(2))
+            x = x + block(x)
+        return self.head(self.norm(x).mean(1))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "plain CNN, 5 layers": cnn,
+    "LeNet-5": lambda: build_model("lenet5", (1, 8, 8), classes=10),
+    "MLP, 6 layers": lambda: mlp(6),
+    "CNN with batch norm": lambda: cnn(nn.BatchNorm2d),
+    "CNN, He's initialisation": lambda: he(cnn()),
+    "MLP of 10 layers, He's initialisation": lambda: he(mlp(10)),
+    "vision transformer": VisionTransformer,
+}
+CHECKED = tuple(NETWORKS)[:4]
+"""Those that are to pass; the others show how far the default carries."""
+
+
+def digits() -> list[Tensor]:
+    """Training images and labels, then those of the test."""
+    data = load_data("digits")
+    images = [data.normalise(part) for part in (data.train_images, data.test_images)]
+    return [images[0], data.train_labels, images[1], data.test_labels]
+
+
+def train(
+    network: str,
+    optimizer: str,
+    seed: int,
+    data: Sequence[Tensor],
+    start: Row | None = None,
+    epochs: int = EPOCHS,
+    **options: Any,
+) -> list[float]:
+    """Test accuracy in per cent after each epoch.
+
+    Args:
+        network: One of `NETWORKS`.
+        optimizer: One of `OPTIMIZERS`.
+        seed: Of the initial weights and of the order of the images.
+        data: `digits()`.
+        start: Arguments of `factorize_`; None for the dense network.
+        epochs: Passes over the training images.
+        options: Arguments of `TDLRT`.
+    """
+    images, labels, test_images, test_labels = data
+    torch.manual_seed(seed)
+    model = NETWORKS[network]()
+    kind, arguments = OPTIMIZERS[optimizer]
+    if start is None:
+        stepper = kind(model.parameters(), **arguments)
+    else:
+        tdlrt.factorize_(model, **start)
+        stepper = tdlrt.TDLRT(model, kind, **arguments, **options)
+    order = torch.Generator().manual_seed(seed)
+    accuracies = []
+    for _ in range(epochs):
+        model.train()
+        for rows in torch.randperm(len(images), generator=order).split(BATCH):
+            stepper.zero_grad()
+            F.cross_entropy(model(images[rows]), labels[rows]).backward()
+            stepper.step()
+        model.eval()
+        with torch.no_grad():
+            right = (model(test_images).argmax(dim=1) == test_labels).double().mean()
+        accuracies.append(round(100 * float(right), 1))
+    return accuracies
+
+
+def passes(ours: Sequence[float], dense: Sequence[float]) -> bool:
+    """Whether accuracies by epoch are near enough to those of the dense network."""
+    return ours[2] >= dense[2] - AFTER_THREE and ours[-1] >= dense[-1] - AT_THE_END
+
+
+STARTS: dict[str, tuple[Row | None, Row]] = {
+    "dense": (None, {}),
+    "default": ({}, {}),
+    "norm 1": ({"init_scale": 1.0}, {}),
+    "norm 0.3": ({"init_scale": 0.3}, {}),
+}
+SEEDS = (0, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--fill", action="store_true", help="only write the section")
+    if not parser.parse_args().fill:
+        measure()
+    fill_section(DOCUMENT, "first_epochs", section(json.loads(RESULT.read_text("utf-8"))))
+
+
+def measure() -> None:
+    """Run what is not there yet."""
+    torch.set_num_threads(1)
+    data = digits()
+    result: Row = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {}
+    rows = result.get("rows", [])
+    done = {(row["network"], row["optimizer"], row["seed"], row["start"]) for row in rows}
+    for seed, network, optimizer, start in product(SEEDS, NETWORKS, OPTIMIZERS, STARTS):
+        if (network, optimizer, seed, start) in done:
+            continue
+        given, options = STARTS[start]
+        accuracies = train(network, optimizer, seed, data, given, **options)
+        rows.append(
+            {
+                **{"network": network, "optimizer": optimizer, "seed": seed, "start": start},
+                "accuracies": accuracies,
+            }
+        )
+        print(rows[-1], flush=True)
+        result = {
+            "command": "python benchmarks/first_epochs.py",
+            "versions": versions(),
+            "machine": machine(torch.device("cpu")),
+            "rows": rows,
+        }
+        write_text(RESULT, json.dumps(result, indent=1) + "\n")
+
+
+def section(result: Row) -> list[str]:
+    """Lines of the section."""
+    found: dict[tuple[str, str, int], dict[str, list[float]]] = {}
+    for row in result["rows"]:
+        key = row["network"], row["optimizer"], row["seed"]
+        found.setdefault(key, {})[row["start"]] = row["accuracies"]
+    lines = []
+    for (network, optimizer, seed), of in found.items():
+        cells = []
+        for start in STARTS:
+            if start not in of:
+                cells.append("")
+                continue
+            mark = "" if passes(of[start], of["dense"]) else " (fails)"
+            cells.append(f"{of[start][2]:.1f}, {of[start][-1]:.1f}{mark}")
+        lines.append([network, optimizer, str(seed), *cells])
+    return [
+        f"Written by `{result['command']}`: test accuracy (%) on scikit-learn's digits after three",
+        f"and after six epochs. *Fails* is more than {AFTER_THREE} points below dense after three",
+        f"or more than {AT_THE_END} at the end.",
+        "",
+        *table(["network", "optimiser", "seed", *STARTS], lines),
+        "",
+        *(f"- {fact}" for fact in provenance([result])),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -27,7 +27,7 @@ from tdlrt.optim.groups import (
     groups_of,
     tucker_parameters,
 )
-from tdlrt.optim.integrator import Context, active_layers, gradient_norm, truncate_unmoved
+from tdlrt.optim.integrator import Context, Pass, active_layers, gradient_norm, truncate_unmoved
 from tdlrt.optim.parallel import Parallel
 from tdlrt.optim.plain import PlainParameters
 from tdlrt.optim.resting import RestingBases
@@ -169,7 +169,7 @@ class TDLRT(torch.optim.Optimizer):
             self._slots, self._rule_type, self.state, curvatures, self._group_of
         )
         self._bindings = self._bindings + 1
-        finite = Finite(self._names, self._plain.among(self._names))
+        finite = Finite(self._names, self._plain.among(self._names), self.state)
         self._context = Context(
             *(self._batches, self._adaptation, finite, self.state, self._rule_of),
             *(self._resting, self.capturable),
@@ -178,6 +178,9 @@ class TDLRT(torch.optim.Optimizer):
         self._bug.core_steps_left = core_steps_left
         self._bug.ranks_before = ranks_before or {}
         self._parallel = Parallel(self._context)
+        if self.state:
+            with suppress(IntegratorStateError), torch.no_grad():  # the next step raises it
+                self._batches.settle(self.team.share(self._slots))
 
     def _make_rates(self) -> None:
         """Make every lr a tensor if steps are to be captured."""
@@ -240,6 +243,7 @@ class TDLRT(torch.optim.Optimizer):
             try:
                 with self._plain_arithmetic():
                     truncate_unmoved(self._context)
+                    self._batches.settle(self.team.share(self._slots))
             except BaseException:
                 adaptation.frozen = adaptation.settling = False
                 raise
@@ -335,7 +339,11 @@ class TDLRT(torch.optim.Optimizer):
                 self._advance()
             self._count_skipped_before()
         else:
-            with self._skipped.allowed(), self._plain_arithmetic(), self._bug.undone_on_error():
+            with (
+                self._skipped.allowed(),
+                self._plain_arithmetic(),
+                self._bug.undone_on_error(self.team),
+            ):
                 self._advance()
                 self._core_passes(closure)
         return loss
@@ -356,16 +364,23 @@ class TDLRT(torch.optim.Optimizer):
         with self._plain_arithmetic(), _threads(self._batches.work):
             if self._context.state is not self.state:
                 self._bind(self._bug.core_steps_left, self._bug.ranks_before)
-            integrator = self._parallel if self.integrator == "parallel" else self._bug
-            done = integrator.advance(self.team)
-            if done.moves_plain and done.accepted is None:
-                self._plain.move(self.param_groups)
-            elif done.accepted is not None:
-                self._plain.move_if(done.accepted, self.param_groups)
-                self._skipped.note(done.accepted)
+            done = self._advanced()
+            self._batches.settle(self.team.share(self._slots))
             if done.ends_step:
                 self.end_step(done.examined, postponed=done.postponed)
             self._read_on_host = done.accepted is None
+
+    def _advanced(self) -> Pass:
+        """Move plain parameters, which torch does in place; then check, and move the layers."""
+        integrator = self._parallel if self.integrator == "parallel" else self._bug
+        if not integrator.moves_plain:
+            return integrator.advance(self.team)
+        with self._plain.moved(self.param_groups) as before:
+            done = integrator.advance(self.team)
+            if done.accepted is not None:
+                before.restore_unless(done.accepted)
+                self._skipped.note(done.accepted)
+            return done
 
     def end_step(self, examined: Iterable[str] = (), *, postponed: bool = False) -> None:
         """Count a step; `step` and the replay of a captured step call this."""

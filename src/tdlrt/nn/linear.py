@@ -124,7 +124,7 @@ class TuckerLinear(TuckerLayer):
 
     @property
     def _row_modes(self) -> int:
-        return super()._row_modes or 1
+        return 1 if self.reshape is None else len(self.reshape[0])
 
     @property
     def _matrix(self) -> Tensor:

@@ -31,7 +31,7 @@ import resting_bases
 import tdlrt
 from allocator import keep_freed_memory
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.environment import machine, versions
 
 ROOT = Path(__file__).parent.parent
 Row = dict[str, Any]
@@ -312,9 +312,9 @@ they fall, and the integrator's time with them.
 
 ## Bases at rest
 
-`TDLRT(basis_every=k)` moves the bases in one of k steps and the cores in every step. It is meant for
-wide linear layers at small batches, where the bases take most of a step's time. As the table shows,
-a network learns more slowly then, in the same number of steps; so the default is 1.
+`TDLRT(basis_every=k)` moves the bases in one of k steps and the cores in every step. It is meant
+for wide linear layers at small batches, where the bases take most of a step's time. As the table
+shows, a network learns more slowly then, in the same number of steps; so the default is 1.
 
 <!-- resting_bases -->
 <!-- end of resting_bases -->

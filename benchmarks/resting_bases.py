@@ -24,7 +24,8 @@ import tdlrt
 from operations import provenance, table
 from tdlrt_lab.data import load_data
 from tdlrt_lab.documents import fill_section
-from tdlrt_lab.run.results import machine, versions, write_text
+from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/resting_bases.json"

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tdlrt.errors import NothingMatchedError, RankError, UnsupportedLayerError
-from tdlrt.nn.calls import Inputs, call_model, evaluating, zeros_for
+from tdlrt.nn.calls import Inputs, calls_for
 from tdlrt.nn.layer import check_model, weight_shape
 from tdlrt.nn.reshape import Reshape, check_reshape
 from tdlrt.surgery.selection import considered_layers, pattern_list
@@ -83,7 +82,8 @@ def flattened_modes(
 
     Raises:
         TypeError: input_size is not a sequence of ints, or example_inputs has another type.
-        ValueError: Not exactly one of the two is given, or a size is negative or far too large.
+        ValueError: Not exactly one of the two is given, a size is negative or far too large, or
+            the model does not take zeros of this size.
         UnsupportedLayerError: A layer has no shape yet, or the model is no module.
 
     >>> network = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Flatten(), nn.Linear(96, 10))
@@ -91,16 +91,15 @@ def flattened_modes(
     {'2': ((10,), (6, 4, 4))}
     """
     check_model(model)
-    if (input_size is None) == (example_inputs is None):
+    if input_size is None and example_inputs is None:
         raise ValueError(
-            f"input_size: got {input_size!r} with example_inputs "
-            f"{'missing' if example_inputs is None else 'given'}, expected exactly one of them"
+            "input_size: got None, expected the shape of an input, such as (1, 3, 32, 32), or "
+            "example_inputs in its place"
         )
-    inputs = zeros_for(model, input_size) if input_size is not None else example_inputs
     watch = _Maps()
-    with evaluating(model), torch.no_grad(), watch:
-        call_model(model, inputs)
-    found = {}
+    with watch:
+        calls_for(model, (), input_size, example_inputs)
+    found: dict[str, Reshape] = {}
     for name, module in model.named_modules():
         maps = watch.maps.get(id(module._parameters.get("weight")), set())
         if type(module) is nn.Linear and len(maps) == 1:

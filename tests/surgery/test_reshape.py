@@ -221,7 +221,9 @@ def test_a_file_is_not_loaded_into_other_modes(tmp_path):
     others = {
         "is reshaped to": reshaped(SPLIT),
         "to None in the model": reshaped_matrix(),
-        "product is 20, expected 21": nn.Sequential(*network()[:4], nn.Linear(72, 21), *network()[5:]),
+        "product is 20, expected 21": nn.Sequential(
+            *network()[:4], nn.Linear(72, 21), *network()[5:]
+        ),
         "for a Conv1d": nn.Sequential(*network()[:4], nn.Conv1d(72, 20, 1), *network()[5:]),
     }
     for message, model in others.items():

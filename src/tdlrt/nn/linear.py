@@ -218,10 +218,10 @@ def _bias_modules(bias: Tensor, like: Tensor) -> list[nn.Module]:
 @torch.no_grad()
 def _pointwise(weight: Tensor, bias: Tensor | None, groups: int = 1) -> nn.Conv1d:
     rows, columns = weight.shape
-    conv = nn.Conv1d(
-        columns * groups, rows, 1, groups=groups, bias=bias is not None, device="meta"
+    conv = nn.Conv1d(columns * groups, rows, 1, groups=groups, bias=bias is not None, device="meta")
+    conv.weight = nn.Parameter(
+        weight.detach().clone(memory_format=torch.contiguous_format)[..., None]
     )
-    conv.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format)[..., None])
     if bias is not None:
         conv.bias = nn.Parameter(bias.detach().clone())
     return conv

@@ -143,7 +143,8 @@ class ModeMap(NamedTuple):
         """Map (..., before * n * after) to (..., before * m * after)."""
         if self.before == self.after == 1:
             return F.linear(input, self.matrix)
-        modes = input.unflatten(-1, (self.before, self.matrix.shape[1], self.after))
+        sizes = self.before, self.matrix.shape[1], self.after
+        modes = input.reshape(*input.shape[:-1], *sizes)
         return F.linear(modes.mT, self.matrix).mT.flatten(-3)
 
 

@@ -273,10 +273,11 @@ def _linear_stages(path: PathName, shape: LayerShape) -> tuple[list[Stage], list
         return Stage(kind, positions, positions, one.size, one.result)
 
     core = Stage("linear", shape.rows_in, shape.rows_out, core_inputs, core_outputs)
-    reduce = [] if fold_in else [stage(one) for one in reducing_modes(columns, r_columns)]
-    expand = [] if fold_out else [stage(one) for one in expanding_modes(rows, r_rows)]
-    first, *others = [*reduce, core, *expand]
-    return folds, [first._replace(input_grad=shape.input_grad), *others]
+    passes = [] if fold_in else [stage(one) for one in reducing_modes(columns, r_columns)]
+    passes.append(core)
+    passes += [] if fold_out else [stage(one) for one in expanding_modes(rows, r_rows)]
+    passes[0] = passes[0]._replace(input_grad=shape.input_grad)
+    return folds, passes
 
 
 def has_plain_form(path: PathName, shape: LayerShape) -> bool:

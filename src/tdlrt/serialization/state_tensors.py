@@ -203,9 +203,7 @@ def _tensor_shape(name: str, module: nn.Module, layer: LayerFormat) -> tuple[int
     return (*rows, *columns)
 
 
-def _check_format(
-    name: str, module: nn.Module, layer: LayerFormat, shape: tuple[int, ...]
-) -> None:
+def _check_format(name: str, module: nn.Module, layer: LayerFormat, shape: tuple[int, ...]) -> None:
     ranks, learned = layer.ranks, layer.learned
     if isinstance(module, TuckerLayer) and module.reshape != layer.reshape:
         raise CheckpointError(

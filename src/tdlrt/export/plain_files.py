@@ -27,6 +27,8 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("Conv1d", "Conv2d", "Conv3d"), (*_CONV, "padding_mode")),
     "Linear": ("in_features", "out_features"),
     "Identity": (),
+    "Flatten": ("start_dim", "end_dim"),
+    "Unflatten": ("dim", "unflattened_size"),
 }
 
 
@@ -128,7 +130,7 @@ def _describe(layer: nn.Module) -> dict[str, Any]:
     """Class and arguments of a plain layer."""
     kind = type(layer).__name__
     described = {"kind": kind} | {name: getattr(layer, name) for name in _ARGUMENTS[kind]}
-    return described if kind == "Identity" else described | {"bias": layer.bias is not None}
+    return described | ({"bias": layer.bias is not None} if hasattr(layer, "bias") else {})
 
 
 def _make(kind: str, **arguments: Any) -> nn.Module:

@@ -18,6 +18,7 @@ from tdlrt.linalg import (
     truncate,
     truncate_weighted,
 )
+from tdlrt.nn.reshape import Reshape, tensor_shape
 from tdlrt.ranks import (
     RankSpec,
     RelativeTolerance,
@@ -70,7 +71,9 @@ def learned_modes(modes: Modes, order: int) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def auto_scale(weight: Tensor, rank: RankSpec, learned: Collection[int]) -> float | None:
+def auto_scale(
+    weight: Tensor, rank: RankSpec, modes: Modes = "all", reshape: Reshape | None = None
+) -> float | None:
     """Norm of a start relative to that of a weight W, from 1 to 1.5: rho^(-1/2), within He's norm.
 
     rho is the part of a random gradient G that a step at ranks r_i can follow, the dimension of the
@@ -87,7 +90,8 @@ def auto_scale(weight: Tensor, rank: RankSpec, learned: Collection[int]) -> floa
     Args:
         weight: W, of shape n_1 x ... x n_d.
         rank: The initial rank, see `factorize_`.
-        learned: Modes that are factorised.
+        modes: See `factorize_`.
+        reshape: Modes of the rows and columns of a matrix, see `TuckerLinear`.
 
     Returns:
         The norm; None, for the norm of the truncated weight, if the rank asks to keep the network:
@@ -100,14 +104,16 @@ def auto_scale(weight: Tensor, rank: RankSpec, learned: Collection[int]) -> floa
     """
     if isinstance(rank, RelativeTolerance) or rank == "full":
         return None
-    shape = weight.shape
-    ranks = starting_ranks(explicit_ranks(rank, shape), shape, learned)
+    shape = tensor_shape(weight.shape, reshape)
+    learned = learned_modes(modes, len(shape))
+    channels = 2 if reshape is None else len(shape)
+    ranks = starting_ranks(explicit_ranks(rank, shape, channels), shape, learned)
     directions = math.prod(ranks) + sum((shape[m] - ranks[m]) * ranks[m] for m in learned)
     scale = min(_LARGEST_SCALE, math.sqrt(weight.numel() / directions))
     if weight.is_meta:
         return scale
     norm = float(torch.linalg.vector_norm(weight.double()))
-    return max(1.0, min(scale, math.sqrt(2 * shape[0]) / norm)) if norm > 0 else scale
+    return max(1.0, min(scale, math.sqrt(2 * len(weight)) / norm)) if norm > 0 else scale
 
 
 @torch.no_grad()

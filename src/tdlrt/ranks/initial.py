@@ -50,8 +50,13 @@ def initial_cutoff(spec: RankSpec, shape: Sequence[int]) -> Cutoff:
     return Cutoff(explicit_ranks(spec, shape))
 
 
-def explicit_ranks(spec: object, shape: Sequence[int]) -> tuple[int, ...]:
+def explicit_ranks(spec: object, shape: Sequence[int], channels: int = 2) -> tuple[int, ...]:
     """The ranks that a fraction, an int, a tuple or 'full' gives a weight of a given shape.
+
+    Args:
+        spec: The rank.
+        shape: (n_1, ..., n_d) of the weight.
+        channels: How many modes are channel modes, to which a fraction applies; they come first.
 
     Raises:
         RankError: The rank is none of these, not positive, or larger than its mode.
@@ -62,7 +67,7 @@ def explicit_ranks(spec: object, shape: Sequence[int]) -> tuple[int, ...]:
         if not 0 < spec <= 1:
             raise RankError(f"rank: got the fraction {spec}, expected {_EXPECTED}")
         return tuple(
-            max(1, math.floor(spec * n + 0.5)) if mode < 2 and n > SMALL_MODE else n
+            max(1, math.floor(spec * n + 0.5)) if mode < channels and n > SMALL_MODE else n
             for mode, n in enumerate(shape)
         )
     if isinstance(spec, int) and not isinstance(spec, bool):
@@ -102,7 +107,7 @@ def starting_ranks(
 
 
 def fraction_within_dense(
-    spec: RankSpec, shape: Sequence[int], learned: Collection[int]
+    spec: RankSpec, shape: Sequence[int], learned: Collection[int], channels: int = 2
 ) -> RankSpec:
     """The ranks that a fraction gives, lowered until core and bases are no larger than the weight.
 
@@ -116,6 +121,7 @@ def fraction_within_dense(
         spec: The rank. Only a fraction below 1 can be lowered, because all else is what was typed.
         shape: (n_1, ..., n_d) of the weight.
         learned: Modes that are factorised.
+        channels: See `explicit_ranks`.
 
     Returns:
         The rank itself if it is no such fraction or fits, or the lowered ranks.
@@ -126,10 +132,10 @@ def fraction_within_dense(
     if not isinstance(spec, float) or spec == 1:
         return spec
     weight = Candidate(ranks=(), available=(), shape=shape, modes=learned)
-    ranks = start = starting_ranks(explicit_ranks(spec, shape), shape, learned)
+    ranks = start = starting_ranks(explicit_ranks(spec, shape, channels), shape, learned)
     while weight.parameters_at(ranks) > weight.dense_parameters:
-        channels = [mode for mode in learned if mode < 2 and ranks[mode] > 1]
-        modes = channels or [mode for mode in learned if ranks[mode] > 1]
+        first = [mode for mode in learned if mode < channels and ranks[mode] > 1]
+        modes = first or [mode for mode in learned if ranks[mode] > 1]
         if not modes:
             break
         largest = max(modes, key=lambda mode: ranks[mode] / shape[mode])

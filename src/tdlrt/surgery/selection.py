@@ -17,13 +17,20 @@ from tdlrt.errors import NothingMatchedError, UnsupportedLayerError
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.others import other_modules, other_reason, other_shape, other_size
-from tdlrt.nn.start import Modes, learned_modes, weight_obstacle
+from tdlrt.nn.start import Modes, weight_obstacle
 from tdlrt.ranks import RankSpec, RelativeTolerance, explicit_ranks, fraction_within_dense
 from tdlrt.surgery.factorization_report import FactorizationReport, FactorizationRow
 from tdlrt.surgery.hooks import has_hooks
 from tdlrt.surgery.layer_types import dense_shape, is_registered
 
-__all__ = ["Patterns", "obstacle", "pattern_list", "plan_surgery", "tied_weights"]
+__all__ = [
+    "Patterns",
+    "considered_layers",
+    "obstacle",
+    "pattern_list",
+    "plan_surgery",
+    "tied_weights",
+]
 
 Patterns: TypeAlias = str | Sequence[str]
 
@@ -59,7 +66,7 @@ def plan_surgery(
         NothingMatchedError: No layer can be factorised, or a pattern matches no layer.
         UnsupportedLayerError: The model is itself a layer.
     """
-    considered = _considered(model)
+    considered = considered_layers(model)
     others = other_modules(model, considered.values())
     _check_patterns(considered | others, ranks, include, exclude)
     tied, head = tied_weights(model), _output_head(considered)
@@ -84,11 +91,15 @@ def plan_surgery(
     for name, module in considered.items():
         pattern, reason = patterns[name], why[name]
         if reason is None and pattern is not None:
-            shape, asked = dense_shape(module), ranks[pattern]
-            spec = fraction_within_dense(asked, shape, learned_modes(modes, len(shape)))
-            layers[module] = build(module, spec)
+            asked, layer = ranks[pattern], build(module, ranks[pattern])
+            spec = fraction_within_dense(
+                asked, layer.shape, layer.learned_modes, _channel_modes(layer)
+            )
+            if spec != asked:
+                layer = build(module, spec)
+            layers[module] = layer
             note = "" if spec == asked else f"rank {asked} lowered to the dense size"
-            rows.append(_factorized_row(name, module, layers[module], spec, note))
+            rows.append(_factorized_row(name, module, layer, spec, note))
         else:
             shape = dense_shape(module)
             size = math.prod(shape) if shape else 0
@@ -102,7 +113,7 @@ def plan_surgery(
     return report, layers
 
 
-def _considered(model: nn.Module) -> dict[str, nn.Module]:
+def considered_layers(model: nn.Module) -> dict[str, nn.Module]:
     """All layers that get a row in the report, factorised or not, by their first name."""
     if _is_considered(model):
         raise UnsupportedLayerError(
@@ -227,10 +238,15 @@ def _factorized_row(
     )
 
 
+def _channel_modes(layer: TuckerLayer) -> int:
+    """How many modes a fraction as rank applies to."""
+    return 2 if layer.reshape is None else len(layer.shape)
+
+
 def _clipping_note(spec: RankSpec, layer: TuckerLayer) -> str:
     if isinstance(spec, RelativeTolerance) or len(layer.shape) == 2:
         return ""  # a matrix has one rank, whatever was asked for
-    asked = explicit_ranks(spec, layer.shape)
+    asked = explicit_ranks(spec, layer.shape, _channel_modes(layer))
     cuts = [(one, other) for one, other in zip(asked, layer.ranks, strict=True) if one > other]
     return "".join(f"rank {one} cut to {other}, the others' product" for one, other in cuts)
 

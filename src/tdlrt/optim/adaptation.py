@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -125,20 +125,23 @@ class Adaptation:
         """Whether the curvatures are still needed."""
         return not self.frozen or self.settling
 
-    def load(
-        self,
-        steps: int,
-        frozen: bool,
-        settling: bool,
-        postponed: bool,
-        curvatures: Mapping[str, Tensor],
-    ) -> None:
-        """Go on from a stored state."""
-        self.steps, self.frozen, self.settling = steps, frozen, settling
-        self.postponed = postponed
+    def state_dict(self) -> dict[str, Any]:
+        """What a training that goes on must know."""
+        return {
+            "steps": self.steps,
+            "frozen": self.frozen,
+            "settling": self.settling,
+            "postponed": self.postponed,
+            "curvatures": {name: value.clone() for name, value in self.curvatures.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.steps, self.frozen = state["steps"], state["frozen"]
+        self.settling, self.postponed = state["settling"], state.get("postponed", False)
         self.curvatures.clear()
-        self.curvatures.update(curvatures)
-        self._examined = dict.fromkeys(self._slots, steps)
+        self.curvatures.update(state.get("curvatures", {}))
+        self._examined = dict.fromkeys(self._slots, self.steps)
 
     def end_step(self, examined: Iterable[str], *, postponed: bool = False) -> None:
         """Count a whole step in which the ranks of these layers were examined, or were to be."""

@@ -63,6 +63,7 @@ class Batch:
         layers = [slot.layer for slot in slots]
         core = layers[0].core
         self._dtype, self._device = working_dtype(core), core.device
+        self._kind = core.dtype, core.device
         sizes, ranks = [layer.shape for layer in layers], [layer.ranks for layer in layers]
         self.layout = Layout(sizes, ranks, layers[0].learned_modes, core.device)
         self._weights, self._weight_views = self._stacks()
@@ -108,6 +109,9 @@ class Batch:
         """Whether the ranks and the state of the layers are still those of the stacks."""
         counts = int(self._rule.counts_steps)
         for place, slot in enumerate(self.slots):
+            core = slot.layer.core
+            if (core.dtype, core.device) != self._kind:
+                return False
             if slot.layer.ranks != self.layout.ranks[place]:
                 return False
             views = self._moment_views[place]

@@ -159,10 +159,15 @@ class Batches:
             if batch.is_current():
                 batch.refresh()
 
+    def bring_up_to_date(self) -> None:
+        """Do the same also where weights were written without a change of their version."""
+        self.refresh()
+        self.reread()
+
     def reread(self) -> None:
         """Read weights again that were written without a change of their version."""
         for batch in self._batches:
-            if batch.differs():
+            if batch.is_current() and batch.differs():
                 batch.reread()
 
     def forget(self) -> None:

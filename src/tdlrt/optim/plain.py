@@ -65,7 +65,14 @@ class PlainParameters:
                     group["fused"] = True  # otherwise SGD reads lr on the host
             elif group.get("foreach", True) is None and not group.get("fused"):
                 group["foreach"] = True  # the same arithmetic in fewer operations
-        self._optimizer.step()
+        # torch adds Nesterov momentum to the gradients themselves, which are the user's.
+        nesterov = [p.grad for group in own if group.get("nesterov") for p in group["params"]]
+        gradients = [gradient for gradient in nesterov if gradient is not None]
+        copies = _copies(gradients)
+        try:
+            self._optimizer.step()
+        finally:
+            _copy_back(gradients, copies)
 
     @contextmanager
     def moved(self, groups: Sequence[dict[str, Any]]) -> Iterator[Before]:
@@ -97,9 +104,7 @@ class Before:
         self._parameters, self._state = parameters, state
         self._entries = {p: dict(state[p]) for p in parameters if p in state}
         self._tensors = self._present()
-        self._copies = [torch.empty_like(tensor) for tensor in self._tensors]
-        if self._tensors:
-            torch._foreach_copy_(self._copies, self._tensors)
+        self._copies = _copies(self._tensors)
 
     def _present(self) -> list[Tensor]:
         own = [value for p in self._parameters for value in self._state.get(p, {}).values()]
@@ -108,8 +113,7 @@ class Before:
 
     def restore(self) -> None:
         """Bring everything back."""
-        if self._tensors:
-            torch._foreach_copy_(self._tensors, self._copies)
+        _copy_back(self._tensors, self._copies)
         for parameter in self._parameters:
             if parameter in self._entries:
                 self._state[parameter].clear()
@@ -126,3 +130,14 @@ class Before:
         for tensor in self._present():
             old = copies.get(id(tensor), torch.zeros_like(tensor))
             tensor.copy_(torch.where(accepted.to(tensor.device), tensor, old))
+
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    _copy_back(copies, tensors)
+    return copies
+
+
+def _copy_back(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+    if tensors:
+        torch._foreach_copy_(list(tensors), list(copies))

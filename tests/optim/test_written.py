@@ -140,6 +140,24 @@ def test_a_basis_with_dependent_columns_is_refused_by_name(integrator):
     assert_same(before, problem.model.state_dict())
 
 
+@pytest.mark.parametrize(("share", "refused"), [(4, True), (32, False), (1000, False)])
+def test_columns_are_dependent_from_eight_eps_on(share, refused):
+    problem = Small("momentum", lr=1e-12, dtype=torch.float64, **FIXED)
+    problem.call(2)
+    basis = problem.layers[1].factors[0]
+    with torch.no_grad():
+        basis[:, :2] = 0.0
+        basis[0, :2], basis[1, 1] = 1.0, share * torch.finfo(torch.float64).eps
+        basis[:2, 2:] = 0.0
+    problem.backward()
+    if refused:
+        with pytest.raises(tdlrt.IntegratorStateError, match=r"3\.factors\.0: got a basis"):
+            problem.optimizer.step()
+    else:
+        problem.optimizer.step()
+        problem.layers[1].check_invariants()
+
+
 def test_parameters_that_were_replaced_are_refused_by_name():
     problem = Small("momentum", **FIXED)
     problem.call()

@@ -137,8 +137,8 @@ class Finite:
             self._check_entries()
         if not right:
             raise NonFiniteError(
-                "weight: the step would make it, or the state of the optimiser, NaN or infinite; "
-                "expected finite values, and nothing was changed. Lower lr"
+                "weight: the step would make it NaN or infinite, or the optimiser's state, "
+                "expected finite values; nothing was changed. Lower lr"
             )
         numbers, begin = [], 0
         for part in parts:

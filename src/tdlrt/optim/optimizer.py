@@ -36,12 +36,10 @@ from tdlrt.optim.skipping import SkippedSteps
 from tdlrt.optim.slot import LayerSlot
 from tdlrt.optim.stored import EXTRA, are_same, check_state, core_norms, owned, restore_types
 from tdlrt.optim.team import Team
+from tdlrt.optim.threads import threads_for
 from tdlrt.ranks import FixedRank, RankPolicy
 
 __all__ = ["TDLRT"]
-
-# Multiply-adds of a step below which two threads are no faster than one, on a CPU.
-_LEAST_WORK = 2e8
 
 
 class TDLRT(torch.optim.Optimizer):
@@ -366,7 +364,7 @@ class TDLRT(torch.optim.Optimizer):
 
     def _advance(self) -> None:
         """Let the integrator and then the plain optimiser use the present gradients."""
-        with self._plain_arithmetic(), _threads(self._batches.work):
+        with self._plain_arithmetic(), threads_for(self._batches.work):
             if self._context.state is not self.state:
                 self._bind(self._bug.core_steps_left, self._bug.ranks_before)
             done = self._advanced()
@@ -521,17 +519,3 @@ class TDLRT(torch.optim.Optimizer):
         if are_same(extra.get("norms", {}), core_norms(self._slots.values())):
             self._settle()
         self._freeze_if_due()
-
-
-@contextmanager
-def _threads(work: float) -> Iterator[None]:
-    """Use one thread of torch for a small step, because waiting for a second one costs more."""
-    threads = torch.get_num_threads()
-    if work > _LEAST_WORK or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

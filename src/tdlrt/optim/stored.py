@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tdlrt.errors import IntegratorStateError, UnsupportedOptimizerError
-from tdlrt.optim.slot import BASIS_CORE, STEP, LayerSlot
+from tdlrt.optim.slot import BASIS_CORE, MASTER, STEP, LayerSlot
 
 __all__ = ["EXTRA", "are_same", "check_state", "core_norms", "owned", "restore_types"]
 
@@ -96,7 +96,7 @@ def check_state(
     saved = _saved_state(state_dict, groups)
     for name, slot in slots.items():
         core, *bases = [
-            saved[parameter].keys() - {STEP, BASIS_CORE} for parameter in slot.parameters
+            saved[parameter].keys() - {STEP, BASIS_CORE, MASTER} for parameter in slot.parameters
         ]
         if any(bases) and any(of != core for of in bases):
             raise IntegratorStateError(
@@ -146,11 +146,10 @@ def _check_layers(extra: Mapping[str, Any], slots: Mapping[str, LayerSlot]) -> N
                 f"state_dict['tdlrt']: got {field} of layers {', '.join(unknown)}, expected those "
                 f"of {', '.join(map(repr, slots))}; it belongs to another model"
             )
-    if (extra["core_steps_left"] > 0) != bool(extra["resting_ranks"]):
+    if extra["resting_ranks"] and not extra["core_steps_left"]:
         raise IntegratorStateError(
-            f"state_dict['tdlrt']: got core_steps_left={extra['core_steps_left']} with "
-            f"resting_ranks={dict(extra['resting_ranks'])}, expected both or none; it is damaged, "
-            "so load another"
+            f"state_dict['tdlrt']: got resting_ranks={dict(extra['resting_ranks'])} with "
+            "core_steps_left=0, expected none between steps; it is damaged, so load another"
         )
     for name, ranks in extra["resting_ranks"].items():
         present = slots[name].layer.ranks

@@ -67,7 +67,8 @@ class Batch:
         sizes, ranks = [layer.shape for layer in layers], [layer.ranks for layer in layers]
         self.layout = Layout(sizes, ranks, layers[0].learned_modes, core.device)
         self._weights, self._weight_views = self._stacks()
-        self._gradients, self._gradient_views = self._stacks()
+        self._gradients: list[Tensor] = []  # made when a step first needs them
+        self._gradient_views: list[list[Tensor]] = []
         steps = [slot.steps(state) for slot in slots]
         self._steps = self._scalars(steps, torch.float32, 0.0)
         self._curvature = self._scalars([None] * len(steps), torch.float64, math.nan)
@@ -324,6 +325,8 @@ class Batch:
 
     def gradients(self, places: Iterable[int], *, core_alone: bool = False) -> TangentVector:
         """The gradients of these members; `.grad` is read and not changed."""
+        if not self._gradients:
+            self._gradients, self._gradient_views = self._stacks()
         views, gradients, places = [], [], list(places)
         for place in places:
             own = self.slots[place].parameters[: 1 if core_alone else None]

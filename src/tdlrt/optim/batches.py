@@ -72,6 +72,7 @@ class Batches:
             names: The layers that take part in a step.
             within: The layers that batches are made of: by default all that require gradients.
         """
+        self._left = {}  # of a step that failed while its results were put in place
         trained = self._trained(names, self.slots if within is None else within)
         if self._within != trained or not self._are_current():
             self.refresh()

@@ -320,8 +320,8 @@ class TDLRT(torch.optim.Optimizer):
             The loss of the first evaluation, or None without a closure.
 
         Raises:
-            NonFiniteError: A gradient or a weight is not finite, more than skip_nonfinite times in
-                a row; nothing was changed.
+            NonFiniteError: A gradient or a weight is not finite, or a weight or the state would not
+                be after the step, more than skip_nonfinite times in a row; nothing was changed.
             IntegratorStateError: The state does not fit the layers, or a closure came in the
                 middle of an alternation.
         """

@@ -67,7 +67,7 @@ class PlainParameters:
                 group["foreach"] = True  # the same arithmetic in fewer operations
         # torch adds Nesterov momentum to the gradients themselves, which are the user's.
         nesterov = [p.grad for group in own if group.get("nesterov") for p in group["params"]]
-        gradients = [gradient for gradient in nesterov if gradient is not None]
+        gradients = [g for g in nesterov if g is not None and not g.is_sparse]
         copies = _copies(gradients)
         try:
             self._optimizer.step()

@@ -484,10 +484,14 @@ class TDLRT(torch.optim.Optimizer):
 
         Raises:
             IntegratorStateError: It is another optimiser's, another integrator's, or another
-                model's, or the model has other ranks. Nothing was changed.
+                model's, the model has other ranks, or a value is missing or of the wrong kind.
+                Nothing was changed.
         """
         own = self._plain.optimizer_name
-        check_state(state_dict, self.integrator, own, self.param_groups, self._names)
+        check_state(
+            *(state_dict, self.integrator, own, self.param_groups, self._names),
+            *(self._slots, self.core_steps),
+        )
         extra = state_dict[EXTRA]
         super().load_state_dict(state_dict)
         restore_types(self, state_dict, self._slots.values())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tdlrt.errors import IntegratorStateError
 from tdlrt.optim.slot import LayerSlot
+from tdlrt.optim.stored_values import check_entries, check_integrator_state
 
 __all__ = ["EXTRA", "check_state", "owned", "restore_types"]
 
@@ -28,6 +29,8 @@ def check_state(
     optimizer: str,
     groups: Sequence[Mapping[str, Any]],
     names: Mapping[Tensor, str],
+    slots: Mapping[str, LayerSlot],
+    core_steps: int,
 ) -> None:
     """Refuse a state_dict that does not fit the optimiser.
 
@@ -37,19 +40,22 @@ def check_state(
         optimizer: Name of the plain optimiser's class.
         groups: The param_groups.
         names: Names of the parameters in them.
+        slots: The layers by name.
+        core_steps: Number of core steps in a step of `bug`.
 
     Raises:
         IntegratorStateError: It belongs to another optimiser, integrator or model, or to other
-            ranks.
+            ranks, or a value in it is missing or of the wrong kind.
     """
     extra = state_dict.get(EXTRA)
     if extra is None:
         raise IntegratorStateError(
             "state_dict: got one without a 'tdlrt' entry, expected the result of TDLRT.state_dict()"
         )
-    if extra["integrator"] != integrator:
+    check_integrator_state(extra, slots, core_steps)
+    if extra.get("integrator") != integrator:
         raise IntegratorStateError(
-            f"state_dict: got one of integrator={extra['integrator']!r}, expected "
+            f"state_dict: got one of integrator={extra.get('integrator')!r}, expected "
             f"{integrator!r}; construct TDLRT with the same integrator"
         )
     if extra.get("optimizer", optimizer) != optimizer:
@@ -57,31 +63,29 @@ def check_state(
             f"state_dict: got one of {extra['optimizer']}, expected one of {optimizer}; construct "
             "TDLRT with the same optimizer_cls"
         )
-    _check_shapes(state_dict, groups, names)
+    _check_groups(state_dict, groups)
+    check_entries(state_dict, groups, names, slots.values(), extra["resting_ranks"])
 
 
-def _check_shapes(
-    state_dict: Mapping[str, Any],
-    groups: Sequence[Mapping[str, Any]],
-    names: Mapping[Tensor, str],
-) -> None:
-    saved_groups = state_dict["param_groups"]
-    got = [len(group["params"]) for group in saved_groups]
+def _check_groups(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+    saved = state_dict.get("param_groups")
+    if not isinstance(saved, list) or not all(_lists_numbers(group) for group in saved):
+        raise IntegratorStateError(
+            "state_dict: got param_groups without numbers of parameters, expected the result of "
+            "TDLRT.state_dict()"
+        )
+    got = [len(group["params"]) for group in saved]
     expected = [len(group["params"]) for group in groups]
     if got != expected:
         raise IntegratorStateError(
             f"state_dict: got groups of {got} parameters, expected {expected}; it belongs to "
             "another model"
         )
-    for saved, own in zip(saved_groups, groups, strict=True):
-        for key, parameter in zip(saved["params"], own["params"], strict=True):
-            for value in state_dict["state"].get(key, {}).values():
-                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                    raise IntegratorStateError(
-                        f"{names[parameter]}: got a state of shape {tuple(value.shape)} "
-                        f"for a parameter of shape {tuple(parameter.shape)}; load the model's "
-                        "state_dict before the optimiser's"
-                    )
+
+
+def _lists_numbers(group: object) -> bool:
+    numbers = group.get("params") if isinstance(group, dict) else None
+    return isinstance(numbers, list) and all(type(number) is int for number in numbers)
 
 
 def restore_types(

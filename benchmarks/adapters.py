@@ -38,7 +38,8 @@ from memory import in_process, kept_bytes, peak
 from tdlrt_lab.data import ImageData, load_data
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.run.accuracy import accuracy
-from tdlrt_lab.run.results import machine, versions, write_text
+from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.files import write_text
 from tdlrt_lab.spread import format_spread
 
 ROOT = Path(__file__).parent.parent

@@ -28,7 +28,7 @@ from tdlrt.paths import PATHS, LayerShape, PathName
 from tdlrt.paths.apply import conv_stages
 from tdlrt.paths.cost import Rates, stage_features, stage_kind
 from tdlrt.paths.stages import FOLDS_IN, FOLDS_OUT, Stage, path_stages
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.environment import machine, versions
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/planner_calibration.json"

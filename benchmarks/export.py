@@ -25,8 +25,9 @@ import tdlrt
 from tdlrt.export import FORMATS, export, load_network
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.models import build_model
+from tdlrt_lab.run.environment import machine, versions
 from tdlrt_lab.run.exporting import accuracy_on, calibration_images, inference_times, load_run
-from tdlrt_lab.run.results import machine, versions, write_text
+from tdlrt_lab.run.files import write_text
 from tdlrt_lab.run.runner import run
 
 ROOT = Path(__file__).parent.parent

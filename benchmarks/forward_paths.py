@@ -24,7 +24,7 @@ from allocator import keep_freed_memory
 from saved import saved_bytes
 from tdlrt.nn import TuckerConv2d, TuckerLayer, TuckerLinear
 from tdlrt.nn.calls import LayerCall
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.environment import machine, versions
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/forward_paths.json"

@@ -8,7 +8,7 @@ in channels_last; the Tucker network is in channels_last. Ranks stay at their st
 steps by their policy, the others because the step size and the tolerance are too small to move
 them. Then one 3x3 convolution of n channels at ranks n/10 and n/5, the step alone. Every figure is
 the median of several steps. Writes benchmarks/results/integrator_overhead.json,
-docs/integrator-cost.md, with the section of `operations.py`, and
+docs/integrator-cost.md, with the sections of `operations.py` and `resting_bases.py`, and
 docs/figures/integrator_scaling.svg.
 """
 
@@ -27,10 +27,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import operations
+import resting_bases
 import tdlrt
 from allocator import keep_freed_memory
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.environment import machine, versions
 
 ROOT = Path(__file__).parent.parent
 Row = dict[str, Any]
@@ -80,7 +81,6 @@ def main() -> None:
     scaling = measure_scaling(arguments.steps)
     result = {
         "command": "python benchmarks/integrator_overhead.py",
-        "steps_in_batches": True,
         "versions": versions() | {"matplotlib": matplotlib.__version__},
         "machine": machine(torch.device("cpu")),
         "rows": rows,
@@ -98,6 +98,7 @@ def write(result: Row, folder: Path) -> None:
     (folder / data).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (folder / page).write_text(document(result), encoding="utf-8")
     operations.fill(folder / page)
+    resting_bases.fill(folder / page)
     with matplotlib.rc_context({"svg.hashsalt": "tdlrt"}):  # the same bytes every time
         draw(result["scaling"]).savefig(
             folder / "docs/figures/integrator_scaling.svg", metadata={"Date": None}
@@ -274,12 +275,6 @@ def line(row: Row) -> str:
 
 def document(result: Row) -> str:
     """The page docs/integrator-cost.md."""
-    how = (
-        "Layers of similar size take their steps in one batch."
-        if result.get("steps_in_batches")
-        else "**An older measurement**, both parts of it: layers took their steps one by one,\n"
-        "side by side in as many threads as torch has. The next section has batches."
-    )
     facts = [
         ", ".join(f"{key} {value}" for key, value in result[name].items())
         for name in ("versions", "machine")
@@ -302,7 +297,7 @@ the step* its share. *Step of dense* is the whole step relative to that of the d
 torch's optimiser, measured in the same run in the faster of torch's default layout and
 channels_last. The allocator keeps freed memory ([why](training-loops.md#time-on-a-cpu)).
 
-{how}
+Layers of similar size take their steps in one batch.
 
 {HEADER}
 {table}
@@ -314,6 +309,15 @@ they fall, and the integrator's time with them.
 
 <!-- operations -->
 <!-- end of operations -->
+
+## Bases at rest
+
+`TDLRT(basis_every=k)` moves the bases in one of k steps and the cores in every step. It is meant for
+wide linear layers at small batches, where the bases take most of a step's time. As the table shows,
+a network learns more slowly then, in the same number of steps; so the default is 1.
+
+<!-- resting_bases -->
+<!-- end of resting_bases -->
 
 ## Growth with width and rank
 

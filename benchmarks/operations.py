@@ -43,7 +43,8 @@ from allocator import keep_freed_memory
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.models import build_model
 from tdlrt_lab.reports.tables import provenance
-from tdlrt_lab.run.results import machine, versions, write_text
+from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.files import write_text
 from tdlrt_lab.run.timing import Case
 
 ROOT = Path(__file__).parent.parent

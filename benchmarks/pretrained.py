@@ -23,8 +23,8 @@ import tdlrt
 from tdlrt_lab.data import ImageData, load_data
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.models import build_model
+from tdlrt_lab.run.environment import machine, versions
 from tdlrt_lab.run.exporting import accuracy_on
-from tdlrt_lab.run.results import machine, versions
 from tdlrt_lab.spread import format_spread
 
 ROOT = Path(__file__).parent.parent

@@ -34,7 +34,7 @@ from tdlrt.ranks import Candidate, ParameterBudget
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import ImageData, load_data
 from tdlrt_lab.documents import fill_section
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.environment import machine, versions
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.sweep.plan import read_sweep
 

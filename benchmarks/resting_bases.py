@@ -24,7 +24,8 @@ import tdlrt
 from operations import provenance, table
 from tdlrt_lab.data import load_data
 from tdlrt_lab.documents import fill_section
-from tdlrt_lab.run.results import machine, versions, write_text
+from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/resting_bases.json"
@@ -90,7 +91,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.fill:
         measure(arguments.data_dir)
-    fill_section(DOCUMENT, "resting_bases", section(json.loads(RESULT.read_text("utf-8"))))
+    fill(DOCUMENT)
+
+
+def fill(document: Path) -> None:
+    """Put what was measured between the marks of a document."""
+    fill_section(document, "resting_bases", section(json.loads(RESULT.read_text("utf-8"))))
 
 
 def measure(data_dir: Path | None) -> None:

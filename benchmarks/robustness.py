@@ -25,7 +25,7 @@ from comparisons import EXPERIMENTS
 from tdlrt_lab.data import ImageData, load_data
 from tdlrt_lab.run.accuracy import accuracy
 from tdlrt_lab.run.checkpoint import load_checkpoint
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.environment import machine, versions
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.spread import format_spread
 from tdlrt_lab.sweep.plan import read_sweep

@@ -30,7 +30,8 @@ import tdlrt
 from tdlrt.integrations.distributed import wrap
 from tdlrt.nn.layer import tucker_layers
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.results import machine, versions, write_text
+from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/scaling.json"

@@ -41,7 +41,8 @@ from allocator import keep_freed_memory
 from tdlrt.surgery import replace_modules
 from tdlrt.surgery.fusion import fuse_batch_norms_
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.results import machine, versions, write_text
+from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.files import write_text
 from tdlrt_lab.run.timing import Case, median_seconds
 
 ROOT = Path(__file__).parent.parent

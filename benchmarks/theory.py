@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import tdlrt
 from tdlrt.linalg import Layout, TangentSpace, mode_product, multi_mode_product, unfold
 from tdlrt.nn import TuckerConv2d, TuckerLayer, TuckerLinear
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.environment import machine, versions
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/theory.json"

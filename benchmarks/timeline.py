@@ -22,7 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 import tdlrt
 from tdlrt.ranks import RankPolicy
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.results import machine, versions, write_text
+from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/timeline.json"

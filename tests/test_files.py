@@ -12,6 +12,7 @@ from tdlrt.files import (
     PART,
     open_regular,
     path_of,
+    read_text,
     remove_parts,
     write_atomically,
 )
@@ -203,3 +204,18 @@ def test_what_is_no_file_is_not_read_and_not_waited_for(tmp_path, monkeypatch, m
 def test_names_that_no_file_has(tmp_path, name):
     with pytest.raises(OSError):
         open_regular(tmp_path / name)
+
+
+def test_a_text_is_read_up_to_a_limit(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("äb", encoding="utf-8")
+    assert read_text(path, max_bytes=3) == "äb"
+    with pytest.raises(ValueError, match="more than 2 bytes"):
+        read_text(path, max_bytes=2)
+    with path.open("wb") as file:
+        file.truncate(2**40)  # a hole: it takes no disk, but would take memory
+    with pytest.raises(ValueError, match="more than 8,388,608 bytes"):
+        read_text(path)
+    path.write_bytes("ä".encode("latin-1"))
+    with pytest.raises(ValueError, match="utf-8"):
+        read_text(path)

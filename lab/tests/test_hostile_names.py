@@ -39,7 +39,7 @@ OPTIONS = {"model": "lenet5", "data": "digits"}
 
 @pytest.mark.parametrize("name", BAD_ROWS)
 def test_a_row_is_one_word(tmp_path, name):
-    with pytest.raises(SweepError, match="it becomes a directory"):
+    with pytest.raises(SweepError, match="it is the name of a directory"):
         Sweep(options=OPTIONS, rows={name: {}}).runs(tmp_path)
 
 
@@ -50,7 +50,7 @@ def test_values_of_a_grid_stay_in_its_directory(tmp_path):
             assert path.resolve().is_relative_to(tmp_path) and path.name.isprintable()
             assert len(path.name) < 100 and not path.exists()
     long = {"data_dir": ["x" * 100, "y"], "device": ["cpu"], "augment": ["standard", "none"]}
-    with pytest.raises(SweepError, match="characters, expected at most 200; it becomes a dir"):
+    with pytest.raises(SweepError, match="characters, expected at most 200, because it is"):
         Sweep(options=OPTIONS, rows={"b" * 80: long}).runs(tmp_path)
 
 
@@ -61,9 +61,9 @@ def test_a_run_that_came_with_links_is_not_written_to(tmp_path, folder):
     directory.write_config(config)
     (directory.path / folder).symlink_to(tmp_path / "outside")
     with pytest.raises(RunError, match=rf"{folder}: is a link to .*outside, outside the run"):
-        directory.open_for_resume(config)
+        directory.check_resume(config)
     with pytest.raises(RunError, match=rf"{folder}: is a link"):
-        directory.claim(overwrite=True)
+        directory.check_new(overwrite=True)
     assert not any((tmp_path / "outside").iterdir())
 
 

@@ -13,6 +13,7 @@ from tdlrt.errors import ConfigError, NonFiniteError, RunError
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import load_data
 from tdlrt_lab.run import checkpoint
+from tdlrt_lab.run.batches import Batches
 from tdlrt_lab.run.checkpoint import Checkpoints
 from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.runner import Interrupted, Observer, run
@@ -150,7 +151,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, whole, damage):
     assert outcome(directory) == whole
     (warning,) = observer.warnings
     assert warning.startswith(f"{last}: not a readable checkpoint (")
-    assert warning.endswith("; set aside as last.pt.damaged, continuing from previous-1.pt")
+    assert warning.endswith("; renamed to last.pt.damaged, continuing from previous-1.pt")
     assert last.with_name("last.pt.damaged").read_bytes() == broken
     run(CONFIG, tmp_path, overwrite=True, observer=At())
     assert not last.with_name("last.pt.damaged").exists()
@@ -227,17 +228,23 @@ def test_a_file_system_that_refuses_the_end_of_a_checkpoint(tmp_path, whole):
 @pytest.fixture
 def not_a_number(monkeypatch):
     """Make the images of some steps, counted from 0, NaN."""
-    batch, broken = Training.batch, set()
+    step, batch, broken = Training._step, Batches.batch, set()
 
     def images_and_labels(self, index, moves=None):
         images, labels = batch(self, index, moves)
-        return images * (torch.nan if self.step in broken else 1), labels
+        return images * torch.nan, labels
+
+    def maybe_broken_step(self, index, moves):
+        with monkeypatch.context() as patch:
+            if self.step in broken:
+                patch.setattr(Batches, "batch", images_and_labels)
+            step(self, index, moves)
 
     def at(*steps):
         broken.clear()
         broken.update(steps)
 
-    monkeypatch.setattr(Training, "batch", images_and_labels)
+    monkeypatch.setattr(Training, "_step", maybe_broken_step)
     return at
 
 
@@ -289,7 +296,7 @@ def test_after_the_limit_the_last_good_state_is_on_the_disk(tmp_path, not_a_numb
     config, often = replace(config, skip_nonfinite=2), Checkpoints(steps=1)
     with pytest.raises(
         NonFiniteError,
-        match=r"step 6 of 12 after 2 skipped ones: .*; the last good state is in .*last\.pt",
+        match=r"step 6 of 12 after 2 skipped steps: .*; the last good state is in .*last\.pt",
     ):
         run(config, tmp_path, checkpoints=often)
     directory = RunDirectory(tmp_path)
@@ -305,7 +312,7 @@ def test_a_stop_does_not_begin_the_count_anew(tmp_path, not_a_number):
     config, stop = replace(CONFIG, skip_nonfinite=2), lambda: signal.raise_signal(signal.SIGTERM)
     with pytest.raises(Interrupted):
         run(config, tmp_path, observer=At(4, stop))
-    with pytest.raises(NonFiniteError, match=r"step 5 of 12 after 2 skipped ones"):
+    with pytest.raises(NonFiniteError, match=r"step 5 of 12 after 2 skipped steps"):
         run(config, tmp_path, resume=True)
 
 

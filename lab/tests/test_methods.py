@@ -158,7 +158,7 @@ def test_methods_with_one_measure_of_size_need_it(method):
             {"modes": "channels"},
             r"modes 'channels': expected to be left out for method",
         ),
-        ("matrix_dlrt", {"rank": {"fc1": 3}}, r"rank .*: expected one for all layers"),
+        ("matrix_dlrt", {"rank": {"fc1": 3}}, r"rank .*: expected one rank for all layers"),
     ],
 )
 def test_options_that_a_method_has_no_use_for(method, options, message):
@@ -295,7 +295,7 @@ def test_train_cores_are_the_best_start_and_of_equal_norms():
 
 def test_snip_keeps_the_largest_products_of_weight_and_gradient(digits):
     run = training(config("snip", augment="none"), digits)
-    images, labels = run.batch(run.order()[:100])
+    images, labels = run.sample(100)
     torch.manual_seed(0)
     dense = training(config("dense", augment="none"), digits).model
     F.cross_entropy(dense(images), labels).backward()
@@ -309,7 +309,7 @@ def test_snip_keeps_the_largest_products_of_weight_and_gradient(digits):
 def test_grasp_removes_the_weights_without_which_the_gradient_grows_most(digits):
     """H g by a difference quotient: (g(w + e g) - g(w)) / e."""
     run = training(config("grasp", augment="none", model="lenet5"), digits)
-    images, labels = run.batch(run.order()[:100])
+    images, labels = run.sample(100)
     torch.manual_seed(0)
     dense = training(config("dense", augment="none"), digits).model.double()
     weights = {name: dense.get_submodule(name).weight for name in run.layers}

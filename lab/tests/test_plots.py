@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.plots import draw_plots
-from tdlrt_lab.run.results import EpochMetrics, RunDirectory
+from tdlrt_lab.run.results import RunDirectory
 
 FIRST = EpochMetrics(
     epoch=1,

@@ -5,7 +5,8 @@ import pytest
 from tdlrt.errors import RunError
 from tdlrt.files import write_atomically
 from tdlrt_lab.config import RunConfig
-from tdlrt_lab.run.results import EpochMetrics, RunDirectory
+from tdlrt_lab.run.metrics import EpochMetrics
+from tdlrt_lab.run.results import RunDirectory
 
 CONFIG = RunConfig(model="lenet5", data="digits")
 
@@ -40,31 +41,31 @@ def finished(tmp_path):
 
 
 def test_new_and_empty_directories_are_claimed(tmp_path):
-    RunDirectory(tmp_path / "a" / "b").claim(overwrite=False)
+    RunDirectory(tmp_path / "a" / "b").check_new(overwrite=False)
     assert (tmp_path / "a" / "b").is_dir()
-    RunDirectory(tmp_path / "a" / "b").claim(overwrite=True)
+    RunDirectory(tmp_path / "a" / "b").check_new(overwrite=True)
 
 
 def test_a_run_is_not_replaced_unasked(finished):
-    with pytest.raises(RunError, match=r"holds a run already; continue it with --resume"):
-        finished.claim(overwrite=False)
-    finished.claim(overwrite=True)
+    with pytest.raises(RunError, match=r"already contains a run; continue it with --resume"):
+        finished.check_new(overwrite=False)
+    finished.check_new(overwrite=True)
     assert finished.summary.exists()  # claiming deletes nothing
 
 
 def test_files_of_the_user_are_no_run(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(RunError, match=r"holds files that are no run of tdlrt"):
-        RunDirectory(tmp_path).claim(overwrite=True)
+    with pytest.raises(RunError, match=r"contains files, but not a run of tdlrt"):
+        RunDirectory(tmp_path).check_new(overwrite=True)
     (tmp_path / "config.yaml").write_text("theme: dark\n")
     with pytest.raises(RunError, match=r"config\.yaml: not the configuration of a run"):
-        RunDirectory(tmp_path).claim(overwrite=True)
+        RunDirectory(tmp_path).check_new(overwrite=True)
 
 
 def test_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"file.run: cannot be written \(Not a directory\)"):
-        RunDirectory(tmp_path / "file" / "run").claim(overwrite=False)
+        RunDirectory(tmp_path / "file" / "run").check_new(overwrite=False)
 
 
 def test_clear_deletes_what_a_run_wrote_and_nothing_else(finished):
@@ -78,15 +79,15 @@ def test_clear_deletes_what_a_run_wrote_and_nothing_else(finished):
 
 
 def test_resume_wants_a_run_with_the_same_options(finished, tmp_path):
-    finished.open_for_resume(CONFIG)
+    finished.check_resume(CONFIG)
     other = RunConfig(model="lenet5", data="digits", tau=0.2, seed=3)
     with pytest.raises(RunError, match=r"tau 0\.1 \(now 0\.2\), seed 0 \(now 3\)"):
-        finished.open_for_resume(other)
-    with pytest.raises(RunError, match=r"holds no run to resume"):
-        RunDirectory(tmp_path / "none").open_for_resume(CONFIG)
+        finished.check_resume(other)
+    with pytest.raises(RunError, match=r"contains no run to resume"):
+        RunDirectory(tmp_path / "none").check_resume(CONFIG)
     finished.config.write_bytes(b"\xff\xfe: {")
     with pytest.raises(RunError, match=r"config\.yaml: cannot be read"):
-        finished.open_for_resume(CONFIG)
+        finished.check_resume(CONFIG)
 
 
 def test_metrics_are_read_as_they_were_written(tmp_path):
@@ -98,5 +99,5 @@ def test_metrics_are_read_as_they_were_written(tmp_path):
 
 def test_broken_summary(finished):
     finished.summary.write_text('{"accuracy": ')
-    with pytest.raises(RunError, match=r"summary\.json: no result of a finished run"):
+    with pytest.raises(RunError, match=r"summary\.json: cannot read the result of a finished run"):
         finished.read_summary()

@@ -1,4 +1,4 @@
-"""What stands in the way of a run: another process, a run that diverged, other data."""
+"""When a run directory is refused: another process uses it, its run diverged, its data differ."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def test_a_run_directory_has_one_owner_who_may_be_killed(other_process, tmp_path
     directory = RunDirectory(tmp_path / "run")
     before = directory.read_config()
     for options in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(RunError, match=r"run: another process is training into it; wait"):
+        with pytest.raises(RunError, match=r"run: another process is writing to it; wait"):
             run(CONFIG, directory.path, **options)
     assert other_process.poll() is None
     assert directory.read_config() == before
@@ -53,7 +53,7 @@ def test_the_lock_of_a_directory_from_elsewhere_is_not_followed(tmp_path):
 
 
 def test_resuming_nothing_makes_no_directory(tmp_path):
-    with pytest.raises(RunError, match=r"holds no run to resume"):
+    with pytest.raises(RunError, match=r"contains no run to resume"):
         run(CONFIG, tmp_path / "a" / "run", resume=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -74,7 +74,7 @@ def test_a_run_that_diverged_later_says_what_to_do(tmp_path):
     run(CONFIG, directory.path)
     directory.summary.unlink()
     directory.write_divergence("step 7 of 12: NaN")
-    with pytest.raises(RunError, match=r"diverged, whose last good .*last\.pt; .*--overwrite"):
+    with pytest.raises(RunError, match=r"diverged; its last good .*last\.pt; .*--overwrite"):
         run(replace(CONFIG, lr=1e-3), directory.path)
     run(replace(CONFIG, lr=1e-3), directory.path, overwrite=True)
     assert not directory.diverged.exists()
@@ -103,7 +103,9 @@ def test_a_run_goes_on_with_the_data_it_began_with(write_mnist, tmp_path):
     directory.summary.unlink()
     before = directory.checkpoint.read_bytes()
     write_mnist(24)
-    with pytest.raises(RunError, match=r"other data, training images: 16 .* \(now 24 .*its own"):
+    with pytest.raises(
+        RunError, match=r"different data, training images: 16 .* \(now 24 .*its own"
+    ):
         run(config, directory.path, resume=True)
     write_mnist(16, grey=1)
     with pytest.raises(RunError, match=r"training images: 16 with digest .*, test images: 4 with"):
@@ -127,7 +129,7 @@ def test_a_broken_record_of_the_data_is_an_error(write_mnist, tmp_path):
     run(config, directory.path)
     for text in ("[]", "{", '{"training": 3}'):
         directory.data.write_text(text)
-        with pytest.raises(RunError, match=r"data\.json|other data"):
+        with pytest.raises(RunError, match=r"data\.json|different data"):
             run(config, directory.path, resume=True)
 
 

@@ -295,8 +295,7 @@ def test_metrics_of_earlier_versions_are_read_as_of_the_test_set(finished, tmp_p
 def test_training_images_move_by_seed_and_epoch_alone(digits):
     def moves(seed, epoch, augment="standard"):
         training = Training(replace(CONFIG, seed=seed, augment=augment), digits)
-        training.epoch = epoch
-        return training._moves()
+        return training.batches.moves(epoch)
 
     assert torch.equal(moves(0, 1), moves(0, 1))
     assert not torch.equal(moves(0, 1), moves(0, 2))
@@ -477,8 +476,7 @@ def test_order_depends_on_seed_and_epoch_alone(digits):
     def order(seed, epoch):
         training = Training(replace(CONFIG, seed=seed), digits)
         torch.rand(3)
-        training.epoch = epoch
-        return training.order().tolist()
+        return training.batches.order(epoch).tolist()
 
     assert order(0, 1) == order(0, 1)
     assert sorted(order(0, 1)) == list(range(1437))
@@ -498,9 +496,9 @@ def test_metrics_count_what_they_say(digits):
     torch.manual_seed(0)
     training = Training(config, digits)
     with torch.no_grad():
-        images = training._normalise(digits.train_images)
+        images = training.batches.normalise(digits.train_images)
         logits = training.model(images)
-        test = training.model(training._normalise(digits.test_images))
+        test = training.model(training.batches.normalise(digits.test_images))
     metrics = next(_epochs(training))
     expected = torch.nn.functional.cross_entropy(logits, digits.train_labels)
     assert metrics.loss == pytest.approx(float(expected), rel=1e-5)

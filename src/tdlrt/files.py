@@ -11,10 +11,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-__all__ = ["PART", "open_regular", "path_of", "remove_parts", "sync_folder", "write_atomically"]
+__all__ = [
+    "MAX_TEXT",
+    "PART",
+    "open_regular",
+    "path_of",
+    "read_text",
+    "remove_parts",
+    "sync_folder",
+    "write_atomically",
+]
 
 PART = ".part"
 """Ending of a file that is being written."""
+
+MAX_TEXT = 2**23
+"""Bytes of a text: parsed as JSON, the worst ones take 30 times as many in memory."""
 
 ABANDONED = 3600.0
 """Seconds after its last change from which on a part is that of a process that was killed."""
@@ -42,6 +54,24 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
 
 def _without_waiting(name: str, flags: int) -> int:
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # not on every system
+
+
+def read_text(path: str | os.PathLike[str], *, max_bytes: int = MAX_TEXT) -> str:
+    """The text of a regular file in UTF-8.
+
+    Args:
+        path: The file.
+        max_bytes: Longer files are refused before they are read to the end.
+
+    Raises:
+        OSError: There is no such file, it cannot be read, or it is not a regular one.
+        ValueError: It is too long, or is not UTF-8.
+    """
+    with open_regular(path) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"more than {max_bytes:,} bytes")
+    return content.decode()
 
 
 def path_of(file: IO[bytes]) -> str:

@@ -147,6 +147,25 @@ def test_latency_is_measured_on_request_and_changes_nothing(network):
     assert tdlrt.summary(network).ranks == {"conv2": (5, 3, 2, 3)}
 
 
+def test_latency_of_a_model_of_tokens():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 32), nn.Linear(32, 4))
+    tdlrt.factorize_(model, rank=0.25)
+    tokens = torch.randint(50, (2, 7))
+    latency = measure_latency(model, seconds=0.01, example_inputs=tokens)
+    assert latency.milliseconds > 0
+    assert latency.input_size == (2, 7)
+    named = measure_latency(model, seconds=0.01, example_inputs={"input": tokens})
+    assert named.input_size == (2, 7)
+
+
+def test_latency_needs_one_way_to_make_an_input(network):
+    with pytest.raises(ValueError, match="input_size: got None, expected the shape of an input"):
+        measure_latency(network)
+    with pytest.raises(ValueError, match="together with example_inputs, expected one of them"):
+        measure_latency(network, (1, 3, 8, 8), example_inputs=torch.zeros(1, 3, 8, 8))
+
+
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "tdlrt.integrations.hub")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)

@@ -243,7 +243,7 @@ def test_failed_runs_have_exit_code_1(tdlrt, tmp_path):
     assert (code, err.count("\n")) == (1, 1)
     assert "cannot be written" in err
     code, _, err = tdlrt(*RUN, "--out", tmp_path)
-    assert (code, "holds files that are no run" in err) == (1, True)
+    assert (code, "contains files, but not a run" in err) == (1, True)
     code, _, err = tdlrt(*RUN, "--lr", "1e20", "--out", tmp_path / "run")
     assert (code, "NaN or infinite" in err) == (1, True)
 

@@ -106,7 +106,7 @@ def test_a_directory_of_other_runs_is_refused(tdlrt, tmp_path):
     assert tdlrt(*DIGITS, "--out", tmp_path)[0] == 0
     code, _, err = tdlrt(*DIGITS, "--out", tmp_path, "--set", "momentum=0.5")
     assert code == 1
-    assert "the run there has other options: momentum 0.9 (now 0.5)" in err
+    assert "the run there has different options: momentum 0.9 (now 0.5)" in err
 
 
 def test_a_report_of_nothing(tdlrt, tmp_path):

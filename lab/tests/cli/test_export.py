@@ -58,7 +58,7 @@ def test_export_for_machines(tdlrt, copied):
     code, _, err = tdlrt(*words)
     assert (code, err) == (
         2,
-        f"error: {path}: exists already; replace it with --overwrite, or choose another path "
+        f"error: {path}: already exists; replace it with --overwrite, or choose another path "
         "with --out\n",
     )
     assert tdlrt(*words, "--overwrite")[0] == 0
@@ -136,14 +136,14 @@ MODEL = "checkpoints/model.safetensors"
 @pytest.mark.parametrize(
     ("spoil", "words", "code", "message"),
     [
-        (remove("config.yaml"), [], 1, "holds no run; expected a directory that tdlrt train"),
+        (remove("config.yaml"), [], 1, "contains no run; expected a directory written by"),
         (remove("summary.json"), [], 1, "the run is not finished; continue it with --resume"),
         (write("config.yaml", b"[1]"), [], 1, "config.yaml: not the configuration of a run"),
         (
             write("config.yaml", b"{model: lenet5, data: digits, method: tdlrt, more: 1}"),
             [],
             1,
-            "config.yaml: has options this version does not know",
+            "config.yaml: has options that this version does not have",
         ),
         (remove(MODEL), [], 2, "model.safetensors: "),
         (write(MODEL, b""), [], 2, "model.safetensors: "),

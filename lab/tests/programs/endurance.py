@@ -27,7 +27,7 @@ import tdlrt
 from tdlrt.files import write_atomically
 from tdlrt.linalg import orthonormality_error
 from tdlrt.nn.layer import tucker_layers
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.environment import machine, versions
 
 ROOT = Path(__file__).parents[3]
 RESULT = ROOT / "benchmarks/results/endurance.json"

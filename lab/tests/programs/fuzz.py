@@ -34,7 +34,7 @@ from loaders import LOADERS, Loader
 from tdlrt.errors import TdlrtError
 from tdlrt.files import write_atomically
 from tdlrt_lab.documents import fill_section
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.environment import machine, versions
 
 ROOT = Path(__file__).parents[3]
 RESULT = ROOT / "benchmarks/results/fuzz.json"

@@ -26,7 +26,8 @@ import torch
 from tdlrt.files import write_atomically
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.run.checkpoint import Checkpoints
-from tdlrt_lab.run.results import RunDirectory, machine, versions
+from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.runner import Observer, run
 
 ROOT = Path(__file__).parents[3]

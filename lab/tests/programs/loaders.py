@@ -213,7 +213,7 @@ class _Config(Loader):
     changed = _Sweep.changed
 
     def load(self) -> None:
-        self.run.open_for_resume(self.config)
+        self.run.check_resume(self.config)
 
 
 class _Results(Loader):

@@ -6,7 +6,9 @@ import torch
 from safetensors.torch import save_file
 
 from tdlrt_lab.config import RunConfig
-from tdlrt_lab.run.results import EpochMetrics, RunDirectory, versions
+from tdlrt_lab.run.environment import versions
+from tdlrt_lab.run.metrics import EpochMetrics
+from tdlrt_lab.run.results import RunDirectory
 
 
 def write_directory(root, path, *, accuracy=90.0, compression=0.0, numbers=None, **options):

@@ -87,7 +87,7 @@ def test_runs_in_any_state_are_named(sweep, write_run):
         "torn/seed0": "left out: failed; seed0.error.json cannot be read",
         "nan/seed0": "left out: summary.json: accuracy is nan; expected a finite number",
         "text/seed0": "left out: summary.json: seconds is long; expected a finite number",
-        "broken/seed0": "no result of a finished run",
+        "broken/seed0": "cannot read the result of a finished run",
         "list/seed0": "summary.json: got list, expected an object",
         "no-config/seed0": "config.yaml: cannot be read",
         "lacking/seed0": "left out: summary.json: no compression; written by another version?",

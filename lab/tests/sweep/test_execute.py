@@ -11,9 +11,10 @@ import pytest
 from tdlrt.errors import ConfigError, RunError
 from tdlrt_lab.cli.app import run_app
 from tdlrt_lab.config import RunConfig
+from tdlrt_lab.run.locks import exclusive
 from tdlrt_lab.run.runner import Interrupted
 from tdlrt_lab.sweep import execute as module
-from tdlrt_lab.sweep.execute import command, exclusive, execute
+from tdlrt_lab.sweep.execute import command, execute
 from tdlrt_lab.sweep.plan import Sweep, SweepError
 
 SHARED = {"model": "lenet5", "data": "digits", "epochs": 2, "batch_size": 256}
@@ -116,7 +117,7 @@ def test_devices_are_checked_first(runs):
     with pytest.raises(ConfigError, match=r"device 'cuda:99': not available"):
         execute(runs, print, devices=["cuda:99"])
     (run,) = Sweep(options={**SHARED, "device": "cpu"}, rows={"a": {}}).runs("out")
-    with pytest.raises(SweepError, match=r"a/seed0: device 'cpu' beside --devices; drop one"):
+    with pytest.raises(SweepError, match=r"a/seed0: device 'cpu' and --devices; drop one"):
         execute([run], print, devices=["cpu"])
 
 
@@ -147,7 +148,7 @@ def test_a_process_that_dies_is_a_failure_of_its_run(runs, monkeypatch):
     monkeypatch.setattr(module, "WORKER", "tdlrt.no_such_module")
     events = []
     execute(runs[:1], events.append, devices=["cpu"])
-    assert events[0]["error"].startswith("its process ended with 1: ")
+    assert events[0]["error"].startswith("its process ended with exit code 1: ")
     assert "No module named tdlrt.no_such_module" in events[0]["error"]
 
 
@@ -171,7 +172,7 @@ def test_a_signal_reaches_the_processes_once(tmp_path):
 def test_broken_results_are_named(runs):
     runs[0].directory.path.mkdir(parents=True)
     runs[0].directory.summary.write_text("{")
-    with pytest.raises(RunError, match=r"summary\.json: no result of a finished run"):
+    with pytest.raises(RunError, match=r"summary\.json: cannot read the result of a finished run"):
         execute(runs, print)
 
 

@@ -6,14 +6,8 @@ import pytest
 from tdlrt.errors import DataError, RunError
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.run.results import RunDirectory
-from tdlrt_lab.sweep.plan import (
-    Sweep,
-    SweepError,
-    check_data,
-    check_directories,
-    describe,
-    read_sweep,
-)
+from tdlrt_lab.sweep.checks import check_data, check_directories, describe
+from tdlrt_lab.sweep.plan import Sweep, SweepError, read_sweep
 
 CONFIGS = sorted((Path(__file__).parents[3] / "experiments").glob("*.yaml"))
 
@@ -79,19 +73,22 @@ rows:
 ROWS = "options: {model: lenet5, data: digits}\nrows:\n"
 BROKEN = {
     "no yaml": ("rows: [", r"sweep\.yaml: cannot be read as YAML"),
-    "a list": ("- a", r"sweep\.yaml: got \['a'\], expected names and their values"),
+    "a list": ("- a", r"sweep\.yaml: got \['a'\], expected a mapping of names"),
     "unknown key": ("rowz: {}\n" + ROWS, r"sweep\.yaml: unknown key 'rowz'; did you mean rows"),
-    "no rows": ("options: {}", r"sweep\.yaml: rows: got None, expected names"),
+    "no rows": ("options: {}", r"sweep\.yaml: rows: got None, expected a mapping"),
     "empty rows": ("rows: {}", r"sweep\.yaml: rows: expected at least one row"),
-    "options": ("options: 3\nrows: {a: }", r"sweep\.yaml: options: got 3, expected names"),
-    "row": (ROWS + "  a: 3", r"sweep\.yaml: rows\.a: got 3, expected names"),
+    "options": ("options: 3\nrows: {a: }", r"sweep\.yaml: options: got 3, expected a mapping"),
+    "row": (ROWS + "  a: 3", r"sweep\.yaml: rows\.a: got 3, expected a mapping"),
     "twice": (ROWS + "  a: {tau: 0.1}\n  a: {tau: 0.2}", r"the key a is there twice.*line 4"),
-    "row name": (ROWS + "  a/b: {}", r"sweep\.yaml: rows: got the name 'a/b'; expected a word"),
-    "report": (ROWS + "  report: {}", r"rows: got the name 'report'; .* other than 'report'"),
+    "row name": (
+        ROWS + "  a/b: {}",
+        r"sweep\.yaml: rows: got the name 'a/b'; expected at most 100 letters",
+    ),
+    "report": (ROWS + "  report: {}", r"rows: got the name 'report'; .* and not 'report'"),
     "option": (ROWS + "  a: {taau: 1}", r"rows\.a: unknown option 'taau'; did you mean tau"),
     "shared": ("options: {modle: x}\nrows: {a: }", r"options: unknown option 'modle'"),
-    "seed": (ROWS + "  a: {seed: 1}", r"rows\.a\.seed: seeds belong to the sweep"),
-    "missing": ("options: {model: lenet5}\nrows: {a: }", r"rows\.a: no data; state it there"),
+    "seed": (ROWS + "  a: {seed: 1}", r"rows\.a\.seed: a seed cannot be an option"),
+    "missing": ("options: {model: lenet5}\nrows: {a: }", r"rows\.a: no data; add it there"),
     "method": (ROWS + "  a: {method: tdltr}", r"rows\.a: unknown method 'tdltr'; did you mean"),
     "range": (ROWS + "  a: {tau: [0.1, 1.5]}", r"rows\.a: tau 1\.5: expected a tolerance"),
     "word": (ROWS + "  a: {epochs: many}", r"rows\.a\.epochs 'many': expected int"),
@@ -130,15 +127,15 @@ def test_directories_of_other_runs_are_refused(tmp_path):
     check_directories([run])
     directory = RunDirectory(run.directory.path)
     directory.write_config(RunConfig(**SHARED, tau=0.2))
-    with pytest.raises(RunError, match=r"seed0: the run there has other options: tau 0\.2"):
+    with pytest.raises(RunError, match=r"seed0: the run there has different options: tau 0\.2"):
         check_directories([run])
     directory.write_config(run.config)
     check_directories([run])
     directory.write_summary({"versions": {"tdlrt": "0.0.1"}})
-    with pytest.raises(RunError, match=r"seed0: made by tdlrt 0\.0\.1, this is"):
+    with pytest.raises(RunError, match=r"seed0: written by tdlrt 0\.0\.1, this is"):
         check_directories([run])
     directory.config.unlink()
-    with pytest.raises(RunError, match=r"holds files that are no run"):
+    with pytest.raises(RunError, match=r"contains files, but not a run"):
         check_directories([run])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tdlrt.errors import MissingExtraError, RunError
-from tdlrt_lab.run.results import versions
+from tdlrt_lab.run.environment import versions
 from tdlrt_lab.sweep import ray_engine
 from tdlrt_lab.sweep.execute import execute
 from tdlrt_lab.sweep.plan import Sweep, SweepError
@@ -64,10 +64,12 @@ def test_an_address_where_nobody_answers_is_refused():
 def test_a_machine_must_see_the_folder_and_have_this_version(tmp_path):
     with ray_engine._token(tmp_path / "out") as token:
         ray_engine._check_machine(token, versions()["tdlrt"])
-        with pytest.raises(RunError, match=r"has tdlrt .*, expected 9\.9; install it there"):
+        with pytest.raises(
+            RunError, match=r"has tdlrt .*, expected 9\.9; install that version there"
+        ):
             ray_engine._check_machine(token, "9.9")
     assert not list((tmp_path / "out").iterdir())
-    with pytest.raises(RunError, match=r"out: machine .* does not see this folder, or sees an"):
+    with pytest.raises(RunError, match=r"out: machine .* does not see this folder, or sees a d"):
         ray_engine._check_machine(token, versions()["tdlrt"])
 
 

@@ -43,7 +43,10 @@ def test_processes_that_record_at_once_lose_nothing(path):
 
 
 BROKEN = {
-    "text": ('{"row": "a", "seed": 0}\n[', r"jsonl, line 2: no result of a finished run"),
+    "text": (
+        '{"row": "a", "seed": 0}\n[',
+        r"jsonl, line 2: cannot read the result of a finished run",
+    ),
     "list": ("[]", r"jsonl, line 1: got list, expected an object"),
     "row": ('{"seed": 0}', r"jsonl, line 1: expected the name of a row and a seed"),
 }

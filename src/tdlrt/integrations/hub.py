@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from tdlrt.errors import CheckpointError
 from tdlrt.extras import needs_extra
-from tdlrt.files import open_regular, write_atomically
-from tdlrt.nn.calls import zeros_for
+from tdlrt.files import read_text, write_atomically
+from tdlrt.nn.calls import Inputs, call_model, zeros_for
 from tdlrt.report import summary
 from tdlrt.serialization import load, save
 from tdlrt.surgery import to_dense, to_plain
@@ -80,7 +80,7 @@ class Latency:
     Attributes:
         milliseconds: Median time of the network that `to_plain` makes.
         dense_milliseconds: Median time of the dense network.
-        input_size: Shape of the input with the batch.
+        input_size: Shape of the first input with the batch.
         conditions: Device, threads and version of torch of the measurement, in words.
     """
 
@@ -90,32 +90,61 @@ class Latency:
     conditions: str
 
 
-def measure_latency(model: nn.Module, input_size: Sequence[int], seconds: float = 1.0) -> Latency:
+def measure_latency(
+    model: nn.Module,
+    input_size: Sequence[int] | None = None,
+    seconds: float = 1.0,
+    *,
+    example_inputs: Inputs | None = None,
+) -> Latency:
     """Time forward passes of a model in evaluation mode, as plain torch layers and dense.
 
     Args:
         model: A model with Tucker layers or without; not changed.
         input_size: Shape of the input with the batch, such as (1, 3, 32, 32).
         seconds: Duration of the measurement of each network.
+        example_inputs: Instead of input_size, what the model is called with: a tensor, a tuple of
+            all inputs, or a dict of keyword arguments.
+
+    Raises:
+        TypeError: input_size is not a sequence of ints, or example_inputs has another type.
+        ValueError: Both or none of the two are given, or the model does not take them.
     """
-    input = zeros_for(model, input_size)
+    if input_size is None and example_inputs is None:
+        raise ValueError("input_size: got None, expected the shape of an input, or example_inputs")
+    plain = to_plain(model, input_size=input_size, example_inputs=example_inputs)
+    if input_size is not None:
+        example_inputs = zeros_for(model, input_size)
+    tensors = _tensors_of(example_inputs)
     threads = torch.get_num_threads()
     times = []
-    for network in (to_plain(model, input_size=input_size), to_dense(model)):
+    for network in (plain, to_dense(model)):
         timer = Timer(
-            "network(input)",
-            globals={"network": network.eval(), "input": input},
+            "call_model(network, inputs)",
+            globals={
+                "call_model": call_model,
+                "network": network.eval(),
+                "inputs": example_inputs,
+            },
             num_threads=threads,
         )
         with torch.inference_mode():
             times.append(1e3 * timer.blocked_autorange(min_run_time=seconds).median)
-    device = "CPU" if input.device.type == "cpu" else torch.cuda.get_device_name(input.device)
+    device = tensors[0].device if tensors else torch.device("cpu")
+    name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
     return Latency(
         milliseconds=times[0],
         dense_milliseconds=times[1],
-        input_size=tuple(input_size),
-        conditions=f"{device}, threads: {threads}, torch {torch.__version__}",
+        input_size=tuple(tensors[0].shape) if tensors else (),
+        conditions=f"{name}, threads: {threads}, torch {torch.__version__}",
     )
+
+
+def _tensors_of(inputs: Inputs | None) -> list[Tensor]:
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs or ()
+    return [one for one in values if isinstance(one, Tensor)]
 
 
 class TuckerHubMixin(
@@ -210,7 +239,6 @@ class TuckerHubMixin(
 
 def _text(path: Path) -> str:
     try:
-        with open_regular(path) as file:
-            return file.read().decode()
+        return read_text(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); expected UTF-8 text") from error

@@ -20,6 +20,7 @@ from tdlrt.paths.apply import is_channels_last
 __all__ = [
     "Inputs",
     "LayerCall",
+    "call_model",
     "calls_for",
     "evaluating",
     "random_state_kept",
@@ -220,8 +221,12 @@ def watch_calls(
     with evaluating(model), torch.no_grad():
         for layer in layers:  # `evaluating` takes these hooks away again
             layer.register_forward_hook(record, with_kwargs=True)
-        if isinstance(inputs, Mapping):
-            model(**inputs)
-        else:
-            model(*([inputs] if isinstance(inputs, Tensor) else inputs))
+        call_model(model, inputs)
     return calls
+
+
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
+    """The output of a model for one input, all inputs in their order, or keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*([inputs] if isinstance(inputs, Tensor) else inputs))

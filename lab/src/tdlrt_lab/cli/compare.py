@@ -13,15 +13,9 @@ from tdlrt_lab.cli.screens import choose_screen
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.methods import METHODS
 from tdlrt_lab.names import pick
+from tdlrt_lab.sweep.checks import check_data, check_directories, describe
 from tdlrt_lab.sweep.execute import execute
-from tdlrt_lab.sweep.plan import (
-    Sweep,
-    SweepError,
-    check_data,
-    check_directories,
-    describe,
-    read_sweep,
-)
+from tdlrt_lab.sweep.plan import Sweep, SweepError, read_sweep
 from tdlrt_lab.sweep.ray_engine import execute_on_ray
 
 __all__ = ["compare"]

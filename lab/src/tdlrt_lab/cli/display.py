@@ -16,7 +16,8 @@ from tdlrt.text_tables import format_shape
 from tdlrt_lab.cli.screens import Screen
 from tdlrt_lab.cli.terminal_tables import closing_line, layer_table
 from tdlrt_lab.data import ImageData
-from tdlrt_lab.run.results import EpochMetrics, RunDirectory
+from tdlrt_lab.run.metrics import EpochMetrics
+from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.runner import Observer
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.spread import format_spread

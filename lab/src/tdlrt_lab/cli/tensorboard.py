@@ -6,7 +6,8 @@ from typing import Any
 from tdlrt.extras import needs_extra
 from tdlrt.report import named_metrics
 from tdlrt_lab.data import ImageData
-from tdlrt_lab.run.results import EpochMetrics, RunDirectory
+from tdlrt_lab.run.metrics import EpochMetrics
+from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.runner import Observer
 from tdlrt_lab.run.training import Training
 

@@ -1,6 +1,6 @@
-"""The ways to train a network that a run can choose from, each a small file behind one interface.
+"""The methods by which a run can train and compress a network.
 
-A new method is a class in a file of its own and a line in `METHODS`.
+A new method is a class derived from `Method`, in a file of its own, and an entry in `METHODS`.
 """
 
 from tdlrt_lab.methods.cp import CP

@@ -1,4 +1,4 @@
-"""CP factors as free parameters."""
+"""CP decomposition with the factors as parameters."""
 
 import math
 from functools import reduce
@@ -22,23 +22,24 @@ __all__ = ["CP"]
 class CP(Factored):
     """Train the factors of W = sum_r a_r o b_r o c_r o d_r.
 
-    A 1x1 convolution into r channels, one per channel along each axis of the kernel, and a 1x1 one
-    to the outputs. A linear layer has two modes: there it is the matrix factorisation. The start is
-    random: a dense start has no CP form of low rank that could be computed reliably.
+    A convolution becomes a 1x1 convolution to r channels, a depthwise convolution along each axis
+    of the kernel, and a 1x1 convolution to the outputs; a linear layer becomes two linear layers.
+    The initial factors are random, because no reliable algorithm computes a low-rank CP
+    decomposition of the dense initial weight.
 
     Source: Lebedev et al., arXiv:1412.6553.
     """
 
     def ranks(self, shape: Shape, share: float) -> Ranks:
-        """One rank; the full one has as many parameters as the weight."""
+        """One rank r; at share 1 the factors have about as many entries as the weight."""
         return uniform_ranks([math.prod(shape) // sum(shape)], share)
 
     def size(self, shape: Shape, ranks: Ranks) -> int:
-        """That is r (n_1 + ... + n_d)."""
+        """R (n_1 + ... + n_d)."""
         return ranks[0] * sum(shape)
 
     def replacement(self, layer: nn.Module, ranks: Ranks) -> nn.Module:
-        """One stage per mode."""
+        """One layer per mode."""
         weight, (rank,) = layer.get_parameter("weight"), ranks
         factors = [torch.randn(size, rank) for size in weight.shape]
         overlaps = reduce(torch.mul, [factor.mT @ factor for factor in factors])

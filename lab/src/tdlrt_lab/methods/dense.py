@@ -1,4 +1,4 @@
-"""The network as it is."""
+"""The dense network, without compression."""
 
 from torch import nn
 
@@ -9,14 +9,14 @@ __all__ = ["Dense"]
 
 
 class Dense(Method):
-    """Train the network as it is.
+    """Train the dense network.
 
-    It ignores how other methods are made small: the baseline beside a run has the run's options.
+    It ignores the options of other methods, because a baseline has the options of its run.
     """
 
     options = frozenset()
     needs_budget = False
 
     def prepare(self, model: nn.Module, config: RunOptions) -> dict[str, int]:
-        """Leave every layer as it is."""
+        """Leave every layer unchanged."""
         return {}

@@ -1,7 +1,7 @@
-"""What direct trainings of a factorised weight share: plain torch layers in sequence.
+"""The base class of methods that train the factors of each weight as a sequence of torch layers.
 
-Plain layers in place of TensorLy-Torch's: these keep every option of the convolution (theirs drops
-`padding_mode`, and fails for padding 'same'), and their multiply-adds are counted as for any layer.
+Torch layers keep every option of a convolution, and their multiply-adds are counted like those of
+any layer. The layers of TensorLy-Torch drop `padding_mode` and fail for padding 'same'.
 """
 
 import math
@@ -27,29 +27,30 @@ Shape = Sequence[int]
 
 
 class Factored(Method):
-    """Train the factors of every weight as free parameters by the plain optimiser.
+    """Train the factors of every weight as parameters, with an ordinary optimiser.
 
-    Size: every layer has the same share of its full ranks, up to rounding, the largest that fits
-    `budget`; all factors count. The start has the norm of the layer's own, as for `tucker`.
+    Size: every layer has the same share of its full ranks, up to rounding: the largest share within
+    `budget`. All factors count. The initial weights keep the norm of the dense layer, as in
+    `tucker`.
     """
 
     learning_rates = FREE_FACTOR_RATES
 
     @abstractmethod
     def ranks(self, shape: Shape, share: float) -> Ranks:
-        """Ranks of a weight of the given shape at a share of the full ranks."""
+        """The ranks of a weight of shape `shape`, at a share of the full ranks."""
 
     @abstractmethod
     def size(self, shape: Shape, ranks: Ranks) -> int:
-        """Numbers in the factors."""
+        """Number of entries in the factors."""
 
     @abstractmethod
     def replacement(self, layer: nn.Module, ranks: Ranks) -> nn.Module:
-        """The layer with factors in place of its weight; takes over its bias."""
+        """Layers with the factors of the weight, and with the same bias Parameter."""
 
     @torch.no_grad()
     def prepare(self, model: nn.Module, config: RunOptions) -> dict[str, int]:
-        """Replace every layer that `tdlrt.factorize_` would take."""
+        """Replace every layer that `tdlrt.factorize_` would factorise."""
         layers = factorizable(model)
         sizes = dense_sizes(layers)
         shapes = {name: layer.get_parameter("weight").shape for name, layer in layers.items()}
@@ -67,13 +68,14 @@ class Factored(Method):
 def stage(
     layer: nn.Module, weight: Tensor, axes: Collection[int] = (), *, groups: int = 1
 ) -> nn.Module:
-    """One of the small layers that stand for a convolution or linear layer, without bias.
+    """One of the layers that replace a convolution or linear layer, without bias.
 
     Args:
-        layer: The layer.
-        weight: Weight of the small one, outputs x inputs; the taps follow.
-        axes: Spatial axes along which it convolves: stride, padding and dilation of these are
-            the layer's, and 1, 0 and 1 of the others.
+        layer: The layer to replace.
+        weight: Weight of the new layer, of shape outputs x inputs x kernel; the kernel is that
+            along `axes`.
+        axes: Spatial axes along which the new layer convolves, with the stride, padding and
+            dilation of `layer`; along the others these are 1, 0 and 1.
         groups: Groups of channels.
     """
     outputs, inputs = weight.shape[0], weight.shape[1] * groups
@@ -91,21 +93,21 @@ def stage(
 
 
 def _along(values: Any, axes: Collection[int], neutral: int) -> Any:
-    if isinstance(values, str):  # 'same' and 'valid' mean the right thing for each axis
+    if isinstance(values, str):  # 'same' and 'valid' apply to every axis
         return values
     return tuple(value if axis in axes else neutral for axis, value in enumerate(values))
 
 
 def in_sequence(layer: nn.Module, stages: list[nn.Module]) -> nn.Module:
-    """The stages one after the other; the last takes over the bias."""
+    """The stages as one module; the last one gets the bias Parameter of `layer`."""
     stages[-1].register_parameter("bias", layer._parameters["bias"])
     return nn.Sequential(*stages)
 
 
 def train_cores(tensor: Tensor, ranks: Ranks) -> list[Tensor]:
-    """The best start of a tensor train: sequential truncated SVDs, at the norm of the tensor.
+    """Tensor-train cores by sequential truncated SVDs, scaled to the norm of the tensor.
 
-    W(i_1, ..., i_d) = G_1(i_1) G_2(i_2) ... G_d(i_d), of two modes a truncated SVD.
+    W(i_1, ..., i_d) = G_1(i_1) G_2(i_2) ... G_d(i_d); for d = 2 this is the truncated SVD.
 
     Args:
         tensor: W, of shape m_1 x ... x m_d.
@@ -128,7 +130,13 @@ def train_cores(tensor: Tensor, ranks: Ranks) -> list[Tensor]:
 
 
 def balanced(factors: list[Tensor], norm: float, wanted: float) -> list[Tensor]:
-    """Scale factors so that all have one norm and their product, of norm `norm`, has `wanted`."""
+    """Scale factors to equal norms, and so that the norm of their product changes to `wanted`.
+
+    Args:
+        factors: The factors.
+        norm: Norm of their product.
+        wanted: Norm of the product of the scaled factors.
+    """
     norms = [float(factor.norm()) for factor in factors]
-    each = (wanted / norm * math.prod(norms)) ** (1 / len(factors))
-    return [factor * (each / own) for factor, own in zip(factors, norms, strict=True)]
+    common = (wanted / norm * math.prod(norms)) ** (1 / len(factors))
+    return [factor * (common / own) for factor, own in zip(factors, norms, strict=True)]

@@ -13,9 +13,9 @@ TEMPERATURE = 200.0
 
 
 class GraSP(MaskedAtStart):
-    """Remove the weights with the largest -w * H g before training: those that least hold g up.
+    """Before training, remove the weights with the largest -w * H g, to preserve the gradient norm.
 
-    g is the gradient of the loss and H its Hessian; the logits are divided by 200.
+    g is the gradient and H the Hessian of the loss, computed with logits divided by 200.
 
     Source: Wang, Zhang and Grosse, arXiv:2002.07376, equation 8 and algorithm 1.
     """
@@ -23,7 +23,7 @@ class GraSP(MaskedAtStart):
     def scores(
         self, training: TrainingView, weights: dict[str, Tensor], images: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
-        """Those are w * H g: what stays scores high."""
+        """W * H g; weights with high scores are kept."""
         tensors = list(weights.values())
         loss = F.cross_entropy(training.model(images) / TEMPERATURE, labels)
         gradients = torch.autograd.grad(loss, tensors, create_graph=True)

@@ -1,4 +1,4 @@
-"""What unstructured pruning methods share: masks over the weights of the network."""
+"""Base classes of unstructured pruning, by masks of `torch.nn.utils.prune`."""
 
 from collections.abc import Mapping
 
@@ -18,29 +18,29 @@ MOST_SAMPLES = 512
 
 
 class Masked(Method):
-    """Keep the weights with the highest scores over all layers together, set the others to zero.
+    """Keep the weights with the highest scores, compared over all layers; set the others to zero.
 
-    Size: kept weights. The mask is not counted, and what runs is as large as before.
+    Size: the number of kept weights. Masks are not counted, and inference costs as much as before.
     """
 
     def prepare(self, model: nn.Module, config: RunOptions) -> dict[str, int]:
-        """Leave the network dense for now."""
+        """Leave the network dense until it is pruned."""
         return dense_sizes(factorizable(model))
 
     def restore(self, training: TrainingView, weights: Mapping[str, Tensor]) -> None:
-        """Put masks on the layers that had one, of ones for now."""
+        """Add masks of ones to the layers that had masks; loading the weights sets their values."""
         for name in training.layers:
             layer = training.model.get_submodule(name)
             if f"{name}.weight_mask" in weights and not prune.is_pruned(layer):
                 prune.identity(layer, "weight")  # type: ignore[no-untyped-call]
 
     def keep(self, training: TrainingView, scores: Mapping[str, Tensor], share: float) -> None:
-        """Mask all but a share of the weights.
+        """Mask all weights but the share with the highest scores.
 
         Args:
             training: The training.
-            scores: Score of each weight, by layer; weights masked before must score lowest.
-            share: Share of the weights that stay.
+            scores: Scores of the weights of each layer; those of masked weights must be lowest.
+            share: Share of the weights to keep.
         """
         flat = torch.cat([scores[name].flatten() for name in training.layers])
         kept = torch.zeros_like(flat)
@@ -56,24 +56,24 @@ class Masked(Method):
 
 
 class MaskedAtStart(Masked):
-    """Masks that are found on a sample of the training images before the first step."""
+    """Pruning before the first step, by scores from a sample of the training images."""
 
     def scores(
         self, training: TrainingView, weights: dict[str, Tensor], images: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
-        """Score of each weight on the images."""
+        """The score of each weight, by layer; the highest are kept."""
         raise NotImplementedError
 
     def begin(self, training: TrainingView) -> None:
-        """Prune."""
+        """Compute the scores and prune."""
         count = min(SAMPLES_PER_CLASS * training.classes, MOST_SAMPLES)
-        images, labels = training.batch(training.order()[:count])
+        images, labels = training.sample(count)
         weights: dict[str, Tensor] = {
             name: training.model.get_submodule(name).get_parameter("weight")
             for name in training.layers
         }
         buffers = {name: buffer.clone() for name, buffer in training.model.named_buffers()}
         scores = self.scores(training, weights, images, labels)
-        # Running statistics have seen these images; they begin with the training.
+        # Undo the update of running statistics by these images.
         training.model.load_state_dict(buffers, strict=False)
         self.keep(training, scores, training.config.budget or 1.0)

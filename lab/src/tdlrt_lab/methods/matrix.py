@@ -1,4 +1,4 @@
-"""Matrix factors as free parameters: W = U V^T for the weight as a matrix."""
+"""Matrix factorisation W = U V^T with the factors as parameters."""
 
 import math
 
@@ -20,15 +20,16 @@ __all__ = ["Matrix"]
 class Matrix(Factored):
     """Train U and V of W = U V^T, W reshaped to outputs x (inputs times taps).
 
-    V^T is a convolution into r channels and U a 1x1 convolution. The start is the truncated SVD.
+    V^T is a convolution to r channels and U a 1x1 convolution. The initial factors are those of the
+    truncated SVD.
     """
 
     def ranks(self, shape: Shape, share: float) -> Ranks:
-        """One rank, of at most min(n_1, prod(others))."""
+        """One rank; the full rank is min(n_1, n_2 ... n_d)."""
         return uniform_ranks([min(shape[0], math.prod(shape[1:]))], share)
 
     def size(self, shape: Shape, ranks: Ranks) -> int:
-        """That is r (n_1 + prod(others))."""
+        """R (n_1 + n_2 ... n_d)."""
         return ranks[0] * (shape[0] + math.prod(shape[1:]))
 
     def replacement(self, layer: nn.Module, ranks: Ranks) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Matrix DLRT: the integrators of TDLRT on the weight as a matrix."""
+"""Matrix DLRT: the integrators of TDLRT for weights reshaped to matrices."""
 
 import copy
 from collections.abc import Sequence
@@ -32,15 +32,15 @@ class MatrixDLRT(TDLRTMethod):
     options = TDLRTMethod.options - {"modes"}
 
     def check(self, config: RunOptions) -> None:
-        """Refuse ranks per layer, which are lists per mode of the kernel."""
+        """Refuse ranks by layer name, which have one entry per mode of the kernel."""
         if isinstance(config.rank, dict):
             raise ConfigError(
-                f"rank {config.rank!r}: expected one for all layers for method 'matrix_dlrt', "
-                "whose weights have two modes; give a share, an integer or 'full'"
+                f"rank {config.rank!r}: expected one rank for all layers with method "
+                "'matrix_dlrt', whose weights have two modes; give a share, an integer or 'full'"
             )
 
     def prepare(self, model: nn.Module, config: RunOptions) -> dict[str, int]:
-        """Factorise every layer that `tdlrt.factorize_` would take, as a matrix."""
+        """Factorise, as a matrix, every layer that `tdlrt.factorize_` would factorise."""
         layers = factorizable(model)
         rank: Any = config.rank
         scale: Any = config.init_scale
@@ -54,11 +54,11 @@ class MatrixDLRT(TDLRTMethod):
 
 
 class MatrixConv(TuckerLayer):
-    """A convolution with W = U_0 C U_1^T: by U_1^T into r channels, then 1x1 by U_0 C.
+    """A convolution with W = U_0 C U_1^T: one to r channels by U_1^T, then a 1x1 one by U_0 C.
 
     Args:
         conv: The convolution; its bias Parameter is shared.
-        rank: As for TuckerLinear, of the outputs x (inputs times taps) matrix.
+        rank: As for TuckerLinear, of the matrix outputs x (inputs times taps).
         init_scale: As for TuckerLinear.
     """
 
@@ -69,7 +69,7 @@ class MatrixConv(TuckerLayer):
         matrix.weight = nn.Parameter(conv.get_parameter("weight").detach().flatten(1))
         matrix.bias = conv._parameters["bias"]  # type: ignore[assignment]
         self._factorize(matrix, rank, "all", init_scale)
-        # Only its options are wanted; in a tuple it is no submodule, whose weight would be listed.
+        # Kept for its options. In a tuple it is not registered as a submodule.
         options: Any = copy.copy(conv)
         options._parameters = {"weight": None, "bias": None}
         self.kernel = (tuple(conv.get_parameter("weight").shape[1:]), options)
@@ -84,7 +84,7 @@ class MatrixConv(TuckerLayer):
 
     @torch.no_grad()
     def to_plain(self, path: PathChoice = "auto") -> nn.Module:
-        """Two convolutions; there is one path."""
+        """Two convolutions; the only path."""
         reduce, expand = linear_stages(self.core, self._bases, "fold_out")
         shape, conv = self.kernel
         last = stage(conv, expand)
@@ -96,7 +96,7 @@ class MatrixConv(TuckerLayer):
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True
     ) -> LayerShape:
-        """That of a matrix, applied at every position of the output."""
+        """The shape of the matrix, applied at every position of the output."""
         shape, conv = self.kernel
         options = {name: getattr(conv, name) for name in ("stride", "padding", "dilation")}
         rows = conv_shape((self.shape[0], *shape), self.ranks, input, **options).rows_out

@@ -1,4 +1,4 @@
-"""What every method is: its options, and what it does at the fixed points of a training."""
+"""The base class of methods: their options, and hooks that a training calls."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -37,16 +37,17 @@ FREE_FACTOR_RATES = {"sgd": 0.02, "adam": 0.006, "adamw": 0.006}
 
 
 class Method:
-    """A way to train a small network; without state, all of which is in the training.
+    """A way to train a small network. Methods have no state; all of it is in the training.
 
-    The defaults are those of a method that trains the network as it is by the plain optimiser and
-    is told its size by `budget`.
+    The defaults are those of a method that trains with an ordinary optimiser and whose size is
+    given by `budget`.
 
     Attributes:
-        learning_rates: Largest learning rate per optimiser, unless told otherwise.
-        options: Options of `RunOptions` that mean something to this method but not to every one.
-            The others must keep their defaults; only an empty set ignores them all.
-        needs_budget: Whether there is no other way to say the size.
+        learning_rates: Default peak learning rate for each optimiser.
+        options: The options of `RunOptions` that this method uses, of those that some methods do
+            not use. The others must have their default values; if the set is empty, they are
+            ignored.
+        needs_budget: Whether `budget` is required.
     """
 
     learning_rates: ClassVar[Mapping[str, float]] = DENSE_RATES
@@ -54,51 +55,51 @@ class Method:
     needs_budget: ClassVar[bool] = True
 
     def check(self, config: RunOptions) -> None:
-        """Refuse options that contradict each other.
+        """Check the options of this method.
 
         Raises:
-            ConfigError: They do.
+            ConfigError: `budget` is missing, or options contradict each other.
         """
         if self.needs_budget and config.budget is None:
             raise ConfigError(
-                f"budget None: expected a share in (0, 1] for method {config.method!r}, which "
-                "has no other measure of its size; give one such as --budget 0.05"
+                f"budget None: expected a share in (0, 1] for method {config.method!r}, whose "
+                "size is given by it alone; add for example --budget 0.05"
             )
 
     def prepare(self, model: nn.Module, config: RunOptions) -> dict[str, int]:
-        """Change the new network, in place, before it goes to its device.
+        """Change the new network in place, before it is moved to its device.
 
         Args:
             model: The dense network.
             config: Options of the run.
 
         Returns:
-            The layers that the method makes small, by name, with the parameters that each of
-            their dense weights has. Compression is measured over these.
+            The layers that the method compresses, by name, with the number of entries of their
+            dense weights. Compression is measured over these layers.
 
         Raises:
-            RankError: No network is as small as the budget asks.
+            RankError: The smallest network of this method exceeds the budget.
         """
         raise NotImplementedError
 
     def optimizer(self, model: nn.Module, config: RunOptions, steps: int) -> torch.optim.Optimizer:
-        """The optimiser of all parameters, for a training of so many steps."""
+        """The optimiser of all parameters, for a training of `steps` steps."""
         return OPTIMIZERS[config.optimizer](model.parameters(), **optimizer_options(config))
 
     def begin(self, training: TrainingView) -> None:
-        """Do what needs the data and the device, before the first step."""
+        """Called before the first step, with the network on its device."""
 
     def penalty(self, training: TrainingView) -> Tensor | None:
-        """What is added to the loss of this step."""
+        """A term to add to the loss of this step, or None."""
         return None
 
     def after_step(self, training: TrainingView) -> None:
-        """Do what comes after a step."""
+        """Called after each step."""
 
     def restore(self, training: TrainingView, weights: Mapping[str, Tensor]) -> None:
-        """Give the network the form, not the values, in which it had these weights."""
+        """Change the structure of the network so that these weights can be loaded into it."""
 
 
 def optimizer_options(config: RunOptions) -> dict[str, Any]:
-    """Arguments of the optimiser's class."""
+    """Keyword arguments for the class of the optimiser."""
     return {name: getattr(config, name) for name in OPTIMIZER_OPTIONS[config.optimizer]}

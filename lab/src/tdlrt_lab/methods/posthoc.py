@@ -1,4 +1,4 @@
-"""Post-hoc Tucker: decompose a trained dense network, then fine-tune it."""
+"""Post-hoc Tucker decomposition of a trained dense network, followed by fine-tuning."""
 
 from collections.abc import Mapping
 
@@ -26,15 +26,15 @@ class Posthoc(Method):
     """Train dense until `dense_until`, truncate every weight by HOSVD, train cores and bases.
 
     Size: every mode of every layer keeps the same share of its squared singular values, up to
-    rounding, the largest that fits `budget`; cores and bases count.
+    rounding: the largest share within `budget`. Cores and bases count.
 
-    Source: Kim et al., arXiv:1511.06530, with that rule in place of variational Bayes.
+    Source: Kim et al., arXiv:1511.06530, with this rule in place of variational Bayes.
     """
 
     options = frozenset({"budget", "dense_until"})
 
     def prepare(self, model: nn.Module, config: RunOptions) -> dict[str, int]:
-        """Leave the network dense for now."""
+        """Leave the network dense until it is decomposed; check the budget."""
         layers = factorizable(model)
         sizes = dense_sizes(layers)
         shapes = [layer.get_parameter("weight").shape for layer in layers.values()]
@@ -43,7 +43,7 @@ class Posthoc(Method):
         return sizes
 
     def after_step(self, training: TrainingView) -> None:
-        """Decompose the network when its time has come."""
+        """Decompose the network after `dense_steps` steps."""
         if training.step != training.dense_steps:
             return
         weights = {
@@ -65,13 +65,13 @@ class Posthoc(Method):
         _factorize(training, {name: ranks(name, share) for name, share in shares.items()})
 
     def restore(self, training: TrainingView, weights: Mapping[str, Tensor]) -> None:
-        """Decompose the network if it was when it had these weights; they bring their ranks."""
+        """Decompose the network if the weights are; loading them sets the ranks."""
         if any(f"{name}.core" in weights for name in training.layers):
             _factorize(training, dict.fromkeys(training.layers, 1))
 
 
 def _smallest_rank(spectrum: Tensor, share: float) -> int:
-    """Smallest rank that keeps a share of the squared singular values, in a batch of one."""
+    """Smallest rank that keeps a share of the squared singular values; a batch of one spectrum."""
     size = torch.tensor([spectrum.shape[1]])
     budget = torch.tensor([1 - share if share < 1 else -1.0], dtype=torch.float64)
     return int(kept_ranks(spectrum, size, budget, size))

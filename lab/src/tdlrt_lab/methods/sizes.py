@@ -1,8 +1,9 @@
-"""The size of a network, measured alike for every method, and how to meet a given one."""
+"""The size of a network, measured in the same way for every method, and how to meet a budget."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from torch import nn
 
@@ -10,6 +11,7 @@ from tdlrt.errors import RankError
 from tdlrt.surgery import factorize_
 
 __all__ = [
+    "Size",
     "check_budget",
     "dense_sizes",
     "factorizable",
@@ -23,41 +25,65 @@ __all__ = [
 BISECTIONS = 16
 
 
+class Size(NamedTuple):
+    """Parameters of the layers that a method compresses, without biases, and of the network."""
+
+    parameters: int
+    dense_parameters: int
+    network_parameters: int
+    network_dense_parameters: int
+
+    @property
+    def compression(self) -> float:
+        """1 - parameters / dense_parameters of these layers; 0 if there are none."""
+        return 1 - self.parameters / self.dense_parameters if self.dense_parameters else 0.0
+
+    @property
+    def network_compression(self) -> float:
+        """1 - parameters / dense parameters of the whole network."""
+        return 1 - self.network_parameters / self.network_dense_parameters
+
+
 def factorizable(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of a dense network that `tdlrt.factorize_` would put in Tucker format, by name."""
+    """The layers of a dense network that `tdlrt.factorize_` would factorise, by name."""
     rows = factorize_(model, rank=1, dry_run=True).factorized
     return {row.name: model.get_submodule(row.name) for row in rows}
 
 
 def dense_sizes(layers: dict[str, nn.Module]) -> dict[str, int]:
-    """Numbers in the weight of each dense layer."""
+    """Number of entries in the weight of each dense layer."""
     return {name: layer.get_parameter("weight").numel() for name, layer in layers.items()}
 
 
 def kept_parameters(module: nn.Module, *, biases: bool = True) -> int:
-    """Parameters of a module; of those under a mask of `torch.nn.utils.prune` the kept ones.
+    """Number of parameters of a module, without those that `torch.nn.utils.prune` has masked.
 
-    A mask itself is not counted: what it costs depends on how it is stored.
+    The masks are not counted: their cost depends on how they are stored.
+
+    Args:
+        module: The module; a shared parameter counts once.
+        biases: Whether biases count.
     """
-    return sum(_sizes(module, biases))
-
-
-def _sizes(module: nn.Module, biases: bool) -> Iterator[int]:
-    seen = set()
+    counts: dict[nn.Parameter, int] = {}
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
-            if parameter in seen or (name == "bias" and not biases):
-                continue
-            seen.add(parameter)
-            mask = part._buffers.get(name.removesuffix("_orig") + "_mask")
-            yield parameter.numel() if mask is None else int(mask.sum())
+            if name != "bias" or biases:
+                mask = part._buffers.get(name.removesuffix("_orig") + "_mask")
+                kept = parameter.numel() if mask is None else int(mask.sum())
+                counts.setdefault(parameter, kept)
+    return sum(counts.values())
 
 
 def check_budget(smallest: int, budget: float, dense: int) -> None:
-    """Refuse a budget that the smallest network exceeds.
+    """Check that the smallest possible network is within the budget.
+
+    Args:
+        smallest: Parameters of the smallest network.
+        budget: Share of the dense parameters that the network may have.
+        dense: Dense parameters.
 
     Raises:
-        RankError: It does.
+        RankError: The smallest network is larger.
     """
     if smallest > budget * dense:
         raise RankError(
@@ -68,10 +94,10 @@ def check_budget(smallest: int, budget: float, dense: int) -> None:
 
 
 def largest_share(size: Callable[[float], int], budget: float, dense: int) -> float:
-    """The largest share in [0, 1] whose network fits the budget, by bisection.
+    """The largest share in [0, 1] whose network is within the budget, by bisection.
 
     Args:
-        size: Parameters of the network of a share; does not fall with it.
+        size: Number of parameters as a nondecreasing function of the share.
         budget: Share of the dense parameters that the network may have.
         dense: Dense parameters.
 
@@ -79,7 +105,7 @@ def largest_share(size: Callable[[float], int], budget: float, dense: int) -> fl
         The share.
 
     Raises:
-        RankError: Even the network of share 0 is larger.
+        RankError: The network is too large even at share 0.
     """
     check_budget(size(0.0), budget, dense)
     return _bisect(size, budget * dense, 0.0, 1.0)
@@ -88,12 +114,14 @@ def largest_share(size: Callable[[float], int], budget: float, dense: int) -> fl
 def largest_shares(
     size: Callable[[str, float], int], budget: float, layers: Mapping[str, int]
 ) -> dict[str, float]:
-    """One share for all layers, the largest that fits, and what rounding to ranks leaves over.
+    """The largest common share within the budget, then larger shares where rounding leaves room.
 
-    That goes to the layers in turn, the largest first, each up to twice its share.
+    Ranks are integers, so the common share does not use up the budget. The rest goes to the layers
+    in turn, the largest first; no layer gets more than twice the common share.
 
     Args:
-        size: Parameters of a layer, by name, at a share; does not fall with it.
+        size: Number of parameters of a layer, given its name and a share; nondecreasing in the
+            share.
         budget: Share of the dense parameters that the layers may have together.
         layers: Dense parameters of each layer.
 
@@ -101,7 +129,7 @@ def largest_shares(
         The share of each layer.
 
     Raises:
-        RankError: Even the network of share 0 is larger.
+        RankError: The network is too large even at share 0.
     """
     dense = sum(layers.values())
     share = largest_share(lambda one: sum(size(name, one) for name in layers), budget, dense)
@@ -124,7 +152,7 @@ def _bisect(size: Callable[[float], int], limit: float, low: float, high: float)
 
 
 def uniform_ranks(full: Sequence[int], share: float) -> tuple[int, ...]:
-    """A share of each full rank, at least 1.
+    """The given share of each full rank, rounded, and at least 1.
 
     >>> uniform_ranks((20, 3), 0.25)
     (5, 1)
@@ -133,5 +161,5 @@ def uniform_ranks(full: Sequence[int], share: float) -> tuple[int, ...]:
 
 
 def tucker_size(shape: Sequence[int], ranks: Sequence[int]) -> int:
-    """Numbers in the core and the bases of a weight of the given shape."""
+    """Number of entries in the core and the bases of a weight."""
     return math.prod(ranks) + sum(n * r for n, r in zip(shape, ranks, strict=True))

@@ -11,7 +11,7 @@ __all__ = ["SNIP"]
 
 
 class SNIP(MaskedAtStart):
-    """Keep the weights with the largest |w * grad_w L| before training.
+    """Before training, keep the weights with the largest |w * grad_w L|.
 
     Source: Lee, Ajanthan and Torr, arXiv:1810.02340, equation 5.
     """
@@ -19,7 +19,7 @@ class SNIP(MaskedAtStart):
     def scores(
         self, training: TrainingView, weights: dict[str, Tensor], images: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
-        """Those are |w * grad_w L|."""
+        """|w * grad_w L|."""
         loss = F.cross_entropy(training.model(images), labels)
         gradients = torch.autograd.grad(loss, list(weights.values()))
         pairs = zip(weights.items(), gradients, strict=True)

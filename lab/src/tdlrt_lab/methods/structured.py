@@ -1,4 +1,4 @@
-"""Structured pruning: whole channels are removed, by Torch-Pruning."""
+"""Structured pruning: Torch-Pruning removes whole channels."""
 
 import copy
 from collections.abc import Mapping
@@ -26,10 +26,10 @@ __all__ = ["Structured"]
 
 
 class Structured(Method):
-    """Train dense until `dense_until`, remove the channels of smallest norm, train on.
+    """Train dense until `dense_until`, remove the channels of smallest norm, continue training.
 
-    Size: every layer loses the same share of its channels, the smallest with which the weights fit
-    `budget`; they are physically smaller.
+    Size: every layer keeps the same share of its channels, the largest with which the weights are
+    within `budget`. The layers become smaller; no masks are used.
 
     Source: Fang et al., DepGraph, arXiv:2301.12900 (package torch-pruning).
     """
@@ -37,26 +37,26 @@ class Structured(Method):
     options = frozenset({"budget", "dense_until"})
 
     def check(self, config: RunOptions) -> None:
-        """Refuse a missing package as well."""
+        """Also check that Torch-Pruning is installed."""
         super().check(config)
         _torch_pruning()
 
     def prepare(self, model: nn.Module, config: RunOptions) -> dict[str, int]:
-        """Leave the network dense for now."""
+        """Leave the network dense until it is pruned."""
         return dense_sizes(factorizable(model))
 
     def begin(self, training: TrainingView) -> None:
-        """Find out before the training whether the network can be made so small.
+        """Check before the training that the network can be pruned to the budget.
 
         Raises:
             ConfigError: Torch-Pruning cannot prune it.
-            RankError: It is larger than the budget with one channel a layer.
+            RankError: It exceeds the budget even with one channel per layer.
         """
         trial = copy.deepcopy(training.model)
         try:
             _prune(trial, training.input_size, 0.0)
             summary(trial, input_size=training.input_size)
-        except Exception as error:  # its tracing runs the network, which may raise anything
+        except Exception as error:  # tracing runs the network, which may raise anything
             raise ConfigError(
                 f"model {training.config.model!r}: cannot be pruned by torch-pruning "
                 f"({type(error).__name__}: {error}); choose another model or method"
@@ -65,21 +65,22 @@ class Structured(Method):
         check_budget(_size(trial, training), training.config.budget or 1.0, dense)
 
     def after_step(self, training: TrainingView) -> None:
-        """Remove channels when the time has come."""
+        """Remove channels after `dense_steps` steps."""
         if training.step == training.dense_steps:
-            _shrink(training)
+            _remove_channels(training)
 
     def restore(self, training: TrainingView, weights: Mapping[str, Tensor]) -> None:
-        """Remove channels if they were when the network had these weights.
+        """Remove channels if the weights are of a pruned network.
 
-        How many go depends on the shapes alone; which ones, on the weights that follow.
+        The number of channels to remove depends on shapes alone. Which ones are removed does not
+        matter, because the weights are loaded afterwards.
         """
         own = training.model.state_dict()
         if any(name in own and own[name].shape != stored.shape for name, stored in weights.items()):
-            _shrink(training)
+            _remove_channels(training)
 
 
-def _shrink(training: TrainingView) -> None:
+def _remove_channels(training: TrainingView) -> None:
     def size(share: float) -> int:
         model = copy.deepcopy(training.model)
         _prune(model, training.input_size, share)
@@ -97,10 +98,11 @@ def _size(model: nn.Module, training: TrainingView) -> int:
 
 
 def _prune(model: nn.Module, input_size: tuple[int, ...], share: float) -> None:
-    """Keep a share of the channels of every layer, at least one; the outputs of the head stay."""
+    """Keep a share of the channels of every layer, at least one; all outputs of the head stay."""
     pruning = _torch_pruning()
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
-    # A layer all of whose channels would go is skipped. Half a channel makes up for truncation.
+    # Torch-Pruning truncates the number of channels to remove; half a channel corrects for that.
+    # It skips a layer that would lose all channels, so at least one is kept.
     ratios = {
         layer: 1 - (max(1, round(share * len(layer.weight))) + 0.5) / len(layer.weight)
         for layer in layers[:-1]

@@ -1,4 +1,4 @@
-"""TDLRT: in Tucker format from the first step to the last, with ranks that are found."""
+"""TDLRT: training in Tucker format throughout, with adaptive ranks."""
 
 from typing import Any
 
@@ -31,19 +31,21 @@ RAMPS: dict[str, type[LinearSchedule | CubicSchedule] | None] = {
 }
 
 INTEGRATORS = {"parallel": frozenset({"basis_every"}), "bug": frozenset({"core_steps"})}
-"""The options of `RunOptions` that each integrator alone uses."""
+"""The options of `RunOptions` that only one integrator uses."""
 
 RATES = {"sgd": 0.05, "adam": 0.006, "adamw": 0.006}
 
-# A ramp ends at this share of the steps before the ranks stay; a budget starts at RAMP_BUDGET.
 RAMP_SHARE = 0.75
+"""A ramp ends after this share of the steps in which ranks are adapted."""
+
 RAMP_BUDGET = 0.5
+"""The budget at which a ramp starts, if the final one is smaller."""
 
 
 class TDLRTMethod(Method):
-    """Train cores and bases by `tdlrt.TDLRT`, with either integrator.
+    """Train cores and bases with `tdlrt.TDLRT` and either integrator.
 
-    Size: what `tau` leaves, or at most `budget`; cores and bases count.
+    Size: given by the tolerance `tau`, or at most `budget`. Cores and bases count.
 
     Source: arXiv:2305.19059.
     """
@@ -56,13 +58,13 @@ class TDLRTMethod(Method):
     needs_budget = False
 
     def prepare(self, model: nn.Module, config: RunOptions) -> dict[str, int]:
-        """Put the network in Tucker format."""
+        """Factorise the network."""
         rank: Any = config.rank  # checked by RunConfig, down to the spelling of "full"
         report = factorize_(model, rank=rank, modes=config.modes, init_scale=config.init_scale)
         return {row.name: row.dense_parameters for row in report.factorized}
 
     def optimizer(self, model: nn.Module, config: RunOptions, steps: int) -> torch.optim.Optimizer:
-        """The integrator around the plain optimiser."""
+        """`tdlrt.TDLRT` around the chosen optimiser."""
         freeze_after = round(config.freeze_at * steps)
         try:
             return TDLRT(
@@ -76,11 +78,11 @@ class TDLRTMethod(Method):
                 **optimizer_options(config),
             )
         except RankError as error:
-            # The library knows the option as the argument of its policy.
+            # The library calls the option `fraction`, an argument of its policy.
             raise RankError(str(error).replace("fraction", "budget")) from error
 
     def penalty(self, training: TrainingView) -> Tensor | None:
-        """The spread of the cores' spectra: it does not count before their ranks are found."""
+        """The spectral penalty of the cores, once the ranks are frozen."""
         weight, optimizer = training.config.spectral_penalty, training.optimizer
         if weight == 0 or not (isinstance(optimizer, TDLRT) and optimizer.ranks_frozen):
             return None

@@ -1,4 +1,4 @@
-"""Tensor-train factors as free parameters."""
+"""Tensor-train decomposition with the cores as parameters."""
 
 import math
 
@@ -20,15 +20,15 @@ __all__ = ["TensorTrain"]
 class TensorTrain(Factored):
     """Train the cores of W(o, i, a, b) = G_1(i) G_2(a) G_3(b) G_4(o).
 
-    A 1x1 convolution into r_1 channels, one along each axis of the kernel, and a 1x1 one to the
-    outputs. A linear layer has two modes: there it is the matrix factorisation. The start is the
-    sequential truncated SVD.
+    A convolution becomes a 1x1 convolution to r_1 channels, a convolution along each axis of the
+    kernel, and a 1x1 convolution to the outputs; a linear layer becomes two linear layers. The
+    initial cores are those of sequential truncated SVDs.
 
     Source: Oseledets, Tensor-train decomposition, 2011; Garipov et al., arXiv:1611.03214.
     """
 
     def ranks(self, shape: Shape, share: float) -> Ranks:
-        """Ranks between neighbours, of at most the smaller of the products on either side."""
+        """Ranks r_1, ..., r_{d-1}, each at most the product of the modes on either side."""
         modes = _train_order(shape)
         full = [min(math.prod(modes[:cut]), math.prod(modes[cut:])) for cut in range(1, len(modes))]
         ranks = [1, *uniform_ranks(full, share), 1]
@@ -44,7 +44,7 @@ class TensorTrain(Factored):
         return sum(edges[k] * n * edges[k + 1] for k, n in enumerate(_train_order(shape)))
 
     def replacement(self, layer: nn.Module, ranks: Ranks) -> nn.Module:
-        """One stage per mode."""
+        """One layer per mode."""
         weight = layer.get_parameter("weight")
         cores = train_cores(weight.movedim(0, -1), ranks)
         stages = [stage(layer, cores[0][0].mT)]
@@ -53,5 +53,5 @@ class TensorTrain(Factored):
 
 
 def _train_order(shape: Shape) -> tuple[int, ...]:
-    """Inputs first, then the taps, outputs last: the order in which they are applied."""
+    """The modes in the order in which the cores are applied: inputs, taps, outputs."""
     return (*shape[1:], shape[0])

@@ -1,4 +1,4 @@
-"""What a method sees of the training that it is part of."""
+"""The part of a training that a method uses."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -12,7 +12,7 @@ __all__ = ["TrainingView"]
 
 
 class TrainingView(Protocol):
-    """A training, as far as a method needs it; `tdlrt_lab.run.training.Training` is one."""
+    """The attributes of `tdlrt_lab.run.training.Training` that methods use."""
 
     @property
     def config(self) -> RunOptions:
@@ -24,7 +24,7 @@ class TrainingView(Protocol):
 
     @property
     def layers(self) -> Mapping[str, int]:
-        """The layers that the method makes small, with the size of their dense weights."""
+        """The layers that the method compresses, with the size of their dense weights."""
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -36,21 +36,18 @@ class TrainingView(Protocol):
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        """The shape of a batch of one image."""
+        """The shape (1, channels, height, width) of a batch of one image."""
 
     @property
     def step(self) -> int:
-        """The number of steps taken so far."""
+        """The number of steps so far."""
 
     @property
     def dense_steps(self) -> int:
-        """The step after which a method that starts dense makes the network small."""
+        """The step after which a method that starts dense compresses the network."""
 
-    def order(self) -> Tensor:
-        """The indices of the training images in the order of this epoch."""
-
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The training images (normalised) and the labels of some indices."""
+    def sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first `count` training images of this epoch, normalised, and their labels."""
 
     def rebuild(self) -> None:
-        """Take up the network after its parameters were replaced by others."""
+        """Create a new optimiser after the method has replaced parameters of the network."""

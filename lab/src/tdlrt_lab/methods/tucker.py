@@ -1,4 +1,4 @@
-"""Tucker factors as free parameters at fixed ranks ("Tucker vanilla")."""
+"""Tucker decomposition with cores and bases as parameters and fixed ranks ("Tucker vanilla")."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,15 +22,15 @@ __all__ = ["Tucker"]
 
 Ranks = tuple[int, ...]
 
-# A share of 0 means rank 1 here, and is no rank for `explicit_ranks`.
 SMALLEST_SHARE = 1e-9
+"""Gives rank 1; `explicit_ranks` does not accept a share of 0."""
 
 
 class Tucker(Method):
-    """Train cores and bases directly, by the plain optimiser, at fixed ranks.
+    """Train cores and bases directly, with an ordinary optimiser and fixed ranks.
 
-    Size: what `rank` gives; or with a `budget` the same share of the channel modes of every layer,
-    up to rounding, the largest that fits. Cores and bases count.
+    Size: given by `rank`; or with a `budget`, every channel mode of every layer has the same share
+    of its full rank, up to rounding: the largest share within the budget. Cores and bases count.
     """
 
     learning_rates = FREE_FACTOR_RATES
@@ -38,18 +38,19 @@ class Tucker(Method):
     needs_budget = False
 
     def check(self, config: RunOptions) -> None:
-        """Refuse a rank beside a budget."""
+        """Refuse a rank together with a budget."""
         if config.budget is not None and config.rank != RunOptions.rank:
             raise ConfigError(
                 f"rank {config.rank!r} and budget {config.budget!r}: expected one of them for "
-                "method 'tucker'; both say the ranks"
+                "method 'tucker', because each determines the ranks"
             )
 
     def prepare(self, model: nn.Module, config: RunOptions) -> dict[str, int]:
-        """Put the network in Tucker format.
+        """Factorise the network.
 
-        Free factors start at the norm of the layer: a flat spectrum loses most of it by
-        truncation, and there is no tolerance for which learned directions would have to stand out.
+        With init_scale 'auto' the scale is 1, which keeps the norm of each weight: truncation of a
+        flat spectrum loses most of the norm. A smaller scale helps to tell learned directions from
+        initial ones when a tolerance chooses the ranks, and here the ranks are fixed.
         """
         rank: Any = config.rank
         if config.budget is not None:

@@ -12,12 +12,9 @@ from typing import Any
 from tdlrt.errors import RunError
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.rank_option import format_rank
-from tdlrt_lab.run.results import (
-    EpochMetrics,
-    RunDirectory,
-    is_finite_number,
-    versions,
-)
+from tdlrt_lab.run.environment import versions
+from tdlrt_lab.run.metrics import EpochMetrics, is_finite_number
+from tdlrt_lab.run.results import RunDirectory
 
 __all__ = [
     "PLACE",

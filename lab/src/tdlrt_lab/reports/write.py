@@ -23,7 +23,7 @@ from tdlrt_lab.reports.tables import (
     table_rows,
     table_titles,
 )
-from tdlrt_lab.run.results import machine, versions
+from tdlrt_lab.run.environment import machine, versions
 from tdlrt_lab.sweep.plan import DESCRIPTION
 
 __all__ = ["Report", "write_report"]

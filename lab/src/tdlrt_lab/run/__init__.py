@@ -1,1 +1,1 @@
-"""A run: training, checkpoints, the run directory, and what is made of a finished run."""
+"""A run: the training, its checkpoints and directory, and plots, timing and export."""

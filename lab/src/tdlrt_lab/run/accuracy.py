@@ -1,4 +1,4 @@
-"""How many images a network classifies rightly."""
+"""Classification accuracy."""
 
 from collections.abc import Callable
 
@@ -14,17 +14,17 @@ BATCH = 500
 
 @torch.inference_mode()
 def accuracy(network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> float:
-    """Share of the images, in percent, that a network classifies rightly.
+    """Percentage of the images that a network classifies correctly.
 
-    Several processes share the images out, and each gets the share of all.
+    Several processes divide the images among them; each returns the accuracy over all images.
 
     Args:
-        network: From images to a score per class; a module must be in the mode eval.
-        images: What the network takes.
-        labels: The right class of each, on the same device.
+        network: Maps a batch of images to logits; a module must be in evaluation mode.
+        images: The inputs of the network.
+        labels: The class of each image, on the same device.
     """
     batches = [*zip(torch.split(images, BATCH), torch.split(labels, BATCH), strict=True)]
-    right = torch.zeros((), dtype=torch.int64, device=labels.device)
+    correct = torch.zeros((), dtype=torch.int64, device=labels.device)
     for x, y in batches[process_number() :: process_count()]:
-        right += (network(x).argmax(1) == y).sum()
-    return 100 * int(total(right)) / len(labels)
+        correct += (network(x).argmax(1) == y).sum()
+    return 100 * int(total(correct)) / len(labels)

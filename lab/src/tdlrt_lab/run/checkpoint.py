@@ -1,4 +1,4 @@
-"""Storing a run on disk and taking it up again."""
+"""Saving a training to disk and restoring it."""
 
 import math
 import time
@@ -18,9 +18,10 @@ from tdlrt.files import write_atomically
 from tdlrt.serialization import load, save
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import ImageData
+from tdlrt_lab.run.files import writing
 from tdlrt_lab.run.finite import check_state
 from tdlrt_lab.run.processes import any_process, is_first
-from tdlrt_lab.run.results import numbered_checkpoint, numbered_checkpoints, writing
+from tdlrt_lab.run.results import numbered_checkpoint, numbered_checkpoints
 from tdlrt_lab.run.stored_state import check_position, read_state
 from tdlrt_lab.run.training import Training
 
@@ -35,17 +36,18 @@ __all__ = [
 ]
 
 FORMAT = 1
-ADVICE = "start the run anew with --overwrite, or put the right checkpoint there"
+ADVICE = "restart the run with --overwrite, or restore the right checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """When checkpoints are written, beside the end of each epoch and a signal; how many stay.
+    """How many checkpoints are kept, and when they are written besides after each epoch.
 
     Attributes:
-        steps: Steps between two of them; None for no such rule.
-        minutes: Minutes after one of them, at the next end of a step; None for no such rule.
-        keep: How many of the last ones stay.
+        steps: Write one after every so many steps; None to disable.
+        minutes: Write one at the first step that ends so many minutes after the last; None to
+            disable.
+        keep: How many checkpoints are kept; the oldest are deleted.
     """
 
     steps: int | None = None
@@ -63,11 +65,11 @@ class Checkpoints:
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a training when they are due.
+    """Writes the checkpoints of a training.
 
     Args:
-        path: Of the newest one.
-        plan: When they are due.
+        path: Path of the newest checkpoint.
+        plan: When checkpoints are due.
     """
 
     def __init__(self, path: Path, plan: Checkpoints) -> None:
@@ -75,19 +77,19 @@ class CheckpointWriter:
         self._written = time.monotonic()
 
     def after_step(self, training: Training) -> None:
-        """Write one if it is due; every process must call this."""
-        # After the last step of an epoch one is written anyway. Where the last steps were skipped,
-        # the checkpoint before them is the one to go back to.
+        """Write a checkpoint if one is due; every process must call this."""
+        # One is written at the end of every epoch anyway. None is written after skipped steps,
+        # so that the newest checkpoint is from before them.
         at_end = training.step % training.steps_per_epoch == 0
         if not at_end and not training.skipped_in_a_row and self._due(training):
             self.write(training)
 
     def write(self, training: Training) -> None:
-        """Write one now; every process must call this.
+        """Write a checkpoint now; every process must call this.
 
         Raises:
-            NonFiniteError: A weight is not finite; the checkpoints are as before.
-            RunError: It cannot be written; the checkpoints are as before.
+            NonFiniteError: A weight is not finite; the existing checkpoints are unchanged.
+            RunError: The file cannot be written; the existing checkpoints are unchanged.
         """
         check_state(training.model)
         save_checkpoint(training, self._path, keep=self._plan.keep)
@@ -99,28 +101,28 @@ class CheckpointWriter:
             return True
         if minutes is None:
             return False
-        late = time.monotonic() >= self._written + 60 * minutes
-        return any_process(lambda: late, training.device)  # their clocks differ
+        is_late = time.monotonic() >= self._written + 60 * minutes
+        return any_process(lambda: is_late, training.device)  # the clocks of processes differ
 
 
 def save_checkpoint(training: Training, path: Path, *, keep: int = 1) -> None:
-    """Store everything the rest of the run depends on; a crash leaves the checkpoints before.
+    """Save the state of a training; a crash while it is written leaves the old checkpoints intact.
 
     Args:
         training: The training.
-        path: Of the newest checkpoint; older ones stand beside it, numbered.
-        keep: How many stay.
+        path: Path of the newest checkpoint; older ones are in the same folder, numbered.
+        keep: How many checkpoints are kept.
 
     Raises:
         RunError: It cannot be written.
     """
     state = {"format": FORMAT, **training.state_dict()}
-    if not is_first():  # state_dict needs all processes, the file one
+    if not is_first():  # all processes take part in state_dict, one writes the file
         return
     new = path.with_name("new.pt")
     with writing(path):
-        write_atomically(new, lambda file: _dump(state, file))
-        # The others make way once the new one is whole; killed in between, no file is lost.
+        write_atomically(new, lambda file: _torch_save(state, file))
+        # Rename the older ones once the new one is complete: a kill in between loses no file.
         for number in range(keep - 1, 0, -1):
             newer = numbered_checkpoint(path, number - 1)
             if newer.exists():
@@ -131,30 +133,30 @@ def save_checkpoint(training: Training, path: Path, *, keep: int = 1) -> None:
                 older.unlink()
 
 
-def _dump(state: dict[str, Any], file: IO[bytes]) -> None:
+def _torch_save(state: dict[str, Any], file: IO[bytes]) -> None:
     try:
         torch.save(state, file)
     except RuntimeError as error:
-        # torch finishes its archive even where a write failed, and complains about that instead.
+        # After a failed write torch still tries to finish the archive and reports that failure.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
 
 
 class _DamagedError(RunError):
-    """A checkpoint cannot be read."""
+    """The file of a checkpoint is damaged."""
 
 
 def load_newest(training: Training, paths: Sequence[Path], warn: Callable[[str], object]) -> None:
-    """Take up the newest checkpoint that can be read, if there is one at all.
+    """Restore the newest readable checkpoint; without any checkpoints, do nothing.
 
     Args:
         training: The training.
         paths: The checkpoints, the newest first.
-        warn: Told which ones were damaged; they are renamed.
+        warn: Called with a message for each damaged checkpoint; those files are renamed.
 
     Raises:
-        RunError: None can be read, or the newest that can is of another version or network.
+        RunError: None is readable, or the newest readable one is of another version or network.
     """
     damaged: list[tuple[Path, RunError]] = []
     for path in paths:
@@ -163,27 +165,27 @@ def load_newest(training: Training, paths: Sequence[Path], warn: Callable[[str],
         except _DamagedError as error:
             damaged.append((path, error))
             continue
-        _take_up(training, state, path)
+        _restore(training, state, path)
         for bad, why in damaged:
             bad.replace(bad.with_name(bad.name + ".damaged"))
             reason = str(why).removesuffix(f"; {ADVICE}")
-            warn(f"{reason}; set aside as {bad.name}.damaged, continuing from {path.name}")
+            warn(f"{reason}; renamed to {bad.name}.damaged, continuing from {path.name}")
         return
     if damaged:
         raise damaged[0][1]
 
 
 def load_checkpoint(training: Training, path: Path) -> None:
-    """Take up a stored run. Only tensors and plain types are read, no code.
+    """Restore a training from a checkpoint. Only tensors and plain types are loaded, no code.
 
     Raises:
-        RunError: The file is broken, of another version, or of another network.
+        RunError: The file is damaged, of another version, or of another network.
     """
-    _take_up(training, _read(path, training.device), path)
+    _restore(training, _read(path, training.device), path)
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:
-    # A damaged file makes the unpickler and the zip reader raise nearly anything.
+    # On a damaged file the unpickler and the zip reader raise exceptions of almost any type.
     try:
         state = read_state(path, device)
     except Exception as error:
@@ -191,15 +193,17 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
         raise _DamagedError(f"{path}: not a readable checkpoint ({reason}); {ADVICE}") from error
     found = state.get("format") if isinstance(state, dict) else None
     if type(found) is not int or found != FORMAT:
-        raise RunError(f"{path}: format {found!r}; expected a checkpoint of format 1; {ADVICE}")
+        raise RunError(
+            f"{path}: format {found!r}; expected a checkpoint of format {FORMAT}; {ADVICE}"
+        )
     return dict(state)
 
 
-def _take_up(training: Training, state: dict[str, Any], path: Path) -> None:
+def _restore(training: Training, state: dict[str, Any], path: Path) -> None:
     try:
         check_position(state, training.config.epochs, training.steps_per_epoch)
         training.load_state_dict(state)
-    except (
+    except (  # a state of another network fails in many ways
         ArithmeticError,
         AttributeError,
         LookupError,
@@ -213,7 +217,7 @@ def _take_up(training: Training, state: dict[str, Any], path: Path) -> None:
 
 
 def save_model(training: Training, path: Path) -> None:
-    """Store the network alone; `tdlrt.load` takes it up in a new dense one.
+    """Save the network alone; `tdlrt.load` loads it into a new dense one.
 
     Raises:
         RunError: It cannot be written.
@@ -221,24 +225,25 @@ def save_model(training: Training, path: Path) -> None:
     config = training.config
     limits = ("tau", "budget") if config.method == "tdlrt" else ()
     options = {name: getattr(config, name) for name in ("model", "data", "method", *limits)}
-    texts = {name: str(value) for name, value in options.items() if value is not None}
+    metadata = {name: str(value) for name, value in options.items() if value is not None}
     with writing(path):
-        save(training.model, path, metadata=texts)
+        save(training.model, path, metadata=metadata)
 
 
 def load_model(config: RunConfig, path: Path, data: ImageData) -> nn.Module:
-    """The network that `save_model` stored, of any method, masks multiplied into its weights.
+    """Load a network that `save_model` saved, of any method.
 
     Args:
         config: The options of its run.
         path: The file.
-        data: Images of the shape and with the classes of those it was trained on.
+        data: Data with the image shape and the number of classes of the training data.
 
     Returns:
-        The network, in evaluation mode, on the device of the options.
+        The network in evaluation mode, on the device of `config`; pruning masks are multiplied
+        into the weights.
 
     Raises:
-        CheckpointError: The file cannot be read or is of another network.
+        CheckpointError: The file cannot be read, or is of another network.
     """
     training = Training(config, data)
     try:

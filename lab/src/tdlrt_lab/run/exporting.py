@@ -1,4 +1,4 @@
-"""The network of a finished run as a file, and what is measured of it."""
+"""Exporting the network of a finished run, and measuring the exported file."""
 
 import copy
 import json
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import ConfigError, ExportError, RunError
-from tdlrt.export import FORMATS, export, load_network
+from tdlrt.export import FORMATS, ExportReport, export, load_network
 from tdlrt.nn import TuckerLayer
 from tdlrt.paths import Preference
 from tdlrt_lab.config import RunConfig
@@ -25,6 +25,7 @@ from tdlrt_lab.run.timing import (
     channels_last,
     inference,
     median_seconds,
+    parameter_count,
     weight_bytes,
 )
 
@@ -49,26 +50,27 @@ def export_run(
 
     Args:
         run: The run directory.
-        out: The file; None is one named after the network in `run/export`.
+        out: The file; by default one named after the network, in `run/export`.
         format: One of `tdlrt.export.FORMATS`.
-        int8: Quantise after training, calibrated with training images.
-        prefer: 'size' for the layers with the fewest parameters, 'speed' for the least time.
-        data_dir: Folder of the parquet files; None is where the run found them.
-        batch_size: Test images to compare and time with; None is the batch size of the run.
+        int8: Quantise after training, calibrated on training images.
+        prefer: 'size' for the layers with the fewest parameters, 'speed' for the fastest ones.
+        data_dir: Folder of the parquet files; by default that of the run.
+        batch_size: Test images for the comparison and the timing; by default the batch size of
+            the run.
         rounds: Timed rounds.
         overwrite: Replace a file at `out`.
 
     Returns:
-        The figures of `tdlrt.export.ExportReport`; 'accuracy', in percent over all test images,
-        of the trained network and with int8 'int8_accuracy' (else None); and 'networks', a row
-        each for dense, the trained network ('tucker', or the method where that makes no Tucker
-        layers; none of a dense run) and exported.
+        The figures of `tdlrt.export.ExportReport`; 'accuracy' of the trained network, in percent
+        over all test images; 'int8_accuracy', None without int8; and 'networks', one row each for
+        the dense, the trained and the exported network. The trained one is called 'tucker', or by
+        its method if it has no Tucker layers; in a dense run it has no row.
 
     Raises:
         UnknownNameError: The format is not known.
-        ConfigError: The format and int8 exclude each other.
-        ExportError: The path is taken.
-        RunError: There is no finished run.
+        ConfigError: The format does not support int8.
+        ExportError: The path exists.
+        RunError: The directory contains no finished run.
         CheckpointError: Its model cannot be read.
         DataError: The data cannot be read.
         MissingExtraError: A package that the format needs is not installed.
@@ -78,14 +80,14 @@ def export_run(
     if int8 and not writer.has_int8:
         formats = " or ".join(name for name, one in FORMATS.items() if one.has_int8)
         raise ConfigError(
-            f"int8 with format {format!r}: expected a format that computes in 8 bits, {formats}"
+            f"int8 with format {format!r}: expected a format that supports int8: {formats}"
         )
     config = _finished(directory)
     name = f"{config.model}{'-int8' if int8 else ''}{writer.suffix}"
     path = directory.path / "export" / name if out is None else Path(out)
     if path.exists() and not overwrite:
         raise ExportError(
-            f"{path}: exists already; replace it with --overwrite, or choose another path with "
+            f"{path}: already exists; replace it with --overwrite, or choose another path with "
             "--out"
         )
     model, data = load_run(run, data_dir)
@@ -101,20 +103,6 @@ def export_run(
         overwrite=overwrite,
     )
     exported = load_network(path, format, model)
-    dense = build_model(config.model, data.image_shape, len(data.classes)).eval()
-    times = inference_times(dense, model, exported, images, rounds)
-    is_tucker = any(isinstance(module, TuckerLayer) for module in model.modules())
-    rows = {
-        "dense": ("dense", sum(p.numel() for p in dense.parameters()), weight_bytes(dense)),
-        "trained": (
-            "tucker" if is_tucker else config.method,
-            sum(p.numel() for p in model.parameters()),
-            weight_bytes(model),
-        ),
-        "exported": ("exported", report.parameters, report.bytes),
-    }
-    if config.method == "dense":
-        del rows["trained"]
     return {
         "run": str(directory.path),
         "file": str(path),
@@ -129,16 +117,35 @@ def export_run(
         "accuracy": directory.read_summary()["accuracy"],
         "int8_accuracy": accuracy_on(exported, data) if int8 else None,
         "batch_size": len(images),
-        "networks": [
-            {
-                "network": name,
-                "parameters": parameters,
-                "bytes": size,
-                "inference_ms": 1e3 * times[case],
-            }
-            for case, (name, parameters, size) in rows.items()
-        ],
+        "networks": _network_rows(config, data, model, exported, report, images, rounds),
     }
+
+
+def _network_rows(
+    config: RunConfig,
+    data: ImageData,
+    model: nn.Module,
+    exported: Callable[[Tensor], Tensor],
+    report: ExportReport,
+    images: Tensor,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """Parameters, bytes and time of the dense, the trained and the exported network."""
+    dense = build_model(config.model, data.image_shape, len(data.classes)).eval()
+    times = inference_times(dense, model, exported, images, rounds)
+    is_tucker = any(isinstance(module, TuckerLayer) for module in model.modules())
+    trained = "tucker" if is_tucker else config.method
+    sizes = {
+        "dense": ("dense", parameter_count(dense), weight_bytes(dense)),
+        "trained": (trained, parameter_count(model), weight_bytes(model)),
+        "exported": ("exported", report.parameters, report.bytes),
+    }
+    if config.method == "dense":
+        del sizes["trained"]
+    return [
+        {"network": name, "parameters": parameters, "bytes": size, "inference_ms": 1e3 * times[key]}
+        for key, (name, parameters, size) in sizes.items()
+    ]
 
 
 def load_run(run: str | Path, data_dir: str | Path | None = None) -> tuple[nn.Module, ImageData]:
@@ -146,10 +153,10 @@ def load_run(run: str | Path, data_dir: str | Path | None = None) -> tuple[nn.Mo
 
     Args:
         run: The run directory.
-        data_dir: Folder of the parquet files; None is where the run found them.
+        data_dir: Folder of the parquet files; by default that of the run.
 
     Raises:
-        RunError: There is no finished run.
+        RunError: The directory contains no finished run.
         CheckpointError: Its model cannot be read.
         DataError: The data cannot be read.
     """
@@ -160,15 +167,15 @@ def load_run(run: str | Path, data_dir: str | Path | None = None) -> tuple[nn.Mo
 
 
 def accuracy_on(network: Callable[[Tensor], Tensor], data: ImageData) -> float:
-    """Share of the test images, in percent, that a network classifies rightly."""
+    """Percentage of the test images that a network classifies correctly."""
     return accuracy(lambda x: network(data.normalise(x)), data.test_images, data.test_labels)
 
 
 def _finished(directory: RunDirectory) -> RunConfig:
-    """The options of a finished run, for the CPU."""
+    """The options of a finished run, with the CPU as its device."""
     if not directory.config.exists():
         raise RunError(
-            f"{directory.path}: holds no run; expected a directory that tdlrt train has written"
+            f"{directory.path}: contains no run; expected a directory written by tdlrt train"
         )
     stored = directory.read_config()
     if not directory.summary.exists():
@@ -179,22 +186,22 @@ def _finished(directory: RunDirectory) -> RunConfig:
         return RunConfig(**{**stored, "device": "cpu"})
     except TypeError as error:
         raise RunError(
-            f"{directory.config}: has options this version does not know ({error})"
+            f"{directory.config}: has options that this version does not have ({error})"
         ) from error
 
 
 def calibration_images(data: ImageData) -> Tensor:
-    """Some training images, drawn with a fixed seed."""
+    """A sample of the training images, drawn with a fixed seed and normalised."""
     order = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(0))
     return data.normalise(data.train_images[order[:CALIBRATION_IMAGES]])
 
 
 def _metadata(data: ImageData) -> dict[str, str]:
-    """What one must know to use the file: what its input and its outputs mean."""
+    """Metadata of the file: the meaning of its inputs and outputs."""
     channels, height, width = data.image_shape
     return {
-        "input": f"images (N, {channels}, {height}, {width}): levels from 0 to 1, less the mean, "
-        "over the standard deviation of the channel",
+        "input": f"images (N, {channels}, {height}, {width}): levels from 0 to 1, minus the mean, "
+        "divided by the standard deviation of the channel",
         "mean": json.dumps(data.mean),
         "std": json.dumps(data.std),
         "classes": json.dumps(data.classes),
@@ -208,16 +215,16 @@ def inference_times(
     images: Tensor,
     rounds: int,
 ) -> dict[str, float]:
-    """Median seconds of a batch; dense in the faster of its two layouts."""
-    laid_out = images.contiguous(memory_format=torch.channels_last)
+    """Median seconds per batch; of the dense network, in the faster of two memory layouts."""
+    images_last = images.contiguous(memory_format=torch.channels_last)
     if isinstance(exported, nn.Module) and not isinstance(exported, torch.fx.GraphModule):
-        exported, images_of_export = channels_last(exported), laid_out
+        exported, images_of_export = channels_last(exported), images_last
     else:
         images_of_export = images
     cases: dict[str, Case] = {
         "dense": inference(dense, images),
-        "dense, channels last": inference(channels_last(copy.deepcopy(dense)), laid_out),
-        "trained": inference(channels_last(copy.deepcopy(model)), laid_out),
+        "dense, channels last": inference(channels_last(copy.deepcopy(dense)), images_last),
+        "trained": inference(channels_last(copy.deepcopy(model)), images_last),
         "exported": inference(exported, images_of_export),
     }
     times = median_seconds(cases, rounds)

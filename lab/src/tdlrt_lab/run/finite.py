@@ -1,4 +1,4 @@
-"""Refusing numbers that are NaN or infinite, in a step and in what is stored."""
+"""Checks for NaN and infinite values, before a step and before a checkpoint."""
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,9 @@ __all__ = ["check_gradients", "check_state"]
 
 
 def check_gradients(model: nn.Module, loss: Tensor) -> None:
-    """Refuse a step before the optimiser takes it.
+    """Check the loss and the gradients before the optimiser uses them.
 
-    Of several processes, which have the same gradients by now but losses of their own, each must
-    call it, and all of them refuse alike.
+    Every process must call it; if the loss of one is not finite, all of them raise.
 
     Raises:
         NonFiniteError: The loss or a gradient is NaN or infinite.
@@ -24,7 +23,7 @@ def check_gradients(model: nn.Module, loss: Tensor) -> None:
 
 
 def check_state(model: nn.Module) -> None:
-    """Refuse a network that is not worth storing.
+    """Check the weights before they are stored.
 
     Raises:
         NonFiniteError: A weight or a running statistic is NaN or infinite.
@@ -37,5 +36,5 @@ def check_state(model: nn.Module) -> None:
 
 
 def _not_finite(values: list[Tensor]) -> Tensor:
-    """Whether each holds a NaN or an infinity, in one tensor, which waits for the GPU once."""
+    """Whether each tensor has a NaN or infinite value; one tensor, to synchronise only once."""
     return torch.stack([~value.isfinite().all() for value in values])

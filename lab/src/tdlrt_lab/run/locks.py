@@ -1,4 +1,4 @@
-"""Locks between processes: each is a file, and ends with the process that holds it."""
+"""Lock files between processes; the system releases them when their process ends."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +14,7 @@ __all__ = ["exclusive", "sole_owner"]
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
-    """Hold a lock file; gives False if another process holds it. It ends with its process."""
+    """Hold a lock file; yields whether it was acquired, False if another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, timeout=0)
     try:
@@ -30,11 +30,11 @@ def exclusive(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def sole_owner(directory: RunDirectory, *, new: bool) -> Iterator[None]:
-    """Keep every other process from writing into a run directory.
+    """Hold the lock of a run directory, so that no other process writes into it.
 
     Args:
         directory: The run directory.
-        new: Whether it is made if it does not exist; there is nothing to own otherwise.
+        new: Create the directory if it does not exist; without it, nothing is locked then.
 
     Raises:
         RunError: Another process is writing into it, or it cannot be written.
@@ -44,15 +44,15 @@ def sole_owner(directory: RunDirectory, *, new: bool) -> Iterator[None]:
         return
     with ExitStack() as stack:
         try:
-            mine = stack.enter_context(exclusive(directory.lock))
+            acquired = stack.enter_context(exclusive(directory.lock))
         except OSError as error:
             raise RunError(
                 f"{directory.path}: cannot be written ({error.strerror}); expected a directory for "
                 "the results; choose another one with --out"
             ) from error
-        if not mine:
+        if not acquired:
             raise RunError(
-                f"{directory.path}: another process is training into it; wait until that run ends, "
+                f"{directory.path}: another process is writing to it; wait until that run ends, "
                 "or choose another directory with --out"
             )
         yield

@@ -1,4 +1,4 @@
-"""Pictures of a run over its epochs: accuracy, loss, compression and ranks."""
+"""Plots of a run over its epochs: accuracy, loss, compression and ranks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tdlrt_lab.run.results import EpochMetrics, RunDirectory
+from tdlrt_lab.run.metrics import EpochMetrics
+from tdlrt_lab.run.results import RunDirectory
 
 __all__ = ["draw_plots", "layer_figure", "rank_figure"]
 
 NAMES = {"tdlrt": "TDLRT", "tucker": "Tucker", "cp": "CP", "matrix_dlrt": "matrix DLRT"}
 COLOUR, DENSE_COLOUR = "#1f5fa8", "#7a7a7a"
 MODE_COLOURS = ("#1f5fa8", "#d1651a", "#2c8a57", "#8a4fa3", "#7a7a7a")
-MODE_WIDTHS = (4.4, 3.2, 2.2, 1.4, 0.8)  # equal ranks stay visible: thin lines on thick ones
+MODE_WIDTHS = (4.4, 3.2, 2.2, 1.4, 0.8)  # thin over thick, to show equal ranks
 MODE_NAMES = {
     2: ("output", "input"),
     3: ("output", "input", "length"),
@@ -46,7 +47,7 @@ def draw_plots(directory: RunDirectory, method: str) -> None:
 
 
 def _draw_accuracy(curves: Mapping[str, History], path: Path) -> None:
-    """The baseline beneath the run, each under its method's name."""
+    """Held-out and training accuracy of each method; the baseline is drawn first."""
     figure, axes = _chart("accuracy (%)")
     for method, epochs in curves.items():
         name, colour = _style(method)
@@ -60,7 +61,7 @@ def _draw_accuracy(curves: Mapping[str, History], path: Path) -> None:
 
 
 def _style(method: str) -> tuple[str, str]:
-    """Name and colour of a method."""
+    """Display name and colour of a method."""
     return NAMES.get(method, method), DENSE_COLOUR if method == "dense" else COLOUR
 
 
@@ -79,7 +80,7 @@ def _draw_compression(history: History, path: Path) -> None:
     figure, axes = _chart("parameters saved (%)")
     weights = [100 * metrics.compression for metrics in history]
     network = [100 * metrics.network_compression for metrics in history]
-    label = f"weights made small: {weights[-1]:.1f}"
+    label = f"compressed layers: {weights[-1]:.1f}"
     _line(axes, history, weights, label, COLOUR)
     label = f"whole network: {network[-1]:.1f}"
     _line(axes, history, network, label, COLOUR, dashed=True)
@@ -88,7 +89,7 @@ def _draw_compression(history: History, path: Path) -> None:
 
 
 def rank_figure(history: History) -> Figure:
-    """Ranks over the epochs: one small chart per layer, one line per mode."""
+    """Ranks over the epochs: one small plot per layer, one line per mode."""
     lines = {}
     for layer in history[-1].ranks:
         known = [metrics for metrics in history if layer in metrics.ranks]
@@ -105,7 +106,7 @@ def rank_figure(history: History) -> Figure:
 def layer_figure(
     layers: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], x: str, y: str
 ) -> Figure:
-    """One small chart per layer, one line (x values, y values) per mode.
+    """One small plot per layer, one line (x values, y values) per mode.
 
     Args:
         layers: The lines of each layer, in the order of its modes.

@@ -1,4 +1,4 @@
-"""One run on several processes that torchrun started; alone, all of this does nothing."""
+"""One run on several processes started by torchrun; with one process these do nothing."""
 
 import os
 import shutil
@@ -19,24 +19,24 @@ from tdlrt_lab.config import RunConfig
 
 __all__ = [
     "any_process",
-    "engine",
+    "broadcast_buffers",
+    "distribute",
     "is_first",
     "process_count",
     "process_number",
     "processes",
     "share",
-    "take_buffers",
     "total",
 ]
 
 
 @contextmanager
 def processes(config: RunConfig, out: Path, resume: bool) -> Iterator[Path]:
-    """Make the processes of torchrun a group: NCCL on GPUs, one each, and gloo on CPUs.
+    """Initialise the process group: NCCL with one GPU per process, or gloo on CPUs.
 
     Yields:
-        The run directory; for all but the first process a copy that is thrown away, so that what
-        writes files need not know.
+        The run directory. Every process but the first gets a temporary copy, so that code which
+        writes files need not ask which process it runs in.
 
     Raises:
         ConfigError: There are more processes than GPUs.
@@ -72,22 +72,22 @@ def _backend(config: RunConfig) -> str:
 
 
 def process_number() -> int:
-    """Of this process, from 0."""
+    """The rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def process_count() -> int:
-    """How many processes train this network."""
+    """The number of processes that train this network."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this process is the one that reports."""
+    """Whether this is the process that writes files and reports."""
     return process_number() == 0
 
 
-def engine(model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-    """What to call in training in place of the model."""
+def distribute(model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+    """The module to call in training: the model, or its wrapper for several processes."""
     if not dist.is_initialized():
         return model
     if isinstance(optimizer, TDLRT):
@@ -96,17 +96,17 @@ def engine(model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
 
 
 def share(batch: Tensor) -> tuple[Tensor, float]:
-    """This process's part of a batch, and the weight of its mean loss.
+    """The part of a batch for this process, and the weight of its mean loss.
 
-    The average over the processes of the weighted means is the mean over the batch. With fewer
-    images than processes some get the first image, with weight 0.
+    The weighted mean losses, averaged over the processes, give the mean loss of the batch. If there
+    are fewer images than processes, some processes get the first image with weight 0.
     """
     own = batch[process_number() :: process_count()]
     return own if len(own) else batch[:1], len(own) * process_count() / len(batch)
 
 
 def total(value: Tensor) -> Tensor:
-    """Sum over the processes, each of which must call this."""
+    """The sum over all processes; every process must call it."""
     if dist.is_initialized():
         value = value.clone()
         dist.all_reduce(value)
@@ -114,12 +114,12 @@ def total(value: Tensor) -> Tensor:
 
 
 def any_process(holds: Callable[[], bool], device: torch.device) -> bool:
-    """Whether it holds on any process, each of which must call this."""
+    """Whether `holds` returns true in any process; every process must call it."""
     return bool(total(torch.tensor(int(holds()), device=device)))
 
 
-def take_buffers(model: nn.Module) -> None:
-    """Give all processes the first one's running statistics."""
+def broadcast_buffers(model: nn.Module) -> None:
+    """Copy the buffers of the first process, such as running statistics, to all processes."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)

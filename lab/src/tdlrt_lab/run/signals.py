@@ -1,4 +1,4 @@
-"""Stopping a run between two steps on Ctrl-C or a termination signal."""
+"""Stopping a run after the current step on Ctrl-C or SIGTERM."""
 
 import signal
 import threading
@@ -12,9 +12,9 @@ __all__ = ["stop_requests"]
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets; the second one acts as usual.
+    """Yield an event that the first SIGINT or SIGTERM sets; the second has its usual effect.
 
-    Outside the main thread, where Python allows no signal handlers, nothing sets the event.
+    Python allows signal handlers in the main thread only; in other threads the event is never set.
     """
     stop = threading.Event()
     previous: dict[int, Any] = {}

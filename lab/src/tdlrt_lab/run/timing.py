@@ -1,4 +1,4 @@
-"""Time, parameters and bytes of a Tucker network next to the dense one, measured side by side."""
+"""Time, parameters and bytes of a Tucker network and of the dense one, measured in turns."""
 
 import copy
 import statistics
@@ -25,15 +25,17 @@ __all__ = [
     "inference",
     "inference_seconds",
     "median_seconds",
+    "parameter_count",
     "weight_bytes",
 ]
 
 Name = TypeVar("Name", bound=Hashable)
 
-SHORTEST = 0.05
+SHORTEST_SAMPLE = 0.05
+"""Seconds."""
 
-# So small a step that ranks and weights, and with them the work, stay as they are.
 RATE = 1e-6
+"""A learning rate too small to change the ranks, and with them the work of a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +43,17 @@ class Case:
     """Something to time.
 
     Attributes:
-        run: Called without arguments.
-        period: Calls that are timed together, because they differ.
+        run: The function to time; called without arguments.
+        period: Number of calls after which the cost repeats; only whole periods are timed.
     """
 
     run: Callable[[], object]
     period: int = 1
 
     def seconds(self) -> float:
-        """Mean time of a call, over whole periods that take a twentieth of a second in all."""
+        """Mean seconds per call, over whole periods: at least 0.05 seconds, or 20 periods."""
         calls, start = 0, _now()
-        while not calls or (calls < 20 * self.period and _now() - start < SHORTEST):
+        while not calls or (calls < 20 * self.period and _now() - start < SHORTEST_SAMPLE):
             for _ in range(self.period):
                 self.run()
             calls += self.period
@@ -59,9 +61,10 @@ class Case:
 
 
 def median_seconds(cases: Mapping[Name, Case], rounds: int) -> dict[Name, float]:
-    """Median time of each case over some rounds, in which the cases take turns.
+    """Median seconds per call of each case, over `rounds` rounds after a warm-up round.
 
-    What slows the machine down for a while so hits all of them. One more round warms up.
+    Each round times every case once, so that a temporary slowdown of the machine affects all of
+    them.
     """
     samples: dict[Name, list[float]] = {name: [] for name in cases}
     for number in range(rounds + 1):
@@ -75,27 +78,27 @@ def median_seconds(cases: Mapping[Name, Case], rounds: int) -> dict[Name, float]
 def compare_networks(
     model: nn.Module, images: Tensor, labels: Tensor, rank: Any, policy: RankPolicy, rounds: int
 ) -> dict[str, Any]:
-    """Measure a training step and inference, dense and in Tucker format.
+    """Measure a training step and inference of a network, dense and in Tucker format.
 
-    Dense counts with the faster of its two memory layouts. The Tucker network trains by `parallel`
-    and infers as `to_plain` makes it.
+    The times of the dense network are those of the faster of two memory layouts. The Tucker network
+    is trained with the integrator 'parallel' and converted by `to_plain` for inference.
 
     Args:
         model: The dense network; not changed.
         images: A batch, (N, channels, height, width).
         labels: Its classes, (N,).
-        rank: Ranks as `factorize_` takes them.
-        policy: What examines the ranks in every step.
+        rank: The ranks, as for `factorize_`.
+        policy: The rank policy of the optimiser.
         rounds: Timed rounds.
 
     Returns:
-        'networks', a row each for dense and tucker, and 'layers', a row per Tucker layer; times of
-        a row are milliseconds.
+        'networks', one row each for dense and tucker, and 'layers', one row per Tucker layer; times
+        are in milliseconds.
     """
     dense, last = copy.deepcopy(model), channels_last(copy.deepcopy(model))
     tucker = copy.deepcopy(model)
     factorize_(tucker, rank=rank)
-    laid_out = images.contiguous(memory_format=torch.channels_last)
+    images_last = images.contiguous(memory_format=torch.channels_last)
     options: dict[str, Any] = {"lr": RATE, "momentum": 0.9}
     plain = to_plain(tucker)
     optimizers = {
@@ -105,12 +108,14 @@ def compare_networks(
     }
     trained = {"dense": dense, "dense, channels last": last, "tucker": tucker}
     steps = {
-        name: _step(network, optimizers[name], images if name == "dense" else laid_out, labels)
+        name: _training_step(
+            network, optimizers[name], images if name == "dense" else images_last, labels
+        )
         for name, network in trained.items()
     }
     used = {"dense": dense, "dense, channels last": last, "tucker": channels_last(plain)}
     passes = {
-        name: inference(copy.deepcopy(network).eval(), images if name == "dense" else laid_out)
+        name: inference(copy.deepcopy(network).eval(), images if name == "dense" else images_last)
         for name, network in used.items()
     }
     step_times, pass_times = median_seconds(steps, rounds), median_seconds(passes, rounds)
@@ -120,53 +125,57 @@ def compare_networks(
         networks.append(
             {
                 "network": name,
-                "parameters": sum(parameter.numel() for parameter in network.parameters()),
+                "parameters": parameter_count(network),
                 "bytes": weight_bytes(network),
                 "step_ms": 1e3 * min(step_times[column] for column in columns),
                 "inference_ms": 1e3 * min(pass_times[column] for column in columns),
             }
         )
-    return {"networks": networks, "layers": _layers(tucker, laid_out, rounds)}
+    return {"networks": networks, "layers": _layers(tucker, images_last, rounds)}
 
 
 def inference_seconds(
     networks: Mapping[str, nn.Module], images: Tensor, rounds: int
 ) -> dict[str, float]:
-    """Median time of a forward pass of each network, in the faster of the two memory layouts.
+    """Median seconds per forward pass of each network, in the faster of two memory layouts.
 
     Args:
         networks: Networks by name; not changed.
         images: A batch, (N, channels, height, width).
-        rounds: Timed rounds, in which the networks take turns.
+        rounds: Timed rounds, in each of which every network is timed once.
     """
-    laid_out = images.contiguous(memory_format=torch.channels_last)
+    images_last = images.contiguous(memory_format=torch.channels_last)
     cases = {(name, 0): inference(copy.deepcopy(n), images) for name, n in networks.items()}
     for name, network in networks.items():
-        cases[name, 1] = inference(channels_last(copy.deepcopy(network)), laid_out)
+        cases[name, 1] = inference(channels_last(copy.deepcopy(network)), images_last)
     seconds = median_seconds(cases, rounds)
     return {name: min(seconds[name, 0], seconds[name, 1]) for name in networks}
 
 
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def weight_bytes(model: nn.Module) -> int:
-    """Size of the model's state as a safetensors file."""
+    """Size of the state of a model as a safetensors file, in bytes."""
     return len(save({name: t.detach().contiguous() for name, t in model.state_dict().items()}))
 
 
 def _layers(model: nn.Module, images: Tensor, rounds: int) -> list[dict[str, Any]]:
-    """Forward and backward passes of each Tucker layer and of the dense layer, on its own input."""
+    """Times of a forward and backward pass of each Tucker layer and of its dense form."""
     layers = tucker_layers(model)
     calls = watch_calls(model, layers.values(), images)
     rows = []
     for name, layer in layers.items():
         if not calls[layer]:
             continue
-        given = calls[layer][0].input
-        contiguous = given.contiguous()
+        input = calls[layer][0].input
         dense, last = layer.to_dense(), channels_last(layer.to_dense())
         cases = {
-            "dense": _passes(dense, contiguous),
-            "dense, channels last": _passes(last, given),
-            "tucker": _passes(layer, given),
+            "dense": _forward_backward(dense, input.contiguous()),
+            "dense, channels last": _forward_backward(last, input),
+            "tucker": _forward_backward(layer, input),
         }
         seconds = median_seconds(cases, rounds)
         rows.append(
@@ -183,12 +192,12 @@ def _layers(model: nn.Module, images: Tensor, rounds: int) -> list[dict[str, Any
 
 
 def channels_last(model: nn.Module) -> nn.Module:
-    """Lay the weights of a model out with the channels last, in place."""
+    """Change the weights of a model to the memory format `channels_last`, in place."""
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
-def _step(
+def _training_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
 ) -> Case:
     def closure() -> Tensor:
@@ -201,7 +210,7 @@ def _step(
 
 
 def inference(network: Callable[[Tensor], Tensor], images: Tensor) -> Case:
-    """A forward pass of a network in evaluation mode."""
+    """A forward pass without gradients."""
 
     def run() -> None:
         with torch.inference_mode():
@@ -210,8 +219,8 @@ def inference(network: Callable[[Tensor], Tensor], images: Tensor) -> Case:
     return Case(run=run)
 
 
-def _passes(layer: nn.Module, given: Tensor) -> Case:
-    input = given.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+def _forward_backward(layer: nn.Module, images: Tensor) -> Case:
+    input = images.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     leaves: Sequence[Tensor] = [p for p in layer.parameters() if p.requires_grad]
     with torch.no_grad():
         gradient = torch.ones_like(layer(input))

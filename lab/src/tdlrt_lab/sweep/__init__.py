@@ -1,1 +1,1 @@
-"""Sweeps: many runs from one description, shared by processes, resumable, failures isolated."""
+"""Sweeps: many resumable runs from one description, in one or several processes."""

@@ -1,4 +1,4 @@
-"""Doing the runs of a sweep: one after the other here, or in several processes."""
+"""Executing the runs of a sweep, in this process or in several."""
 
 import json
 import os
@@ -17,20 +17,20 @@ from tdlrt.files import write_atomically
 from tdlrt_lab.config import RunConfig, torch_device
 from tdlrt_lab.data import ImageData
 from tdlrt_lab.rank_option import format_rank
+from tdlrt_lab.run.environment import versions
 from tdlrt_lab.run.locks import exclusive
-from tdlrt_lab.run.results import EpochMetrics, versions
+from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.runner import Interrupted, Observer, run
 from tdlrt_lab.run.signals import stop_requests
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.sweep.plan import SweepError, SweepRun
 
-__all__ = ["Emit", "Event", "command", "exclusive", "execute", "fail", "pending", "work"]
+__all__ = ["Emit", "Event", "command", "execute", "fail", "pending", "work"]
 
 Event = dict[str, Any]
 Emit = Callable[[Event], None]
-"""Told what happens: {"event": ..., "run": NAME, ...}. A run starts ("started"), goes on
-("epoch"), and ends ("finished" or "failed"); or it is skipped ("busy", held by
-another process)."""
+"""Called with each event, {"event": KIND, "run": NAME, ...}. The kinds are "started", "epoch",
+"finished", "failed", and "busy" for a run that is skipped because another process does it."""
 
 WORKER = "tdlrt_lab.sweep.worker"
 SHOWN = ("accuracy", "compression", "network_compression", "parameters", "seconds")
@@ -39,25 +39,27 @@ SHOWN = ("accuracy", "compression", "network_compression", "parameters", "second
 def execute(
     runs: Sequence[SweepRun], emit: Emit, *, jobs: int = 1, devices: Sequence[str] = ()
 ) -> None:
-    """Do all runs that are not done and that no other process holds; failures are isolated.
+    """Do all runs that are neither finished nor being done by another process.
+
+    A run that fails does not stop the others.
 
     Args:
-        runs: The runs, in their order.
-        emit: Told what happens, by one thread at a time.
-        jobs: Runs at a time. One is done in this process, several in processes of their own that
-            share the processors.
-        devices: Devices that the processes take in turn; none leaves the choice to each run.
+        runs: The runs, in the order in which they start.
+        emit: Called with each event, by one thread at a time.
+        jobs: Number of runs at a time. A single one is done in this process; several are done in
+            processes of their own, which share the CPU cores.
+        devices: Devices, assigned to the processes in turn; if empty, each run chooses its own.
 
     Raises:
-        SweepError: A run names a device of its own beside `devices`.
-        ConfigError: A device is not present.
+        SweepError: `devices` are given and a run names a device, too.
+        ConfigError: A device is not available.
         Interrupted: A signal stopped the sweep; the same call continues it.
     """
     for device in devices:
         torch_device(device)
     for one in runs:
         if devices and one.config.device != "auto":
-            raise SweepError(f"{one.name}: device {one.config.device!r} beside --devices; drop one")
+            raise SweepError(f"{one.name}: device {one.config.device!r} and --devices; drop one")
     waiting = pending(runs, emit)
     if jobs == 1 and not devices:
         work(waiting, emit)
@@ -66,9 +68,10 @@ def execute(
 
 
 def pending(runs: Sequence[SweepRun], emit: Emit) -> list[SweepRun]:
-    """The runs that are not done; what came out of the others is told."""
-    for one in (one for one in runs if one.done):
-        emit(_finished(one, one.directory.read_summary()))
+    """The runs that are not finished; the results of the others are emitted."""
+    for one in runs:
+        if one.done:
+            emit(_finished(one, one.directory.read_summary()))
     return [one for one in runs if not one.done]
 
 
@@ -86,8 +89,8 @@ def work(runs: Sequence[SweepRun], emit: Emit) -> None:
 
 
 def _attempt(one: SweepRun, emit: Emit, stop: threading.Event) -> None:
-    with exclusive(one.lock) as mine:
-        if not mine:
+    with exclusive(one.lock) as acquired:
+        if not acquired:
             emit({"event": "busy", "run": one.name})
             return
         try:
@@ -100,7 +103,7 @@ def _attempt(one: SweepRun, emit: Emit, stop: threading.Event) -> None:
             )
         except Interrupted as error:
             raise Interrupted(f"{one.name}: {error}") from error
-        except Exception as error:  # whatever a run dies of, the others go on
+        except Exception as error:  # any failure of one run must not stop the others
             fail(one, emit, error)
         else:
             one.failure.unlink(missing_ok=True)
@@ -112,31 +115,31 @@ def _finished(one: SweepRun, summary: dict[str, Any]) -> Event:
 
 
 def fail(one: SweepRun, emit: Emit, error: Exception | str) -> None:
-    """Store why a run failed, beside its directory, and tell."""
+    """Store why a run failed, in a file beside its directory, and emit the event."""
     text, trace = str(error), ""
     if isinstance(error, Exception):
         trace = "".join(traceback.format_exception(error))
         if not isinstance(error, TdlrtError):
             text = f"{type(error).__name__}: {error}"
-    record = {"error": text, "traceback": trace, "versions": versions()}
-    record["config"] = one.config.to_dict()
+    config = one.config.to_dict()
+    record = {"error": text, "traceback": trace, "versions": versions(), "config": config}
     content = json.dumps(record, indent=2) + "\n"
     write_atomically(one.failure, lambda file: file.write(content.encode()))
     emit({"event": "failed", "run": one.name, "error": text})
 
 
 class _Reporter(Observer):
-    """Turns what happens in a run into events, and stops it where nothing is stored yet."""
+    """Emits the events of a run, and stops it on request before its first step."""
 
     def __init__(self, one: SweepRun, emit: Emit, stop: threading.Event) -> None:
         self._name, self._emit, self._stop = one.name, emit, stop
 
     def loading(self, part: str, done: int, total: int) -> None:
-        """Stop between two images if that was asked for."""
+        """Stop if that was requested."""
         self._check()
 
     def started(self, training: Training, data: ImageData) -> None:
-        """Say so, and where the run continues."""
+        """Emit "started", with the epoch at which the run continues."""
         self._check()
         epochs = training.config.epochs
         self._emit(
@@ -144,7 +147,7 @@ class _Reporter(Observer):
         )
 
     def epoch_ended(self, training: Training, metrics: EpochMetrics) -> None:
-        """Pass the metrics on."""
+        """Emit "epoch", with metrics."""
         self._emit(
             {
                 "event": "epoch",
@@ -162,13 +165,13 @@ class _Reporter(Observer):
 
 
 class _Pool:
-    """Processes that do one run each; a thread per process waits for it."""
+    """Worker processes that do one run each, and one thread per worker."""
 
     def __init__(
         self, runs: Sequence[SweepRun], emit: Emit, jobs: int, devices: Sequence[str]
     ) -> None:
         self._emit = emit
-        self._turn = threading.Lock()
+        self._emitting = threading.Lock()
         self._runs: queue.SimpleQueue[SweepRun] = queue.SimpleQueue()
         for one in runs:
             self._runs.put(one)
@@ -177,10 +180,10 @@ class _Pool:
         environments = [
             _environment(jobs, devices[n % len(devices)] if devices else None) for n in range(jobs)
         ]
-        self._threads = [threading.Thread(target=self._serve, args=(e,)) for e in environments]
+        self._threads = [threading.Thread(target=self._do_runs, args=(e,)) for e in environments]
 
     def serve(self) -> None:
-        """Start, and wait for the end or for a signal, which goes on to the processes once."""
+        """Do all runs; a signal to this process is passed on to the workers once."""
         with stop_requests() as stop:
             for thread in self._threads:
                 thread.start()
@@ -203,10 +206,10 @@ class _Pool:
             process.terminate()
 
     def _tell(self, event: Event) -> None:
-        with self._turn:
+        with self._emitting:
             self._emit(event)
 
-    def _serve(self, environment: dict[str, str]) -> None:
+    def _do_runs(self, environment: dict[str, str]) -> None:
         while not self._stopping.is_set():
             try:
                 one = self._runs.get_nowait()
@@ -216,7 +219,7 @@ class _Pool:
                 self._do(one, environment, errors)
 
     def _do(self, one: SweepRun, environment: dict[str, str], errors: IO[str]) -> None:
-        order = {"row": one.row, "out": str(one.out), "config": one.config.to_dict()}
+        given = {"row": one.row, "out": str(one.out), "config": one.config.to_dict()}
         process = subprocess.Popen(
             [sys.executable, "-m", WORKER],
             stdin=subprocess.PIPE,
@@ -224,27 +227,32 @@ class _Pool:
             stderr=errors,
             text=True,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+            start_new_session=True,  # so that Ctrl-C reaches only this process, which passes it on
         )
         self._processes.add(process)
         if self._stopping.is_set():
             process.terminate()
         with process:
-            kinds = [self._pass_on(line) for line in self._talk(process, json.dumps(order))]
+            kinds = [self._pass_on(line) for line in self._exchange(process, json.dumps(given))]
         self._processes.discard(process)
         if process.returncode and not self._stopping.is_set():
             errors.seek(0)
             last = (errors.read().splitlines() or ["no message"])[-1]
             if "failed" not in kinds:
-                fail(one, self._tell, f"its process ended with {process.returncode}: {last}")
+                fail(
+                    one,
+                    self._tell,
+                    f"its process ended with exit code {process.returncode}: {last}",
+                )
 
-    def _talk(self, process: "subprocess.Popen[str]", order: str) -> Iterator[str]:
+    def _exchange(self, process: "subprocess.Popen[str]", given: str) -> Iterator[str]:
+        """Send the run to a worker, and yield the lines that it prints."""
         if process.stdin is None or process.stdout is None:
-            raise AssertionError("both were asked for")
+            raise AssertionError("stdin and stdout of the worker are pipes")
         try:
             with process.stdin as file:
-                file.write(order)
-        except BrokenPipeError:  # it died before it read; its exit code says so
+                file.write(given)
+        except BrokenPipeError:  # the worker died before it read; its exit code is reported
             return
         yield from process.stdout
 
@@ -255,30 +263,30 @@ class _Pool:
 
 
 def _environment(jobs: int, device: str | None) -> dict[str, str]:
-    """Variables of a process: its share of the processors, and the only GPU that it sees."""
+    """Environment variables of a worker: its number of threads, and the one GPU it may use."""
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     environment = {"OMP_NUM_THREADS": threads, **os.environ}
     if device is not None:
         kind, _, number = device.partition(":")
-        seen = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
         index = int(number or 0)
-        chosen = seen[index] if seen != [""] else str(index)
+        chosen = visible[index] if visible != [""] else str(index)
         environment["CUDA_VISIBLE_DEVICES"] = chosen if kind == "cuda" else ""
     return environment
 
 
 def command(config: RunConfig) -> str:
-    """The command line that does a run: what is not at its default, and how ranks are chosen."""
-    decisive = [name for name in ("tau", "budget") if config.used(name)]
-    decided: dict[str, Any] = {"model": config.model, "data": config.data, "budget": config.budget}
-    default = RunConfig(method=config.method, optimizer=config.optimizer, **decided).to_dict()
-    default |= {"method": RunConfig.method, "optimizer": RunConfig(**decided).optimizer}
+    """The command line of a run: options that differ from their defaults, seed, tau and budget."""
+    always = {"seed", *(name for name in ("tau", "budget") if config.used(name))}
+    given: dict[str, Any] = {"model": config.model, "data": config.data, "budget": config.budget}
+    default = RunConfig(method=config.method, optimizer=config.optimizer, **given).to_dict()
+    default |= {"method": RunConfig.method, "optimizer": RunConfig(**given).optimizer}
     words = ["tdlrt", "train", config.model, "--data", config.data]
     if config.data_dir is not None:
         words += ["--data-dir", "DATA_DIR"]
     for name, value in config.to_dict().items():
-        shown = value != default[name] or name in decisive or name == "seed"
-        if shown and value is not None and name != "data_dir":
+        is_shown = value != default[name] or name in always
+        if is_shown and value is not None and name != "data_dir":
             text = format_rank(value) if name == "rank" else str(value)
             words += [f"--{name.replace('_', '-')}", text]
     return shlex.join(words)

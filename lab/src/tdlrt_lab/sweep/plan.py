@@ -1,20 +1,18 @@
-"""What a sweep is: shared options, rows that may be grids, seeds; and the runs it stands for."""
+"""A sweep: shared options, rows that may be grids, and seeds; and the runs that they define."""
 
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from tdlrt.errors import RunError, TdlrtError
-from tdlrt.files import write_atomically
+from tdlrt.errors import TdlrtError
 from tdlrt_lab.config import RunConfig
-from tdlrt_lab.data import load_data
 from tdlrt_lab.names import pick
 from tdlrt_lab.rank_option import format_rank
-from tdlrt_lab.run.results import RunDirectory, versions
+from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.yaml_files import read_yaml
 
 __all__ = [
@@ -22,9 +20,6 @@ __all__ = [
     "Sweep",
     "SweepError",
     "SweepRun",
-    "check_data",
-    "check_directories",
-    "describe",
     "read_sweep",
 ]
 
@@ -32,14 +27,14 @@ Options = Mapping[str, Any]
 
 KEYS = ("title", "note", "options", "rows", "seeds")
 ROW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.,+_-]{0,99}")
-LONGEST_NAME = 200
+MAX_NAME_LENGTH = 200
 DESCRIPTION = "sweep.json"
 REPORT = "report"
-"""Name of the folder beside the rows that `tdlrt report` writes."""
+"""The folder, beside those of the rows, that `tdlrt report` writes."""
 
 
 class SweepError(TdlrtError, ValueError):
-    """The description of a sweep is not understood, or an option in it is out of range."""
+    """The description of a sweep is not valid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +42,7 @@ class SweepRun:
     """One run of a sweep.
 
     Attributes:
-        row: Name of its row, with the values that the row's grid takes here.
+        row: Name of its row, with the values of this point of the grid.
         config: Its options.
         out: Directory of the sweep.
     """
@@ -58,44 +53,44 @@ class SweepRun:
 
     @property
     def name(self) -> str:
-        """Row and seed."""
+        """Row and seed: "ROW/seedN"."""
         return f"{self.row}/seed{self.config.seed}"
 
     @property
     def directory(self) -> RunDirectory:
-        """Where it writes."""
+        """The run directory."""
         return RunDirectory(self.out / self.row / f"seed{self.config.seed}")
 
     @property
     def lock(self) -> Path:
-        """Held by the process that does the run."""
+        """The lock file, held by the process that does the run."""
         return self.directory.path.with_suffix(".lock")
 
     @property
     def failure(self) -> Path:
-        """Why it failed when it was last tried."""
+        """The file that says why the last attempt failed."""
         return self.directory.path.with_suffix(".error.json")
 
     @property
     def done(self) -> bool:
-        """Whether it was finished before."""
+        """Whether the run is finished."""
         return self.directory.summary.exists()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Shared options x rows x seeds.
+    """Every row with every seed, and options that all rows share.
 
     Attributes:
         options: Options of `RunConfig` that all rows share.
-        rows: Options of each row by name; they go before the shared ones.
+        rows: Options of each row by name; they override the shared ones.
         seeds: Seeds of each row.
         title: Heading of the report.
-        note: What a reader must know beside the numbers.
-        source: Where it was written, for error messages.
+        note: A remark for the report.
+        source: Where the sweep was defined, for error messages.
 
-    An option, shared or of a row, may be a list: the row then stands for one row per value, and
-    for all combinations of several lists.
+    If an option, shared or of a row, is a list, the row stands for one row per value, and with
+    several lists for one row per combination.
 
     >>> sweep = Sweep(
     ...     options={"model": "lenet5", "data": "digits"},
@@ -113,13 +108,13 @@ class Sweep:
     source: str = "the sweep"
 
     def runs(self, out: str | Path) -> list[SweepRun]:
-        """All runs, those of a seed before those of the next; every option is checked.
+        """All runs, ordered by seed, then by row. Every option is checked.
 
         Raises:
-            SweepError: An option is unknown, of another type or out of range, or two rows are the
-                same; the message names the place.
+            SweepError: An option is unknown, of the wrong type or out of range, or two rows are
+                the same; the message names the place.
         """
-        self._check_names()
+        self._check_rows()
         runs = [
             SweepRun(row=row, config=self._config(place, options, seed), out=Path(out))
             for seed in self.seeds
@@ -128,10 +123,10 @@ class Sweep:
         ]
         seen: dict[str, str] = {}
         for run in runs:
-            if len(run.row) > LONGEST_NAME:
+            if len(run.row) > MAX_NAME_LENGTH:
                 raise SweepError(
                     f"{self.source}: the name {run.row} has {len(run.row)} characters, expected at "
-                    f"most {LONGEST_NAME}; it becomes a directory"
+                    f"most {MAX_NAME_LENGTH}, because it is the name of a directory"
                 )
             first = seen.setdefault(json.dumps(run.config.to_dict()), run.name)
             if first != run.name:
@@ -140,7 +135,7 @@ class Sweep:
                 )
         return runs
 
-    def _check_names(self) -> None:
+    def _check_rows(self) -> None:
         if not self.rows:
             raise SweepError(f"{self._at('rows')}: expected at least one row")
         _check_options(self._at("options"), self.options)
@@ -149,7 +144,7 @@ class Sweep:
             _check_options(self._at(f"rows.{name}"), options)
             for option in _REQUIRED - self.options.keys() - options.keys():
                 raise SweepError(
-                    f"{self._at(f'rows.{name}')}: no {option}; state it there or under 'options'"
+                    f"{self._at(f'rows.{name}')}: no {option}; add it there or under 'options'"
                 )
 
     def _at(self, place: str) -> str:
@@ -166,11 +161,11 @@ class Sweep:
 def _check_options(place: str, options: Options) -> None:
     for name in options:
         if name == "seed":
-            raise SweepError(f"{place}.seed: seeds belong to the sweep; write 'seeds: [0, 1]'")
-        _known(place, "option", name, _HINTS)
+            raise SweepError(f"{place}.seed: a seed cannot be an option; write 'seeds: [0, 1]'")
+        _check_name(place, "option", name, _HINTS)
 
 
-def _known(place: str, kind: str, name: object, table: Mapping[str, Any]) -> None:
+def _check_name(place: str, kind: str, name: object, table: Mapping[str, Any]) -> None:
     try:
         pick(kind, str(name), table)
     except TdlrtError as error:
@@ -178,30 +173,30 @@ def _known(place: str, kind: str, name: object, table: Mapping[str, Any]) -> Non
 
 
 def _grid(row: str, options: Options, place: str) -> Iterator[tuple[str, Options]]:
-    """One row per combination of the values that are lists."""
+    """The name and options of one row per combination of the options that are lists."""
     lists = {name: values for name, values in options.items() if isinstance(values, list)}
     for name, values in lists.items():
         if not values:
             raise SweepError(f"{place}.{name} []: expected at least one value")
     for point in itertools.product(*(enumerate(values) for values in lists.values())):
         chosen = dict(zip(lists, point, strict=True))
-        words = [f"_{name}={_text(value, number)}" for name, (number, value) in chosen.items()]
-        yield row + "".join(words), {**options, **{name: v for name, (_, v) in chosen.items()}}
+        suffix = "".join(f"_{name}={_text(v, number)}" for name, (number, v) in chosen.items())
+        yield row + suffix, {**options, **{name: v for name, (_, v) in chosen.items()}}
 
 
 def _text(value: Any, number: int) -> str:
-    """A value in the name of a directory; one that is no single word has its number instead."""
+    """A value as part of a directory name; its number if its text has other characters."""
     text = format_rank(value) if isinstance(value, dict) else str(value)
     return text if ROW_NAME.fullmatch(text) else f"choice{number + 1}"
 
 
 _HINTS: dict[str, Any] = get_type_hints(RunConfig)
-_OPEN = {field.name for field in fields(RunConfig) if field.default is None}
+_OPTIONAL = {field.name for field in fields(RunConfig) if field.default is None}
 _REQUIRED = {field.name for field in fields(RunConfig) if field.default is MISSING}
 
 
 def _typed(place: str, name: str, value: Any) -> Any:
-    """The value, if its type is the option's; a number in words ("1e-3" in YAML) as a number."""
+    """The value of an option, after a check of its type; "1e-3", a string in YAML, as a number."""
     kinds = set(_kinds(_HINTS[name]))
     if isinstance(value, str) and float in kinds:
         try:
@@ -209,14 +204,14 @@ def _typed(place: str, name: str, value: Any) -> Any:
         except ValueError:
             pass
     fits = type(value) in kinds or (type(value) is int and float in kinds)
-    if not fits and not (value is None and name in _OPEN):
+    if not fits and not (value is None and name in _OPTIONAL):
         names = " or ".join(sorted(kind.__name__ for kind in kinds if kind is not type(None)))
         raise SweepError(f"{place}.{name} {value!r}: expected {names}")
     return value
 
 
 def _kinds(hint: Any) -> Iterator[type]:
-    """The classes that values of a type annotation have."""
+    """The classes that a type annotation allows."""
     if isinstance(hint, type) and get_origin(hint) is None:
         yield hint
     elif isinstance(get_origin(hint), type) and get_origin(hint) in (dict, list):
@@ -230,11 +225,11 @@ def read_sweep(path: str | Path, overrides: Options | None = None) -> Sweep:
     """Read a sweep from a YAML file.
 
     Args:
-        path: The file; its keys are `options`, `rows`, `seeds`, `title` and `note`.
-        overrides: Shared options that go before those of the file, and `seeds`.
+        path: The file, with the keys `options`, `rows`, `seeds`, `title` and `note`.
+        overrides: Options that replace the shared options of the file; may contain `seeds`.
 
     Raises:
-        SweepError: The file cannot be read or holds something else; the message names the place.
+        SweepError: The file cannot be read or is not valid; the message names the place.
     """
     source = str(path)
     try:
@@ -243,7 +238,7 @@ def read_sweep(path: str | Path, overrides: Options | None = None) -> Sweep:
         raise SweepError(f"{source}: {error}") from error
     content = _mapping(source, content)
     for key in content:
-        _known(source, "key", key, dict.fromkeys(KEYS))
+        _check_name(source, "key", key, dict.fromkeys(KEYS))
     rows = _mapping(f"{source}: rows", content.get("rows"))
     overrides = dict(overrides or {})
     seeds = overrides.pop("seeds", content.get("seeds", [0]))
@@ -259,15 +254,15 @@ def read_sweep(path: str | Path, overrides: Options | None = None) -> Sweep:
 
 def _mapping(place: str, value: object) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise SweepError(f"{place}: got {value!r}, expected names and their values")
+        raise SweepError(f"{place}: got {value!r}, expected a mapping of names to values")
     return value
 
 
 def _check_row_name(place: str, name: object) -> None:
     if not isinstance(name, str) or not ROW_NAME.fullmatch(name) or name == REPORT:
         raise SweepError(
-            f"{place}: got the name {name!r}; expected a word of letters, digits and . , + - _, at "
-            f"most 100 of them, other than '{REPORT}'; it becomes a directory"
+            f"{place}: got the name {name!r}; expected at most 100 letters, digits and . , + - _, "
+            f"the first a letter or digit, and not '{REPORT}'; it is the name of a directory"
         )
 
 
@@ -276,44 +271,3 @@ def _seeds(place: str, seeds: Any) -> tuple[int, ...]:
     if not fits or len(set(seeds)) < len(seeds):
         raise SweepError(f"{place} {seeds!r}: expected a list of different integers")
     return tuple(seeds)
-
-
-def check_directories(runs: Sequence[SweepRun]) -> None:
-    """Refuse, before anything runs, directories that hold something else than these runs.
-
-    Raises:
-        RunError: A directory holds other files, a run with other options, or one that another
-            version of tdlrt finished.
-    """
-    for run in runs:
-        directory = run.directory
-        if not directory.config.exists():
-            directory.claim(overwrite=False)
-            continue
-        directory.open_for_resume(run.config)
-        if run.done:
-            found = directory.read_summary().get("versions", {}).get("tdlrt")
-            if found != versions()["tdlrt"]:
-                raise RunError(
-                    f"{directory.path}: made by tdlrt {found}, this is {versions()['tdlrt']}; "
-                    "choose another directory with --out"
-                )
-
-
-def describe(sweep: Sweep, out: Path) -> None:
-    """Store title and note where the report finds them."""
-    text = json.dumps({"title": sweep.title, "note": sweep.note}, indent=2) + "\n"
-    write_atomically(out / DESCRIPTION, lambda file: file.write(text.encode()))
-
-
-def check_data(runs: Sequence[SweepRun]) -> None:
-    """Read every data set that a run which is not done needs, once.
-
-    Raises:
-        DataError: One of them cannot be read.
-    """
-    configs = [run.config for run in runs if not run.done]
-    for name, folder, images, size in {
-        (c.data, c.data_dir, c.train_images, c.image_size) for c in configs
-    }:
-        load_data(name, folder, train_images=images, image_size=size)

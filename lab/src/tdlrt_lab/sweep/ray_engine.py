@@ -1,4 +1,4 @@
-"""Doing the runs of a sweep as tasks of a Ray cluster, on one machine or on several."""
+"""Executing the runs of a sweep as tasks of a Ray cluster, on one or several machines."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from tdlrt.errors import RunError
 from tdlrt.extras import needs_extra
-from tdlrt_lab.run.results import versions
+from tdlrt_lab.run.environment import versions
 from tdlrt_lab.run.runner import Interrupted
 from tdlrt_lab.run.signals import stop_requests
 from tdlrt_lab.sweep.execute import Emit, fail, pending, work
@@ -23,32 +23,32 @@ __all__ = ["execute_on_ray"]
 
 LOCAL = "local"
 RETRIES = 3
-"""How often a run whose process dies is continued in another one before it counts as failed."""
+"""How often a run is continued after its process dies, before it counts as failed."""
 
 
 def execute_on_ray(
     runs: Sequence[SweepRun], emit: Emit, address: str, *, jobs: int | None = None
 ) -> None:
-    """Do all runs that are not done and that no other process holds, each as a task of Ray.
+    """Do all runs that are neither finished nor being done by another process, as tasks of Ray.
 
-    A run whose process or machine dies is continued from its last checkpoint by another process.
+    If the process or the machine of a run dies, another process continues from its last checkpoint.
 
     Args:
-        runs: The runs, in their order.
-        emit: Told what happens, by this thread.
-        address: "local" starts a cluster on this machine, and stops it at the end. "auto" is the
+        runs: The runs, in the order in which they are submitted.
+        emit: Called with each event, by this thread.
+        address: "local" starts a cluster on this machine and stops it at the end. "auto" is the
             cluster that this machine belongs to; "HOST:PORT" and "ray://HOST:PORT" name one.
-        jobs: Runs at a time on each machine, which share its processors and its GPUs. None is one
-            per GPU, and one on a machine without GPUs.
+        jobs: Number of runs at a time on each machine, which share its CPU cores and GPUs. By
+            default one per GPU, and one on a machine without GPUs.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        SweepError: The cluster cannot be reached, or has no device that a run asks for.
-        RunError: A machine of the cluster does not see the directory of the sweep, or has another
+        SweepError: The cluster cannot be reached, or has no device that a run needs.
+        RunError: A machine of the cluster cannot see the directory of the sweep, or has another
             version of tdlrt.
         Interrupted: A signal stopped the sweep; the same call continues it.
     """
-    # Ray prints on stdout, unless told otherwise before its import, that it retries a task.
+    # Must be set before the import: otherwise Ray prints each retry of a task on stdout.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     with needs_extra("ray", "--ray", distribution="tdlrt-lab"):
         import ray
@@ -60,7 +60,7 @@ def execute_on_ray(
         shares = [_share(one, [*machines.values()], jobs) for one in waiting]
         _check_machines(ray, machines, token)
         events = _events(ray)
-        # As with our own processes, one does one run, so that runs share no state.
+        # max_calls=1: each process does one run, so that runs share no state.
         task = ray.remote(max_calls=1, max_retries=RETRIES, retry_exceptions=[Interrupted])(_do)
         with stop_requests() as stop:
             tasks = {
@@ -85,13 +85,13 @@ def execute_on_ray(
 
 
 def _do(one: SweepRun, token: Path, events: Any) -> None:
-    """The task of a run; a cancelled one gets SIGINT and stores what it has."""
+    """The task of a run; on cancellation it gets SIGINT and writes a checkpoint."""
     _check_machine(token, versions()["tdlrt"])
     work([one], events.put)
 
 
 def _portable(one: SweepRun) -> SweepRun:
-    """The same run for a process that was started in another folder."""
+    """The same run with absolute paths, for a process in another working directory."""
     folder = one.config.data_dir
     config = one.config if folder is None else replace(one.config, data_dir=os.path.abspath(folder))
     return replace(one, config=config, out=one.out.absolute())
@@ -99,10 +99,10 @@ def _portable(one: SweepRun) -> SweepRun:
 
 @contextmanager
 def _connection(ray: Any, address: str) -> Iterator[dict[str, Mapping[str, float]]]:
-    """Connect to a cluster; gives the resources of its machines that have processors."""
+    """Connect to a cluster; yields the resources of its machines that have CPUs, by node ID."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     try:
-        if colon:  # Ray itself would wait for minutes
+        if colon:  # fails at once; Ray would wait for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address, log_to_driver=False, logging_level="error")
     except (OSError, ValueError) as error:
@@ -119,7 +119,7 @@ def _connection(ray: Any, address: str) -> Iterator[dict[str, Mapping[str, float
 
 @contextmanager
 def _token(folder: Path) -> Iterator[Path]:
-    """A file by which other machines know that they see the same folder."""
+    """A file by which other machines check that they see the same folder."""
     folder.mkdir(parents=True, exist_ok=True)
     token = folder / f".{uuid4().hex}.shared"
     token.touch()
@@ -130,7 +130,7 @@ def _token(folder: Path) -> Iterator[Path]:
 
 
 def _check_machines(ray: Any, machines: Mapping[str, object], token: Path) -> None:
-    """Refuse a cluster that has a machine where the runs could not go on."""
+    """Check every machine of the cluster."""
     check = ray.remote(num_cpus=0, max_calls=1)(_check_machine)
     for result in [
         check.options(**_place(ray, machine)).remote(token, versions()["tdlrt"])
@@ -142,25 +142,31 @@ def _check_machines(ray: Any, machines: Mapping[str, object], token: Path) -> No
 
 
 def _check_machine(token: Path, expected: str) -> None:
-    """Check the machine that this process runs on."""
+    """Check that this machine has the expected version and sees the folder of the token.
+
+    Raises:
+        RunError: It does not.
+    """
     found, name = versions()["tdlrt"], platform.node()
     if found != expected:
-        raise RunError(f"machine {name}: has tdlrt {found}, expected {expected}; install it there")
+        raise RunError(
+            f"machine {name}: has tdlrt {found}, expected {expected}; install that version there"
+        )
     if not token.exists():
         raise RunError(
-            f"{token.parent}: machine {name} does not see this folder, or sees another one under "
-            "the same path; expected a folder that all machines share; name one with --out"
+            f"{token.parent}: machine {name} does not see this folder, or sees a different one at "
+            "the same path; expected a folder that all machines share; choose one with --out"
         )
 
 
 def _share(
     one: SweepRun, machines: Sequence[Mapping[str, float]], jobs: int | None
 ) -> dict[str, float]:
-    """What Ray reserves for a run: its part of the smallest machine that it may go to."""
+    """The resources that Ray reserves for a run, by the smallest machine that can do it."""
     device = one.config.device
     with_gpus = [machine for machine in machines if machine.get("GPU")]
     if device not in ("auto", "cpu", "cuda"):
-        raise SweepError(f"{one.name}: device {device!r} beside --ray; expected auto, cpu or cuda")
+        raise SweepError(f"{one.name}: device {device!r} and --ray; expected auto, cpu or cuda")
     if device == "cuda" and not with_gpus:
         raise SweepError(f"{one.name}: device 'cuda': no machine of the cluster has a GPU")
     if device == "cpu" or not with_gpus:
@@ -172,7 +178,7 @@ def _share(
 
 
 def _part(units: float, jobs: int) -> float:
-    """An equal part for each of so many jobs: whole units, or less than one of them."""
+    """An equal part of the units for each job: a whole number, or a fraction below one."""
     return units // jobs if units >= jobs else 1 / ceil(jobs / units)
 
 
@@ -182,7 +188,7 @@ def _place(ray: Any, machine: str) -> dict[str, Any]:
 
 
 def _events(ray: Any) -> Any:
-    """A queue from the runs to this process, beside it, so that it dies with no other machine."""
+    """A queue from the runs to this process, on its own machine in case another one fails."""
     from ray.util.queue import Queue
 
     here = ray.get_runtime_context().get_node_id()
@@ -190,9 +196,9 @@ def _events(ray: Any) -> Any:
 
 
 def _error(ray: Any, result: Any) -> Exception | None:
-    """What a task that ended died of."""
+    """The exception of a finished task; None if it succeeded."""
     try:
         ray.get(result)
-    except Exception as error:  # of Ray, or of the task, which Ray wraps
+    except Exception as error:  # an error of Ray, or one of the task, which Ray wraps
         return getattr(error, "cause", error)
     return None

@@ -1,4 +1,4 @@
-"""The results of an experiment in one file: a line per run, which outlives the run directories."""
+"""The results of an experiment in one file, one line per run, without the run directories."""
 
 import json
 from pathlib import Path
@@ -7,16 +7,16 @@ from typing import Any
 from filelock import FileLock
 
 from tdlrt.errors import RunError
-from tdlrt_lab.run.results import parse_object, write_text
+from tdlrt_lab.run.files import parse_object, write_text
 
 __all__ = ["read_results", "record"]
 
 
 def read_results(path: str | Path) -> list[dict[str, Any]]:
-    """The recorded results of an experiment, in the order of rows and seeds; none without a file.
+    """The recorded results of an experiment, sorted by row and seed; empty if there is no file.
 
     Raises:
-        RunError: The file cannot be read, or a line of it is broken.
+        RunError: The file cannot be read, or a line is not valid.
     """
     path = Path(path)
     if not path.exists():
@@ -25,22 +25,25 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read ({error}); expected JSON lines") from error
-    results = [parse_object(line, f"{path}, line {n}") for n, line in enumerate(lines, start=1)]
-    for number, result in enumerate(results, start=1):
+    results = []
+    for number, line in enumerate(lines, start=1):
+        place = f"{path}, line {number}"
+        result = parse_object(line, place, "result of a finished run")
         if not (isinstance(result.get("row"), str) and isinstance(result.get("seed"), int)):
-            raise RunError(f"{path}, line {number}: expected the name of a row and a seed")
+            raise RunError(f"{place}: expected the name of a row and a seed")
+        results.append(result)
     return results
 
 
 def record(path: str | Path, row: str, summary: dict[str, Any]) -> None:
-    """Store the summary of a run as the result of its row and seed, in place of an earlier one.
+    """Store the summary of a run as the result of its row and seed, replacing an earlier one.
 
-    Processes that record at the same time wait for each other, and the file is whole at any moment.
+    The file is written atomically, and processes that record at the same time wait for each other.
 
     Args:
-        path: The file of the experiment; a file beside it, PATH.lock, is its lock.
-        row: Name of the row that the run belongs to.
-        summary: What `run` returned.
+        path: The file of the experiment; PATH.lock is its lock file.
+        row: Name of the row of the run.
+        summary: The summary that `run` returned.
 
     Raises:
         RunError: The file cannot be read or written.

@@ -1,6 +1,8 @@
-"""A process that does one run of a sweep: the order on stdin, events as JSON lines on stdout.
+"""A process that does one run of a sweep: reads the run from stdin, writes events to stdout.
 
-python -m tdlrt_lab.sweep.worker < ORDER.json
+python -m tdlrt_lab.sweep.worker < RUN.json
+
+The events are JSON lines.
 """
 
 import json
@@ -17,7 +19,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Do the run; whatever else is printed goes to stderr."""
+    """Do the run. All other output goes to stderr."""
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
@@ -25,12 +27,12 @@ def main() -> None:
         try:
             print(json.dumps(event), file=events, flush=True)
         except BrokenPipeError:
-            raise Interrupted("the process that started the sweep is gone") from None
+            raise Interrupted("the process that started the sweep has ended") from None
 
-    order = json.loads(sys.stdin.read())
-    config = RunConfig(**order["config"])
+    given = json.load(sys.stdin)
+    config = RunConfig(**given["config"])
     try:
-        work([SweepRun(row=order["row"], config=config, out=Path(order["out"]))], emit)
+        work([SweepRun(row=given["row"], config=config, out=Path(given["out"]))], emit)
     except Interrupted as error:
         sys.exit(str(error))
 

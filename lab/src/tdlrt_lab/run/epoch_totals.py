@@ -1,0 +1,81 @@
+"""Sums over the steps of an epoch, from which its metrics are computed."""
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tdlrt_lab.run.processes import is_first, total
+
+__all__ = ["EpochTotals"]
+
+
+class EpochTotals:
+    """Loss, correct predictions and time of the steps of an epoch that were not skipped.
+
+    Attributes:
+        images: Images in these steps, over all processes.
+        seconds: Duration of the epoch so far.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.images = 0
+        self.seconds = 0.0
+        self._since = time.perf_counter()
+        self._loss = torch.zeros((), device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss per image; NaN if all steps were skipped."""
+        return float(self._loss) / self.images if self.images else math.nan
+
+    @property
+    def train_accuracy(self) -> float:
+        """Percentage of the images that were classified correctly."""
+        return 100 * int(self._correct) / self.images
+
+    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
+        """Add a step.
+
+        Args:
+            loss: Sum of the losses, for the images of this process.
+            correct: Number of correct predictions, for the images of this process.
+            images: Number of images, over all processes.
+        """
+        self._loss += loss
+        self._correct += correct
+        self.images += images
+
+    def start_clock(self) -> None:
+        """Leave the time since the last call of `lap` out of `seconds`."""
+        self._since = time.perf_counter()
+
+    def lap(self) -> None:
+        """Add the time since the last call of `lap` or `start_clock` to `seconds`."""
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+
+    def sum_over_processes(self) -> None:
+        """Give every process the sums over all processes; every process must call it."""
+        self._loss, self._correct = total(self._loss), total(self._correct)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums over all processes; every process must call it."""
+        return {
+            "loss_sum": total(self._loss),
+            "correct": total(self._correct),
+            "seen": self.images,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the sums; the first process gets all of them, the others zeros."""
+        self.images, self.seconds = state["seen"], state["seconds"]
+        self._loss.copy_(state["loss_sum"])
+        self._correct.copy_(state["correct"])
+        if not is_first():
+            self._loss.zero_()
+            self._correct.zero_()

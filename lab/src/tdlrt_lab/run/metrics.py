@@ -1,0 +1,81 @@
+"""The metrics of an epoch, and their validation when they are read from a file."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = ["EpochMetrics", "is_finite_number"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochMetrics:
+    """The metrics of one epoch; a line of `metrics.jsonl`.
+
+    Attributes:
+        epoch: Number of the epoch, from 1.
+        loss: Mean training loss over the epoch.
+        train_accuracy: In percent, over the training batches, each before its step.
+        test_accuracy: In percent, on the test images at the end of the epoch; None in a run that
+            holds out validation images and does not use the test set.
+        compression: 1 - parameters / dense parameters over the factorised weights.
+        network_compression: The same over all parameters.
+        parameters: Parameters of the factorised weights; of the whole network if there are none.
+        ranks: Ranks of each factorised layer.
+        lr: Learning rate of the last step.
+        seconds: Duration of training and evaluation.
+        validation_accuracy: In percent, on the validation images; None if there are none.
+        skipped_steps: Steps of the run so far that were skipped because a loss or gradient was
+            NaN or infinite.
+    """
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    test_accuracy: float | None
+    compression: float
+    network_compression: float
+    parameters: int
+    ranks: dict[str, list[int]]
+    lr: float
+    seconds: float
+    validation_accuracy: float | None = None
+    skipped_steps: int = 0
+
+    @property
+    def split(self) -> Literal["test", "validation"]:
+        """The images on which `accuracy` was measured."""
+        return "test" if self.validation_accuracy is None else "validation"
+
+    @property
+    def accuracy(self) -> float:
+        """In percent, on the images of `split` at the end of the epoch."""
+        measured = {"test": self.test_accuracy, "validation": self.validation_accuracy}[self.split]
+        return math.nan if measured is None else measured
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "EpochMetrics":
+        """Build the metrics from the fields that a file contains.
+
+        Raises:
+            ValueError: A field is missing, unknown or of the wrong type.
+        """
+        try:
+            metrics = cls(**values)
+        except TypeError as error:
+            raise ValueError(f"not the metrics of an epoch ({error})") from error
+        numbers = {name: value for name, value in vars(metrics).items() if name != "ranks"}
+        others = {name: v for name, v in numbers.items() if not isinstance(v, int | float)}
+        if others not in ({}, {"test_accuracy": None}, {"validation_accuracy": None}):
+            raise ValueError(f"got {numbers}, expected numbers")
+        if not isinstance(metrics.ranks, dict) or not all(
+            isinstance(name, str) and isinstance(row, list) and all(type(r) is int for r in row)
+            for name, row in metrics.ranks.items()
+        ):
+            raise ValueError(f"ranks {metrics.ranks!r}: expected a list of integers for each layer")
+        return metrics
+
+
+def is_finite_number(value: object) -> bool:
+    """Whether a value is a number and neither infinite nor NaN."""
+    # math.isfinite fails for an integer that is too large for a float.
+    return isinstance(value, int | float) and -math.inf < value < math.inf

@@ -9,7 +9,7 @@ from scipy.stats import ttest_ind_from_stats
 
 from comparisons import Result, as_runs
 from tdlrt_lab.methods import METHODS
-from tdlrt_lab.reports.collect import repetitions
+from tdlrt_lab.reports.groups import repetitions
 from tdlrt_lab.spread import format_spread
 
 LEVEL = 0.05

@@ -312,9 +312,9 @@ they fall, and the integrator's time with them.
 
 ## Bases at rest
 
-`TDLRT(basis_every=k)` moves the bases in one of k steps and the cores in every step. It is meant for
-wide linear layers at small batches, where the bases take most of a step's time. As the table shows,
-a network learns more slowly then, in the same number of steps; so the default is 1.
+`TDLRT(basis_every=k)` moves the bases in one of k steps and the cores in every step. It is meant
+for wide linear layers at small batches, where the bases take most of a step's time. As the table
+shows, a network learns more slowly then, in the same number of steps; so the default is 1.
 
 <!-- resting_bases -->
 <!-- end of resting_bases -->

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from comparisons import EXPERIMENTS, IN_README, ROOT, recorded
 from results_table import compared
 from tdlrt_lab.methods import METHODS
-from tdlrt_lab.reports.collect import Section
+from tdlrt_lab.reports.groups import Section
 from tdlrt_lab.sweep.plan import read_sweep
 
 PICTURE = ROOT / "docs/figures/accuracy.svg"

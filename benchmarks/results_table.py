@@ -15,7 +15,7 @@ from tdlrt_lab.config import RunConfig
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.methods import METHODS
 from tdlrt_lab.rank_option import format_rank
-from tdlrt_lab.reports.collect import PLACE, Group, Section, repetitions
+from tdlrt_lab.reports.groups import NOT_GROUPED_BY, Group, Section, repetitions
 from tdlrt_lab.reports.tables import provenance, table_rows, table_titles
 from tdlrt_lab.sweep.plan import Sweep, read_sweep
 
@@ -110,7 +110,7 @@ def compared(sweep: Sweep, results: Sequence[Result]) -> Section:
     """
     rows = [run.config for run in sweep.runs(".")]
     groups = [
-        Group(runs=runs, words={"": label(sweep, rows, runs[0].config)})
+        Group(runs=runs, label_parts={"": label(sweep, rows, runs[0].config)})
         for runs in repetitions(as_runs(results))
     ]
 
@@ -142,7 +142,7 @@ def label(sweep: Sweep, rows: Sequence[RunConfig], config: dict[str, Any]) -> st
     if len({row.lr for row in rows if (row.method, row.optimizer) == recipe}) > 1:
         default["lr"] = None
     for name, value in default.items():
-        if name not in (*PLACE, "tau", "budget", "method") and config[name] != value:
+        if name not in (*NOT_GROUPED_BY, "tau", "budget", "method") and config[name] != value:
             words.append(f"{name} {_text(config[name])}")
     return ", ".join(words)
 

@@ -99,12 +99,12 @@ NESTED = pa.array(
 )
 TABLES = {
     "a cell": (table([bytes(200_000_000)]), "hardly compress"),
-    "many cells": (table([bytes(10_000_000)] * 20), "hardly compress|no readable image"),
+    "many cells": (table([bytes(10_000_000)] * 20), "hardly compress|not a readable image"),
     "equal cells": (of_equal_rows(2000, PADDED), r"torch.Size\(\[2000, 1, 8, 8\]\)"),
     "equal rows": (of_equal_rows(7_000_000, png(8, 8)), "7,000,000 rows that take .* hardly"),
     "nested": (pa.table({"image": NESTED, "label": [0]}), "images of type list"),
     "a label": (table([png(8, 8)], pa.array([10**12])), "label 1000000000000; expected 0 to 65535"),
-    "an image": (table([claiming(60_000, 60_000)]), "row 0: .* no readable image"),
+    "an image": (table([claiming(60_000, 60_000)]), "row 0: .* not a readable image"),
 }
 
 
@@ -151,7 +151,7 @@ MERGES = "\n".join(
 TEXTS = {
     "aliases": (LAUGHS, "more than 262,144 bytes with its aliases"),
     "merges": (MERGES, "more than 262,144 bytes with its aliases"),
-    "itself": ("model: &a [*a]", "an alias of what it is part of"),
+    "itself": ("model: &a [*a]", "an alias that contains itself"),
     "deep": ("[" * 100_000, "more than 20 levels"),
     "long": ("x" * 300_000, "more than 262,144 bytes"),
     "digits": ("a: 0x" + "f" * 5000, "an integer beyond 64 bits"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tdlrt.errors import DataError, UnknownNameError
+from tdlrt.errors import DataError, MissingExtraError, UnknownNameError
 from tdlrt_lab.data import DATA_SETS, hold_out, load_data
 
 RNG = np.random.default_rng(0)
@@ -130,11 +130,11 @@ def test_unknown_name():
 
 def test_missing_package_names_the_extra(monkeypatch, mnist):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DataError, match=r"sklearn.datasets, .*pip install 'tdlrt\[cli\]'"):
+    with pytest.raises(MissingExtraError, match=r"package sklearn, .*pip install 'tdlrt\[cli\]'"):
         load_data("digits")
     monkeypatch.delitem(sys.modules, "tdlrt_lab.data.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"package pyarrow, .*pip install 'tdlrt\[data\]'"):
+    with pytest.raises(MissingExtraError, match=r"package pyarrow, .*pip install 'tdlrt\[data\]'"):
         load_data("mnist", mnist)
 
 
@@ -158,8 +158,14 @@ def test_truncated_file(mnist):
 
 
 WRONG_TABLES = {
-    "no images": ({"pic": ["a"], "label": [0]}, r"columns pic, label; expected images in image"),
-    "no labels": ({"image": ["a"], "y": [0]}, r"columns image, y; expected labels in label"),
+    "no images": (
+        {"pic": ["a"], "label": [0]},
+        r"columns pic, label; expected images in one column named image",
+    ),
+    "no labels": (
+        {"image": ["a"], "y": [0]},
+        r"columns image, y; expected labels in one column named label",
+    ),
     "no columns": ({}, r"columns none; expected images"),
     "paths": ({"image": ["a.png"], "label": [0]}, r"images of type string; expected struct<bytes"),
     "text labels": (
@@ -187,7 +193,7 @@ WRONG_ROWS = {
         r", row 7: an image of 6x5 pixels; expected 5x6",
     ),
     "no bytes": ([*GREY[:7], None], LABELS, r", row 7: no image bytes"),
-    "no image": ([*GREY[:7], b"junk"], LABELS, r", row 7: 4 bytes that are no readable image"),
+    "no image": ([*GREY[:7], b"junk"], LABELS, r", row 7: 4 bytes that are not a readable image"),
     "missing label": (GREY, [*LABELS[:7], None], r": 1 labels are missing"),
     "negative label": (GREY, [*LABELS[:7], -1], r", row 7: label -1; expected classes numbered"),
 }
@@ -263,19 +269,19 @@ def test_wrong_image_folders(folder):
     with pytest.raises(DataError, match=r"train_images 7: .*train holds 6 images"):
         load_data("imagefolder", folder, train_images=7)
     (folder / "test" / "elk").mkdir()
-    with pytest.raises(DataError, match=r"elk: a class that is not in the training set; .*cat"):
+    with pytest.raises(DataError, match=r"elk: this class is not in the training set; .*cat"):
         load_data("imagefolder", folder)
     (folder / "test" / "elk").rmdir()
     (folder / "test" / "cat" / "a.png").write_bytes(b"junk")
-    with pytest.raises(DataError, match=r"a\.png: no readable image"):
+    with pytest.raises(DataError, match=r"a\.png: not a readable image"):
         load_data("imagefolder", folder)
     for path in folder.glob("test/*/*.png"):
         path.unlink()
-    with pytest.raises(DataError, match=r"test: holds no images"):
+    with pytest.raises(DataError, match=r"test: no images"):
         load_data("imagefolder", folder)
     for path in folder.glob("test/*"):
         path.rmdir()
-    with pytest.raises(DataError, match=r"test: holds no folders; expected one per class"):
+    with pytest.raises(DataError, match=r"test: no subfolders; expected one per class"):
         load_data("imagefolder", folder)
 
 

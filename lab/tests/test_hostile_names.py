@@ -94,11 +94,11 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     folder.mkdir(parents=True)
     for path in (tmp_path / "config.yaml", tmp_path / "model", folder / "1.png"):
         os.mkfifo(path)
-    with pytest.raises(RunError, match="it is no file"):
+    with pytest.raises(RunError, match="not a regular file"):
         RunDirectory(tmp_path).read_config()
     with pytest.raises(CheckpointError, match="is not a regular file"):
         tdlrt.load(tmp_path / "model", nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(DataError, match="it is no file"):
+    with pytest.raises(DataError, match="not a regular file"):
         load_data("imagefolder", tmp_path)
 
 

@@ -342,5 +342,7 @@ def test_weights_that_are_not_finite_are_never_stored(tmp_path):
 def test_ranges_of_checkpoints(options, message):
     with pytest.raises(ConfigError, match=message):
         Checkpoints(**options)
-    with pytest.raises(ConfigError, match=r"skip_nonfinite -1: expected a number of steps from 0"):
+    with pytest.raises(
+        ConfigError, match=r"skip_nonfinite -1: expected a number of steps, at least 0"
+    ):
         replace(CONFIG, skip_nonfinite=-1)

@@ -1,1 +1,1 @@
-"""The laboratory of tdlrt: runs, methods to compare with, sweeps, reports, the command line."""
+"""Laboratory of tdlrt: training runs, baselines, sweeps, reports and the command line."""

@@ -1,4 +1,4 @@
-"""`python -m tdlrt_lab` is `tdlrt`; `torchrun ... -m tdlrt_lab` starts it on several processes."""
+"""Runs `tdlrt` as `python -m tdlrt_lab`, or in several processes by `torchrun -m tdlrt_lab`."""
 
 from tdlrt_lab.cli import main
 

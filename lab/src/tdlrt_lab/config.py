@@ -1,4 +1,4 @@
-"""What the options of a training run must be: the range of each, and which go together."""
+"""The configuration of a training run: ranges of its options, and which of them go together."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 LEARNING_RATES = {name: method.learning_rates for name, method in METHODS.items()}
-"""Methods, and the learning rate that each uses with an optimiser unless told otherwise."""
+"""Default learning rates by method and optimiser."""
 
 WITH_TAU = {
     "optimizer": "sgd",
@@ -51,7 +51,7 @@ WITH_BUDGET = {
     "adapt_every": 10,
     "freeze_at": 0.2,
 }
-"""The recipe of a run that is given a budget, and of one that is not (docs/algorithm.md)."""
+"""Defaults of a run without and with a budget (docs/algorithm.md)."""
 
 AUGMENTATIONS = ("none", "standard")
 
@@ -67,15 +67,15 @@ CHOICES: dict[str, Mapping[str, Any]] = {
     "optimizer": OPTIMIZERS,
     "augment": dict.fromkeys(AUGMENTATIONS),
 }
-"""Options that take a name, and the names that each takes."""
+"""The accepted names of each option that takes a name."""
 
 
 class Users(NamedTuple):
-    """The options that some values of another option use, and others do not.
+    """Which options are used, by the value of another option.
 
     Attributes:
-        chosen: The value, in the configuration, of the option that decides.
-        options: The options that each of its values uses.
+        chosen: Returns the value of the deciding option in a configuration.
+        options: The options used with each value of the deciding option.
     """
 
     chosen: Callable[[RunOptions], str]
@@ -96,7 +96,7 @@ USERS = {
         {"0": (), "above 0": ("tau", "budget", "ramp", "spare", "adapt_every")},
     ),
 }
-"""Options that decide which others are used. Those of the method come first."""
+"""Options that decide which others are used; errors name the first that excludes an option."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,17 +116,17 @@ class RunConfig(RunOptions):
         if self.image_size is not None and not info.folder:
             raise ConfigError(
                 f"image_size {self.image_size!r}: expected None for data set {self.data!r}, whose "
-                "images have one size; leave it out"
+                "images all have the same size; leave it out"
             )
         if self.tau is not None and self.budget is not None:
             raise ConfigError(
-                f"tau {self.tau!r} and budget {self.budget!r}: expected one of them; both say how "
-                "the ranks are chosen"
+                f"tau {self.tau!r} and budget {self.budget!r}: expected one of them; each "
+                "determines the ranks"
             )
         if self.spectral_penalty and "spectral_penalty" not in method.options:
             raise ConfigError(
                 f"spectral_penalty {self.spectral_penalty!r}: expected 0 for method "
-                f"{self.method!r}; it needs the orthonormal bases of 'tdlrt'"
+                f"{self.method!r}, which has no orthonormal bases; leave it out"
             )
         self._default({"epochs": info.epochs, "batch_size": info.batch_size})
         self._default({"lr": method.learning_rates[self.optimizer]})
@@ -143,13 +143,13 @@ class RunConfig(RunOptions):
 
     @classmethod
     def given(cls, **options: Any) -> "RunConfig":
-        """The configuration of somebody who gave these options, each of which must be used.
+        """Make a configuration from options typed by a user, each of which must be used.
 
-        The constructor takes any option at its default, and a dense run takes whatever says how
-        the runs beside it are made small: stored configurations name all options.
+        The constructor is less strict, because stored configurations name all options: it accepts
+        unused options at their defaults, and any compression option in a dense run.
 
         Raises:
-            ConfigError: Nothing uses an option, or the constructor refuses it.
+            ConfigError: An option is not used, or the constructor refuses it.
         """
         config = cls(**options)
         for name in options:
@@ -161,7 +161,7 @@ class RunConfig(RunOptions):
         return not any(self._other_users(name, decider) for decider in USERS)
 
     def _check_use(self, method: Method) -> None:
-        """Refuse options that nothing uses, unless they are at their defaults."""
+        """Refuse options that are not used and not at their defaults."""
         defaults = {field.name: field.default for field in fields(self)}
         defaults |= WITH_TAU if self.budget is None else WITH_BUDGET
         defaults["tau"] = DEFAULT_TAU if self.budget is None else None
@@ -176,27 +176,27 @@ class RunConfig(RunOptions):
             if users:
                 chosen = USERS[decider].chosen(self)
                 raise ConfigError(
-                    f"{name} {getattr(self, name)!r}: expected to be left out for {decider} "
-                    f"{chosen}, which does not use it; used for {decider} {', '.join(users)}"
+                    f"{name} {getattr(self, name)!r}: not used with {decider} {chosen}, only "
+                    f"with {decider} {', '.join(users)}; leave it out"
                 )
 
     def _other_users(self, name: str, decider: str) -> list[str]:
-        """The values of the deciding option that use an option, if the chosen one does not."""
+        """The values of the deciding option that use an option; empty if the chosen one does."""
         chosen, options = USERS[decider]
         users = [value for value, used in options.items() if name in used]
         return [] if chosen(self) in users else users
 
     def _default(self, values: Mapping[str, Any]) -> None:
-        """Set options that were left open."""
+        """Set the options that are None."""
         for name, value in values.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
     def torch_device(self) -> torch.device:
-        """The device the run computes on.
+        """The device of the run.
 
         Raises:
-            ConfigError: The device is unknown or not present.
+            ConfigError: The device is unknown or not available.
         """
         return torch_device(self.device)
 
@@ -205,18 +205,18 @@ class RunConfig(RunOptions):
         return asdict(self)
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """Names of the options that differ from `other`, save for where the data lie."""
+        """Names of the options that differ from those in `other`, except for `data_dir`."""
         mine = self.to_dict()
-        # An option that is newer than `other` had its default then.
+        # An option added after `other` was stored is taken to have had its default.
         theirs = {field.name: field.default for field in fields(self)} | other
         return [name for name in mine if name != "data_dir" and mine[name] != theirs[name]]
 
 
 def torch_device(name: str) -> torch.device:
-    """The device of a name; "auto" is a GPU where there is one.
+    """The device with a name; "auto" is the GPU if there is one, else the CPU.
 
     Raises:
-        ConfigError: The device is unknown or not present.
+        ConfigError: The device is unknown or not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -269,7 +269,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_size": (_or_none(lambda value: value >= 4), "at least 4 pixels"),
     "tau": (_or_none(_is_share_below_one), "a tolerance in [0, 1)"),
     "budget": (_or_none(lambda value: 0 < value <= 1), "a share in (0, 1]"),
-    "spare": (_is_not_negative, "a share from 0"),
+    "spare": (_is_not_negative, "a share of at least 0"),
     "init_scale": (_is_scale, "a positive number or 'auto'"),
     "adapt_every": (_is_count, "at least 1 step"),
     "core_steps": (_is_count, "at least 1 step"),
@@ -278,12 +278,12 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": (_is_count, "at least 1 epoch"),
     "batch_size": (_is_count, "at least 1 image"),
     "lr": (_is_positive, "a positive number"),
-    "validation": (_or_none(_is_part), "a share in (0, 1), or a count from 1"),
+    "validation": (_or_none(_is_part), "a share in (0, 1), or a number of at least 1"),
     "dense_until": (lambda value: 0 < value < 1, "a share of the training in (0, 1)"),
     "warmup": (_is_share_below_one, "a share of the training in [0, 1)"),
     "momentum": (_is_share_below_one, "a number in [0, 1)"),
-    "spectral_penalty": (_is_not_negative, "a number from 0"),
-    "weight_decay": (_is_not_negative, "a number from 0"),
-    "skip_nonfinite": (lambda value: value >= 0, "a number of steps from 0"),
+    "spectral_penalty": (_is_not_negative, "a number of at least 0"),
+    "weight_decay": (_is_not_negative, "a number of at least 0"),
+    "skip_nonfinite": (lambda value: value >= 0, "a number of steps, at least 0"),
     "seed": (lambda value: 0 <= value < 2**32, "an integer from 0 to 2**32 - 1"),
 }

@@ -1,4 +1,4 @@
-"""Tables between marks in documents."""
+"""Generated sections of Markdown documents."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ __all__ = ["fill_section"]
 
 
 def fill_section(document: Path, name: str, lines: Sequence[str]) -> None:
-    """Put lines between `<!-- name -->` and `<!-- end of name -->`."""
+    """Replace the text between `<!-- name -->` and `<!-- end of name -->` by these lines."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     before, rest = document.read_text(encoding="utf-8").split(begin)
     after = rest.split(end)[1]

@@ -1,4 +1,4 @@
-"""The networks of the experiments, built for any number of channels, image size and classes."""
+"""The networks of the experiments, for any number of channels, image size and number of classes."""
 
 import math
 from collections import OrderedDict
@@ -24,7 +24,7 @@ def build_model(name: str, image_shape: ImageShape, classes: int) -> nn.Module:
     Args:
         name: One of `MODELS`.
         image_shape: Channels, height and width of the images, in pixels.
-        classes: Number of classes, the width of the head.
+        classes: Number of classes, the number of outputs.
 
     Returns:
         A dense network from images (N, channels, height, width) to logits (N, classes).
@@ -46,7 +46,7 @@ def build_model(name: str, image_shape: ImageShape, classes: int) -> nn.Module:
 
 
 def _lenet5(image_shape: ImageShape, classes: int) -> nn.Module:
-    """LeNet-5 with 20 and 50 filters; padded below 28 pixels, where valid 5x5 leaves nothing."""
+    """LeNet-5 with 20 and 50 filters; padded for images under 28 pixels."""
     channels, *size = image_shape
     padding = 0 if min(size) >= 28 else 2
     for _ in range(2):
@@ -89,7 +89,8 @@ def _alexnet(image_shape: ImageShape, classes: int) -> nn.Module:
     """AlexNet in its CIFAR form: 3x3 kernels, two hidden layers of 4096 with dropout."""
     halvings = _halvings(image_shape, smallest=2, most=4)
     net, channels = nn.Sequential(), image_shape[0]
-    # The first halving is the stride of the first layer, the others are pools behind 1, 2 and 5.
+    # Max-pools follow layers 5, 2 and 1, in this order of priority; a fourth halving is the stride
+    # of the first layer.
     pools = (5, 2, 1)[:halvings]
     for number, width in enumerate((64, 192, 384, 256, 256), start=1):
         stride = 2 if number == 1 and halvings == 4 else 1
@@ -151,7 +152,7 @@ def _residual_stages(
     depth: int,
     halvings: int,
 ) -> nn.Module:
-    """Blocks and head behind a stem; the last `halvings` stages halve the image."""
+    """Append blocks and a head to a stem; the last `halvings` stages halve the image."""
     for number, width in enumerate(stages, start=1):
         for index in range(1, depth + 1):
             halve = index == 1 and number > len(stages) - halvings
@@ -181,11 +182,11 @@ class _ResidualBlock(nn.Module):
 
 
 class _KeptConv2d(nn.Conv2d):
-    """A convolution that stays dense, as it is no plain torch layer: ViT reads its weight."""
+    """Stays dense, as only plain torch layers are factorised: ViT reads its weight."""
 
 
 class _Logits(nn.Module):
-    """A classifier of `transformers`, from images to logits."""
+    """Adapts a classifier of `transformers` to map images to logits."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
@@ -197,9 +198,9 @@ class _Logits(nn.Module):
 
 
 def _hugging_face(name: str, image_shape: ImageShape, classes: int) -> nn.Module:
-    """A small classifier of `transformers`, from its configuration, with random weights.
+    """Build a small classifier of `transformers` with random weights.
 
-    Images are cut into at least 4x4 patches, of 1, 2, 4, ... pixels, before the first layer.
+    The patch size of `vit` is the largest power of two that leaves at least 8 patches per side.
     """
     channels, height, width = image_shape
     with needs_extra("hf", f"model 'hf:{name}'"):
@@ -226,7 +227,7 @@ def _hugging_face(name: str, image_shape: ImageShape, classes: int) -> nn.Module
 
 
 def _conv(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    # No bias: a batch norm follows every one of these convolutions.
+    # No bias: each of these convolutions is followed by a batch norm.
     return nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
 
 
@@ -237,10 +238,10 @@ def _add_head(net: nn.Sequential, channels: int, classes: int) -> None:
 
 
 def _halvings(image_shape: ImageShape, smallest: int, most: int) -> int:
-    """How often to halve an image: to `smallest` pixels, at most `most` times.
+    """How many times to halve an image to reach `smallest` pixels, at most `most` times.
 
-    Networks leave out the first of their halvings where the image is small, so that
-    the deep layers, which hold most of the weights, see images of their usual size.
+    For small images, networks leave out their first halvings, so that the deep layers, which hold
+    most of the weights, have feature maps of the usual size.
     """
     return min(most, math.ceil(math.log2(max(1, min(image_shape[1:]) / smallest))))
 

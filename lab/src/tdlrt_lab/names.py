@@ -1,4 +1,4 @@
-"""Look-up by name, with the nearest known names in the error."""
+"""Lookup by name, with suggestions in the error message."""
 
 import difflib
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 def pick(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """Return `table[name]`, or say which names are known and which are nearest.
+    """Return `table[name]`; the error for an unknown name suggests similar ones.
 
     Args:
-        kind: What the name stands for, as the error calls it ("model", "data set").
+        kind: What the name stands for, in the error message ("model", "data set").
         name: The name to look up.
-        table: All known names.
+        table: Values by name.
 
     Raises:
         UnknownNameError: `name` is not in `table`.

@@ -1,4 +1,4 @@
-"""The option `rank` of a run: its forms in a configuration and on the command line."""
+"""The run option `rank`, in configurations and on the command line."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -10,21 +10,21 @@ __all__ = ["RankOption", "check_rank", "format_rank", "number_or_word", "parse_r
 
 LayerRank: TypeAlias = float | int | str | list[int]
 RankOption: TypeAlias = float | int | str | dict[str, LayerRank]
-"""Ranks of all layers (a share of each mode, an integer or "full"), or those by name pattern."""
+"""A rank for all layers (a share of each mode, an integer or "full"), or ranks by name pattern."""
 
 ONE = "a share in (0, 1], an integer from 1, or 'full'"
 PER_LAYER = "a share in (0, 1], an integer from 1, a list of one integer per mode, or 'full'"
 
 
 def check_rank(rank: Any) -> RankOption:
-    """Give the rank in its plain form: numbers, words, and lists in a dict by pattern.
+    """Check a rank and convert it to plain types: a number, "full", or a dict of these and lists.
 
     Raises:
-        RankError: It is out of range or of another form.
+        RankError: The rank has another form or is out of range.
     """
     if not isinstance(rank, Mapping):
         if not _is_rank(rank):
-            raise RankError(f"rank {rank!r}: expected {ONE}, or a dict from layer name to these")
+            raise RankError(f"rank {rank!r}: expected {ONE}, or a dict of these by layer name")
         plain: RankOption = rank
         return plain
     if not rank:
@@ -34,7 +34,9 @@ def check_rank(rank: Any) -> RankOption:
 
 def _layer_rank(pattern: object, value: Any) -> LayerRank:
     if not isinstance(pattern, str) or not pattern:
-        raise RankError(f"rank: got {pattern!r} for a layer, expected a name such as 'conv2'")
+        raise RankError(
+            f"rank: got {pattern!r} as the name of a layer; expected a text such as 'conv2'"
+        )
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = list(value)
         fits = bool(value) and all(isinstance(one, int) and _is_rank(one) for one in value)
@@ -53,7 +55,7 @@ def _is_rank(value: object) -> bool:
 
 
 def number_or_word(text: str) -> float | int | str:
-    """An integer, a number with a decimal point, or a word such as "full" or "auto"."""
+    """Read a number as int or float, and leave a word such as "full" or "auto" as it is."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -63,7 +65,7 @@ def number_or_word(text: str) -> float | int | str:
 
 
 def parse_rank(text: str) -> RankOption:
-    """Read a rank as it is written on a command line.
+    """Read a rank from the command line.
 
     >>> parse_rank("conv2=16x8x5x5,fc1=12,*=0.5")
     {'conv2': [16, 8, 5, 5], 'fc1': 12, '*': 0.5}
@@ -71,7 +73,7 @@ def parse_rank(text: str) -> RankOption:
     0.25
 
     Raises:
-        RankError: A part has no layer name, or two have the same.
+        RankError: A part has no layer name, or a name occurs twice.
     """
     if "=" not in text:
         return number_or_word(text)
@@ -79,8 +81,9 @@ def parse_rank(text: str) -> RankOption:
     for part in text.split(","):
         pattern, equals, value = (word.strip() for word in part.rpartition("="))
         if not equals or not pattern or pattern in ranks:
+            fault = "repeats a layer" if pattern in ranks else "has no layer"
             raise RankError(
-                f"rank {text!r}: {part!r} {'is there twice' if pattern in ranks else 'is no pair'};"
+                f"rank {text!r}: {part!r} {fault};"
                 " expected LAYER=RANK,LAYER=RANK,... such as conv2=16x8x5x5,fc1=12,*=0.5"
             )
         ranks[pattern] = _parse_layer_rank(value)
@@ -95,7 +98,7 @@ def _parse_layer_rank(text: str) -> LayerRank:
 
 
 def format_rank(rank: RankOption) -> str:
-    """Write a rank so that `parse_rank` reads it.
+    """Write a rank in the form that `parse_rank` reads.
 
     >>> format_rank({"conv2": [16, 8, 5, 5], "*": 0.5})
     'conv2=16x8x5x5,*=0.5'

@@ -1,4 +1,4 @@
-"""How the spread of a figure over several seeds is printed."""
+"""Formatting of a mean and a standard deviation over seeds."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ __all__ = ["format_spread"]
 
 
 def format_spread(values: Sequence[float], digits: int) -> str:
-    """Mean and, of several values that differ, standard deviation; nothing of no values.
+    """Mean ± standard deviation; the mean alone of equal values, and an empty text of none.
 
     >>> format_spread([99.0, 98.0], 2), format_spread([5.0, 5.0], 0)
     ('98.50 ± 0.71', '5')

@@ -1,4 +1,4 @@
-"""Reading YAML within limits: a short text of aliases can stand for more than any memory holds."""
+"""Reading of YAML files, with limits: a short text with nested aliases can expand without bound."""
 
 from pathlib import Path
 from typing import Any
@@ -8,22 +8,22 @@ import yaml
 __all__ = ["read_yaml"]
 
 MAX_BYTES = 2**18
-"""Of a file, and of its content with all aliases written out."""
+"""Largest size of a file, and of its content with all aliases expanded."""
 
 MAX_DEPTH = 20
 MAX_INTEGER = 2**63
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file, of plain types only.
+    """Read a YAML file that holds plain types only.
 
     Raises:
-        ValueError: The file cannot be read, is no YAML, has a key twice, is larger than a
-            description by hand can be, or contains itself.
+        ValueError: The file cannot be read, is not valid YAML, has a duplicate key, exceeds a limit
+            of size or depth, or has an alias that contains itself.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise ValueError("it is no file")
+        if path.exists() and not path.is_file():  # opening a named pipe would block
+            raise ValueError("not a regular file")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
@@ -34,12 +34,12 @@ def read_yaml(path: Path) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key that is there twice is an error, not the loss of the first."""
+    """A safe loader with the limits of this module, which refuses duplicate keys."""
 
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """The next node, if it is not too deep in others: then the text takes long to read."""
+        """The next node, if it is not nested too deeply: such a text takes long to read."""
         if self._depth > MAX_DEPTH:
             raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels", None)
         self._depth += 1
@@ -48,26 +48,26 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def get_single_node(self) -> yaml.Node | None:
-        """The tree of the text, if it is not too large with its aliases written out."""
+        """The root node, if the document is not too large with its aliases expanded."""
         root: yaml.Node | None = super().get_single_node()
         if root is not None:
             _check_size(root, {})
         return root
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a dict after a look at the keys."""
+        """Build a dict, if no key occurs twice."""
         seen: set[str] = set()
         for key, _ in node.value:
             if str(key.value) in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value} is there twice", key.start_mark
+                    None, None, f"duplicate key {key.value}", key.start_mark
                 )
             seen.add(str(key.value))
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         return found
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """An integer that a message about it can show."""
+        """An integer of at most 64 bits: Python refuses to print very large ones."""
         number: int = super().construct_yaml_int(node)
         if abs(number) >= MAX_INTEGER:
             raise yaml.constructor.ConstructorError(
@@ -80,19 +80,19 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def _check_size(node: yaml.Node, sizes: dict[yaml.Node, int]) -> int:
-    """About the characters of a node with all aliases written out.
+    """Number of characters of a node, roughly, with all aliases expanded.
 
     Args:
         node: The node.
-        sizes: Sizes of the nodes met before.
+        sizes: Sizes of the nodes seen before; 0 while a node is being measured.
     """
     if node in sizes:
         if not sizes[node]:
             raise yaml.constructor.ConstructorError(
-                None, None, "an alias of what it is part of", node.start_mark
+                None, None, "an alias that contains itself", node.start_mark
             )
         return sizes[node]
-    sizes[node] = 0  # until it is known
+    sizes[node] = 0
     if isinstance(node, yaml.ScalarNode):
         sizes[node] = 1 + len(node.value)
     else:

@@ -73,7 +73,7 @@ def test_a_tolerance_and_a_budget_are_rows_of_the_methods_that_take_them(tdlrt, 
 
 
 BAD = {
-    "no data": (["compare", "lenet5"], "--data: missing beside a model"),
+    "no data": (["compare", "lenet5"], "--data: missing; expected the name of a data set"),
     "method": ([*DIGITS, "--methods", "tdltr"], "unknown method 'tdltr'; did you mean tdlrt"),
     "model": (["compare", "lenet", "--data", "digits"], "unknown model 'lenet'"),
     "option": ([*DIGITS, "--set", "taau=1"], "options: unknown option 'taau'; did you mean tau"),
@@ -85,10 +85,50 @@ BAD = {
     "device": ([*DIGITS, "--devices", "cuda:99"], "device 'cuda:99': not available"),
     "device and ray": (
         [*DIGITS, "--devices", "cpu", "--ray", "local"],
-        "--devices cpu beside --ray: Ray hands out the GPUs; drop one",
+        "--devices cpu and --ray: expected one of them; Ray assigns the GPUs",
     ),
     "file": (["compare", "none.yaml"], "none.yaml: cannot be read as YAML"),
-    "both": (["compare", CONFIG, "--tau", "0.1"], "--tau 0.1: expected beside a model"),
+    "both": (["compare", CONFIG, "--tau", "0.1"], "--tau 0.1: expected only with a model"),
+    "unused by the method": (
+        [*DIGITS, "--methods", "dense,tdlrt", "--set", "dense.tau=0.1"],
+        "--set dense.tau: not used by method dense; leave it out",
+    ),
+    "unused default": (
+        [
+            *DIGITS,
+            "--methods",
+            "tdlrt,tucker",
+            "--budget",
+            "0.2",
+            "--set",
+            "tucker.dense_until=0.6",
+        ],
+        "--set tucker.dense_until: not used by method tucker; leave it out",
+    ),
+    "unused by any method": (
+        [*DIGITS, "--methods", "dense", "--set", "tau=0.1"],
+        "--set tau: not used by any row; leave it out",
+    ),
+    "unused in a file": (
+        ["compare", CONFIG, "--set", "dense_until=0.6"],
+        "--set dense_until: not used by any row; leave it out",
+    ),
+    "method as an option": (
+        [*DIGITS, "--set", "method=dense"],
+        "--set method: every row sets its own method; leave it out",
+    ),
+    "method of a method": (
+        [*DIGITS, "--set", "tdlrt.method=dense"],
+        "--set tdlrt.method: not used by method tdlrt; leave it out",
+    ),
+    "unused size": (
+        [*DIGITS, "--methods", "dense", "--tau", "0.1"],
+        "--tau 0.1: not used with dense",
+    ),
+    "size twice": (
+        [*DIGITS, "--set", "tdlrt.tau=0.1", "--tau", "0.2"],
+        "--set tdlrt.tau and --tau: expected one of them",
+    ),
     "row of a file": (["compare", CONFIG, "--set", "cp.lr=1"], "--set cp.: expected an option of"),
 }
 
@@ -112,7 +152,7 @@ def test_a_directory_of_other_runs_is_refused(tdlrt, tmp_path):
 def test_a_report_of_nothing(tdlrt, tmp_path):
     code, out, err = tdlrt("report", tmp_path)
     assert (code, out) == (1, "")
-    assert "holds no run directories" in err
+    assert "no run directories" in err
 
 
 def test_the_example_runs(tdlrt, tmp_path):

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from tdlrt.errors import RunError
-from tdlrt_lab.reports.collect import collect, sections
+from tdlrt_lab.reports.collect import collect
+from tdlrt_lab.reports.groups import sections
 
 
 def labels(root):
@@ -107,8 +108,8 @@ def test_runs_in_any_state_are_named(sweep, write_run):
         ({"network_parameters": [1]}, "network_parameters is [1]; expected a finite number"),
         ({"tau": "small"}, "tau is small; expected a finite number"),
         ({"macs": {}}, "macs is {}; expected a finite number"),
-        ({"versions": "0.1"}, "versions is 0.1; expected names with values"),
-        ({"machine": 2}, "machine is 2; expected names with values"),
+        ({"versions": "0.1"}, "versions is 0.1; expected a mapping"),
+        ({"machine": 2}, "machine is 2; expected a mapping"),
         ({"seed": "one"}, "seed is one; expected 1, as in config.yaml"),
         ({"method": ["dense"]}, "method is ['dense']; expected dense, as in config.yaml"),
         ({"model": "vgg16"}, "model is vgg16; expected lenet5, as in config.yaml"),
@@ -141,8 +142,8 @@ def test_odd_runs_are_kept_and_named(write_run, tmp_path):
     )
     assert len(collect(tmp_path)[0]) == 3
     found = problems(tmp_path)
-    assert found["old"].startswith("made by tdlrt 0.0.1; this report by ")
-    assert found["curves"] == "metrics.jsonl cannot be read: no curves of this run"
+    assert found["old"].startswith("written by tdlrt 0.0.1; this report by ")
+    assert found["curves"] == "metrics.jsonl cannot be read; the curves of this run are missing"
     assert found["lost"].startswith("epoch 1: loss nan, accuracy ")
 
 
@@ -163,5 +164,5 @@ def test_baselines_are_runs_and_the_report_is_none(write_run, tmp_path):
 def test_folders_without_runs(tmp_path):
     with pytest.raises(RunError, match=r"none: no such folder"):
         collect(tmp_path / "none")
-    with pytest.raises(RunError, match=r"holds no run directories; expected what tdlrt compare"):
+    with pytest.raises(RunError, match=r"no run directories; expected the output of tdlrt train"):
         collect(tmp_path)

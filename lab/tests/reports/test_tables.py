@@ -1,6 +1,7 @@
 import pytest
 
-from tdlrt_lab.reports.collect import collect, sections
+from tdlrt_lab.reports.collect import collect
+from tdlrt_lab.reports.groups import sections
 from tdlrt_lab.reports.tables import latex_table, markdown_table
 
 

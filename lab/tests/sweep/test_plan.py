@@ -79,7 +79,7 @@ BROKEN = {
     "empty rows": ("rows: {}", r"sweep\.yaml: rows: expected at least one row"),
     "options": ("options: 3\nrows: {a: }", r"sweep\.yaml: options: got 3, expected a mapping"),
     "row": (ROWS + "  a: 3", r"sweep\.yaml: rows\.a: got 3, expected a mapping"),
-    "twice": (ROWS + "  a: {tau: 0.1}\n  a: {tau: 0.2}", r"the key a is there twice.*line 4"),
+    "twice": (ROWS + "  a: {tau: 0.1}\n  a: {tau: 0.2}", r"duplicate key a.*line 4"),
     "row name": (
         ROWS + "  a/b: {}",
         r"sweep\.yaml: rows: got the name 'a/b'; expected at most 100 letters",

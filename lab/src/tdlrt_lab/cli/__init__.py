@@ -12,12 +12,12 @@ STOPPED = 130
 def main() -> None:
     """Run the command line on `sys.argv` and exit.
 
-    The exit code is 0 for done, 1 for a failed run, 2 for bad arguments, and 130 for what Ctrl-C
-    stopped at once, be it while torch is imported.
+    The exit code is 0 for success, 1 for a failed run, 2 for bad arguments, and 130 if Ctrl-C
+    stopped the command at once, which also works while torch is being imported.
     """
     ordinary = signal.getsignal(signal.SIGINT)
-    if ordinary is signal.default_int_handler:  # a shell may have told a job to ignore it
-        # An exception could be lost on its way through the modules that are being imported.
+    if ordinary is signal.default_int_handler:  # a shell may start a job that ignores the signal
+        # KeyboardInterrupt could be swallowed by a module that is being imported.
         signal.signal(signal.SIGINT, lambda *_: os._exit(STOPPED))
     from tdlrt_lab.cli.app import run_app
 

@@ -1,4 +1,4 @@
-"""Commands of `tdlrt`: parsing, choice of display, exit codes."""
+"""The application `tdlrt`: its commands, error messages and exit codes."""
 
 import re
 import shlex
@@ -29,7 +29,7 @@ from tdlrt_lab.run.runner import Interrupted, Observer, Observers, run
 
 __all__ = ["app", "run_app"]
 
-# typer carries its own copy of click under a private name; this is click's UsageError.
+# click's UsageError, from the private copy of click inside typer.
 UsageError: Any = typer.BadParameter.__base__
 
 DONE, FAILED, BAD_ARGUMENTS, STOPPED = 0, 1, 2, 130
@@ -43,39 +43,40 @@ app = typer.Typer(
 
 
 def run_app(arguments: list[str]) -> int:
-    """Run a command line; errors become one line on stderr and an exit code.
+    """Run a command; an error is printed as one line on stderr and sets the exit code.
 
     Args:
-        arguments: Everything after the name of the program.
+        arguments: The command line without the name of the program.
 
     Returns:
-        0 done, 1 failed run, 2 bad arguments, 130 stopped at once by Ctrl-C.
+        The exit code: 0 for success, 1 for a failed run, 2 for bad arguments, 130 if Ctrl-C
+        stopped the command at once.
     """
     try:
         return app(arguments, prog_name="tdlrt", standalone_mode=False) or DONE
     except UsageError as error:
-        # Without any argument the help was printed, and there is no message.
+        # The message is empty if the help was printed because there were no arguments.
         if error.format_message():
-            _complain(f"{error.format_message()} See --help.")
+            _print_error(f"{error.format_message()} See --help.")
         return BAD_ARGUMENTS
-    except (KeyboardInterrupt, typer.Abort):  # versions of typer differ
+    except (KeyboardInterrupt, typer.Abort):  # which one depends on the version of typer
         return STOPPED
     except (TdlrtError, OSError) as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        _complain(_as_typed(str(error), arguments))
+        _print_error(_name_options_as_typed(str(error), arguments))
         if isinstance(error, Interrupted):
             print(f"continue with: {_resume_command(arguments)}", file=sys.stderr)
-        # What a caller gave is a ValueError or TypeError; what went wrong later is not.
+        # Errors in the arguments derive from ValueError or TypeError, failures of a run do not.
         return BAD_ARGUMENTS if isinstance(error, ValueError | TypeError) else FAILED
 
 
-def _complain(message: str) -> None:
+def _print_error(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
 
 
-def _as_typed(message: str, arguments: list[str]) -> str:
-    """The message with the names of options at its beginning as they were typed."""
+def _name_options_as_typed(message: str, arguments: list[str]) -> str:
+    """Replace names of options before the first colon by their command-line form (`--tau`)."""
     head, colon, rest = message.partition(":")
     for word in arguments:
         option = word.partition("=")[0]
@@ -107,7 +108,7 @@ def _tdlrt(
         ),
     ] = False,
 ) -> None:
-    """Train networks in Tucker format, with every rank found during training."""
+    """Train networks in Tucker format, with ranks found during training."""
 
 
 @app.command(epilog=examples_of("train"))
@@ -116,7 +117,7 @@ def train(
     options: dict[str, Any],
     *,
     baseline: Annotated[
-        bool, shown_option("Train the dense network too, in OUT/baseline.", TRAINING, "--baseline")
+        bool, shown_option("Also train the dense network, in OUT/baseline.", TRAINING, "--baseline")
     ] = False,
     out: Annotated[
         str | None,
@@ -124,14 +125,14 @@ def train(
     ] = None,
     checkpoint_steps: Annotated[
         int | None,
-        shown_option("Steps between two checkpoints.", OUTPUT, show_default="ends of epochs"),
+        shown_option("Steps between checkpoints.", OUTPUT, show_default="ends of epochs"),
     ] = None,
     checkpoint_minutes: Annotated[
         float | None,
-        shown_option("Minutes between two checkpoints.", OUTPUT, show_default="ends of epochs"),
+        shown_option("Minutes between checkpoints.", OUTPUT, show_default="ends of epochs"),
     ] = None,
     keep: Annotated[
-        int, shown_option("Checkpoints that stay, the last ones.", OUTPUT)
+        int, shown_option("Number of latest checkpoints to keep.", OUTPUT)
     ] = Checkpoints.keep,
     resume: Annotated[
         bool, shown_option("Continue the interrupted run in OUT.", OUTPUT, "--resume")
@@ -140,21 +141,21 @@ def train(
         bool, shown_option("Replace an earlier run in OUT.", OUTPUT, "--overwrite")
     ] = False,
     tensorboard: Annotated[
-        bool, shown_option("Write event files in OUT/tensorboard too.", OUTPUT, "--tensorboard")
+        bool, shown_option("Also write event files in OUT/tensorboard.", OUTPUT, "--tensorboard")
     ] = False,
     as_json: Annotated[
         bool,
-        shown_option("Print one JSON object per line: epochs, then summary.", OUTPUT, "--json"),
+        shown_option("Print one JSON object per epoch and one at the end.", OUTPUT, "--json"),
     ] = False,
-    quiet: Annotated[bool, shown_option("Print nothing but errors.", OUTPUT, "--quiet")] = False,
+    quiet: Annotated[bool, shown_option("Print only errors.", OUTPUT, "--quiet")] = False,
     debug: Debug = False,
 ) -> None:
     """Train a network and write a run directory.
 
-    The directory holds config.yaml, metrics.jsonl (a line per epoch),
+    The directory holds config.yaml, metrics.jsonl (one line per epoch),
     summary.json, checkpoints and plots. A checkpoint is stored after each epoch,
-    when the options below say so, and before Ctrl-C or a termination signal
-    stops the run; --resume then continues exactly.
+    as often as the options below set, and when Ctrl-C or a termination signal
+    stops the run; --resume continues from it with the same results.
     """
     checkpoints = Checkpoints(steps=checkpoint_steps, minutes=checkpoint_minutes, keep=keep)
     config = RunConfig.given(**options)

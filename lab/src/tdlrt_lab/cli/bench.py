@@ -1,4 +1,4 @@
-"""`tdlrt bench`: measures, and the tables of what was measured."""
+"""`tdlrt bench`: time and memory of a Tucker network against the dense one."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from rich.table import Table
 from tdlrt.ranks import RelativeTolerance
 from tdlrt.text_tables import format_shape
 from tdlrt_lab.cli.parameters import AsJson, Batch, Data, Debug, Device, Model, Rank, shown_option
-from tdlrt_lab.cli.terminal_tables import number_table
+from tdlrt_lab.cli.terminal_tables import empty_table
 from tdlrt_lab.cli.untrained import untrained
 from tdlrt_lab.config import torch_device
 from tdlrt_lab.options import TRAINING, RunOptions
@@ -21,8 +21,9 @@ __all__ = ["bench", "layer_times", "network_times"]
 
 
 def network_times(rows: Sequence[dict[str, Any]]) -> Table:
-    """Parameters, bytes and times of the networks; the last line relates them to the first."""
-    table = number_table("network", "parameters", "bytes", "step (ms)", "inference (ms)")
+    """Parameters, bytes and times of the networks, and the ratios of the last to the first."""
+    numbers = ["parameters", "bytes", "step (ms)", "inference (ms)"]
+    table = empty_table(["network"], numbers=numbers)
     for row in rows:
         table.add_row(
             row["network"],
@@ -39,8 +40,9 @@ def network_times(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def layer_times(rows: Sequence[dict[str, Any]]) -> Table:
-    """Forward and backward passes of each Tucker layer next to those of the dense one."""
-    table = number_table("layer", "ranks", "parameters", "dense (ms)", "tucker (ms)", "of dense")
+    """Times of a forward and backward pass of each Tucker layer and of its dense layer."""
+    numbers = ["parameters", "dense (ms)", "tucker (ms)", "of dense"]
+    table = empty_table(["layer"], ["ranks"], numbers)
     for row in rows:
         table.add_row(
             row["layer"],
@@ -59,27 +61,30 @@ def bench(
     batch_size: Batch = None,
     rank: Rank = str(RunOptions.rank),
     threads: Annotated[
-        int | None, shown_option("Threads of torch.", TRAINING, min=1, show_default="torch's")
+        int | None,
+        shown_option("Number of torch threads.", TRAINING, min=1, show_default="torch's"),
     ] = None,
-    rounds: Annotated[int, shown_option("Timed rounds; medians are shown.", TRAINING, min=1)] = 5,
+    rounds: Annotated[
+        int, shown_option("Number of timed rounds; medians are shown.", TRAINING, min=1)
+    ] = 5,
     device: Device = RunOptions.device,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Measure a network in Tucker format against the dense one.
+    """Compare time and size of a network in Tucker format and the dense network.
 
-    Milliseconds of a training step, in which ranks are examined, and of
-    inference, beside parameters and bytes; then of each layer. On random
-    images; nothing is trained.
+    Shows parameters, bytes, and milliseconds of inference and of a training step
+    that checks the ranks; then the times of each layer. The images are random,
+    and no data are read.
     """
     info, network, ranks, batch_size = untrained(model, data, rank, batch_size)
     if threads is not None:
         torch.set_num_threads(threads)
-    place = torch_device(device)
-    images = torch.randn(batch_size, *info.image_shape, device=place)
-    labels = torch.randint(info.classes, (batch_size,), device=place)
-    policy = RelativeTolerance(0.01)  # examines, and cuts nothing of a random start
-    found = compare_networks(network.to(place), images, labels, ranks, policy, rounds)
+    on = torch_device(device)
+    images = torch.randn(batch_size, *info.image_shape, device=on)
+    labels = torch.randint(info.classes, (batch_size,), device=on)
+    policy = RelativeTolerance(0.01)  # too small to truncate random weights
+    found = compare_networks(network.to(on), images, labels, ranks, policy, rounds)
     if as_json:
         print(json.dumps({"model": model, "data": data, "batch_size": batch_size, **found}))
     else:

@@ -1,4 +1,4 @@
-"""`tdlrt compare`: a sweep from a file or from options, and what is shown of it meanwhile."""
+"""`tdlrt compare`: a sweep of runs, described by a file or by options."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,93 +9,121 @@ import yaml
 
 from tdlrt.errors import RunError
 from tdlrt_lab.cli.display import SweepDisplay
+from tdlrt_lab.cli.parameters import OUTPUT, Debug, shown_option
 from tdlrt_lab.cli.screens import choose_screen
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.methods import METHODS
 from tdlrt_lab.names import pick
 from tdlrt_lab.sweep.checks import check_data, check_directories, describe
 from tdlrt_lab.sweep.execute import execute
-from tdlrt_lab.sweep.plan import Sweep, SweepError, read_sweep
+from tdlrt_lab.sweep.plan import Sweep, SweepError, SweepRun, read_sweep
 from tdlrt_lab.sweep.ray_engine import execute_on_ray
 
 __all__ = ["compare"]
 
-SWEEP, OUTPUT = "Sweep", "Output"
+SWEEP = "Sweep"
 FILE_ENDINGS = (".yaml", ".yml")
 
-
-def _option(help: str, panel: str, *names: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
+Settings = dict[str, dict[str, Any]]
+"""Options by method, as given with --set; those of all methods under ''."""
 
 
 def compare(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP.yaml|MODEL", help="File, or network.")],
-    data: Annotated[str | None, _option("Data set, beside MODEL.", SWEEP)] = None,
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP.yaml|MODEL", help="Sweep file or network.")
+    ],
+    data: Annotated[str | None, shown_option("Data set of MODEL.", SWEEP)] = None,
     data_dir: Annotated[
-        str | None, _option("As for train.", SWEEP, show_default="the file's, or the hub")
+        str | None,
+        shown_option(
+            "Folder with the data, as for train.", SWEEP, show_default="the file's, or the hub"
+        ),
     ] = None,
-    methods: Annotated[str | None, _option("Methods beside MODEL: dense,tdlrt,...", SWEEP)] = None,
-    tau: Annotated[str | None, _option("For methods with a tolerance: 0.05,0.1", SWEEP)] = None,
-    budget: Annotated[str | None, _option("For methods with a budget: 0.05,0.1", SWEEP)] = None,
+    methods: Annotated[
+        str | None,
+        shown_option(
+            "Methods for MODEL, such as dense,tdlrt.", SWEEP, show_default=RunConfig.method
+        ),
+    ] = None,
+    tau: Annotated[
+        str | None,
+        shown_option("Tolerances of the methods that have one, such as 0.05,0.1.", SWEEP),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        shown_option("Budgets of the methods that have one, such as 0.05,0.1.", SWEEP),
+    ] = None,
     values: Annotated[
         list[str] | None,
-        _option(
-            "Any option of train, for all methods or one: epochs=3, tucker.rank=0.1,0.2. "
-            "Several values make several rows. May be repeated.",
+        shown_option(
+            "Value of an option of train, for all methods or one: epochs=3, tucker.rank=0.1,0.2. "
+            "Several values make several rows. Can be repeated.",
             SWEEP,
             "--set",
             metavar="[METHOD.]OPTION=VALUES",
         ),
     ] = None,
-    seeds: Annotated[str | None, _option("0,1,2", SWEEP, show_default="the file's, or 0")] = None,
+    seeds: Annotated[
+        str | None,
+        shown_option("Seeds, such as 0,1,2.", SWEEP, show_default="the file's, or 0"),
+    ] = None,
     jobs: Annotated[
         int | None,
-        _option(
-            "Runs at a time; with --ray, on each machine.",
+        shown_option(
+            "Number of parallel runs; with --ray, on each machine.",
             SWEEP,
             min=1,
             show_default="one, or one per device",
         ),
     ] = None,
     devices: Annotated[
-        str | None, _option("Devices that the runs take in turn: cuda:0,cuda:1", SWEEP)
+        str | None,
+        shown_option("Devices to distribute the runs over, such as cuda:0,cuda:1.", SWEEP),
     ] = None,
     ray: Annotated[
         str | None,
-        _option(
-            "Do the runs on the machines of a Ray cluster, which must share OUT: auto, HOST:PORT "
-            "or ray://HOST:PORT; local starts one here.",
+        shown_option(
+            "Run on the machines of a Ray cluster, which must share OUT: auto, HOST:PORT or "
+            "ray://HOST:PORT; local starts a cluster on this machine.",
             SWEEP,
             metavar="local|ADDRESS",
         ),
     ] = None,
     out: Annotated[
-        str | None, _option("Directory of the sweep.", OUTPUT, show_default="runs/NAME")
+        str | None, shown_option("Directory of the sweep.", OUTPUT, show_default="runs/NAME")
     ] = None,
-    as_json: Annotated[bool, _option("Print one JSON object per event.", OUTPUT, "--json")] = False,
-    debug: Annotated[bool, _option("Show the traceback of an error.", OUTPUT, "--debug")] = False,
+    as_json: Annotated[
+        bool, shown_option("Print one JSON object per event.", OUTPUT, "--json")
+    ] = False,
+    debug: Debug = False,
 ) -> None:
-    """Train methods x sizes x seeds, and go on where an earlier call stopped.
+    """Train all combinations of methods, sizes and seeds.
 
-    Everything is checked before the first run starts. Each run has a directory
-    OUT/ROW/seedN as train writes it; finished ones are skipped, interrupted ones
-    continue, and a run that fails does not stop the others. Several calls with
+    All options are checked before the first run starts. Each run has a run
+    directory OUT/ROW/seedN. A repeated call skips finished runs and continues
+    interrupted ones; a failed run does not stop the others. Several calls with
     the same OUT share the work. tdlrt report OUT shows the results.
     """
     if ray is not None and devices is not None:
-        raise SweepError(f"--devices {devices} beside --ray: Ray hands out the GPUs; drop one")
-    shared = _settings(values or [])
-    if data_dir is not None:
-        shared[""]["data_dir"] = data_dir
+        raise SweepError(
+            f"--devices {devices} and --ray: expected one of them; Ray assigns the GPUs"
+        )
+    settings = _parse_settings(values or [])
+    shared = settings[""] | ({} if data_dir is None else {"data_dir": data_dir})
     if sweep.endswith(FILE_ENDINGS):
-        beside = {"--data": data, "--methods": methods, "--tau": tau, "--budget": budget}
-        found, name = _from_file(sweep, shared, seeds, beside), Path(sweep).stem
+        model_only = {"--data": data, "--methods": methods, "--tau": tau, "--budget": budget}
+        _check_file_options(sweep, settings, model_only)
+        overrides = shared | ({} if seeds is None else {"seeds": _parse_seeds(seeds)})
+        found, name = read_sweep(sweep, overrides), Path(sweep).stem
     else:
         sizes = {"tau": tau, "budget": budget}
-        found, name = _from_options(sweep, data, methods, sizes, shared, seeds), f"{sweep}-{data}"
-    places = devices.split(",") if devices else []
+        names = (methods or RunConfig.method).split(",")
+        rows = _method_rows(names, sizes, settings)
+        found, name = _make_sweep(sweep, data, rows, shared, seeds), f"{sweep}-{data}"
+    used_devices = devices.split(",") if devices else []
     directory = Path(out or f"runs/{name}")
     runs = found.runs(directory)
+    _check_used(settings, found, runs)
     check_directories(runs)
     check_data(runs)
     describe(found, directory)
@@ -104,80 +132,109 @@ def compare(
         if ray is not None:
             execute_on_ray(runs, display.show, ray, jobs=jobs)
         else:
-            execute(runs, display.show, jobs=jobs or max(1, len(places)), devices=places)
-        display.close(f"results in {directory}; tables and pictures: tdlrt report {directory}")
+            jobs = jobs or max(1, len(used_devices))
+            execute(runs, display.show, jobs=jobs, devices=used_devices)
+        display.close(f"results in {directory}; tables and figures: tdlrt report {directory}")
     if failed := display.failed:
         raise RunError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
 
 
-def _settings(words: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Options of --set by method; those of all methods under ''."""
-    found: dict[str, dict[str, Any]] = {"": {}}
+def _parse_settings(words: Sequence[str]) -> Settings:
+    found: Settings = {"": {}}
     for word in words:
         target, equals, text = word.partition("=")
         method, _, option = target.rpartition(".")
         if not equals or not option or not text:
             raise SweepError(f"--set {word}: expected OPTION=VALUES or METHOD.OPTION=VALUES")
-        found.setdefault(method, {})[option] = _values(text)
+        found.setdefault(method, {})[option] = _parse_values(text)
     return found
 
 
-def _values(text: str) -> Any:
-    """One value, or the list of several, as YAML reads them."""
+def _parse_values(text: str) -> Any:
+    """One value, or a list if there are several, as YAML reads them."""
     values = [yaml.safe_load(word) for word in text.split(",")]
     return values if len(values) > 1 else values[0]
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def _parse_seeds(text: str) -> tuple[int, ...]:
     seeds = text.split(",")
     if not all(seed.isdecimal() for seed in seeds) or len(set(seeds)) < len(seeds):
         raise SweepError(f"--seeds {text}: expected different integers such as 0,1,2")
     return tuple(map(int, seeds))
 
 
-def _from_file(
-    path: str, settings: Mapping[str, Any], seeds: str | None, beside: Mapping[str, str | None]
-) -> Sweep:
-    for name, value in beside.items():
+def _check_file_options(
+    path: str, settings: Settings, model_only: Mapping[str, str | None]
+) -> None:
+    """Refuse options that do not apply to a sweep from a file."""
+    for name, value in model_only.items():
         if value is not None:
-            raise SweepError(f"{name} {value}: expected beside a model; {path} states its own rows")
-    methods = [method for method in settings if method]
-    if methods:
-        raise SweepError(f"--set {methods[0]}.: expected an option of all rows beside {path}")
-    overrides = dict(settings[""])
-    if seeds is not None:
-        overrides["seeds"] = _seeds(seeds)
-    return read_sweep(path, overrides)
+            raise SweepError(f"{name} {value}: expected only with a model; {path} lists its rows")
+    for method in settings:
+        if method:
+            raise SweepError(f"--set {method}.: expected an option of all rows with {path}")
 
 
-def _from_options(
+def _method_rows(
+    methods: Sequence[str], sizes: Mapping[str, str | None], settings: Settings
+) -> dict[str, dict[str, Any]]:
+    """One row per method, or one for tau and one for budget if the method takes both."""
+    for method in settings:
+        if method and method not in methods:
+            raise SweepError(f"--set {method}.: expected one of the methods {', '.join(methods)}")
+    given = {size: _parse_values(text) for size, text in sizes.items() if text}
+    for size in given:
+        if not any(size in pick("method", name, METHODS).options for name in methods):
+            raise SweepError(f"--{size} {sizes[size]}: not used with {', '.join(methods)}")
+        for method, options in settings.items():
+            if size in options:
+                target = _target(method, size)
+                raise SweepError(f"--set {target} and --{size}: expected one of them")
+    rows: dict[str, dict[str, Any]] = {}
+    for name in methods:
+        row = {"method": name, **settings.get(name, {})}
+        taken = [size for size in given if size in METHODS[name].options]
+        for size in taken:
+            rows[f"{name}-{size}" if len(taken) > 1 else name] = {**row, size: given[size]}
+        if not taken:
+            rows[name] = row
+    return rows
+
+
+def _make_sweep(
     model: str,
     data: str | None,
-    methods: str | None,
-    sizes: Mapping[str, str | None],
-    settings: Mapping[str, dict[str, Any]],
+    rows: Mapping[str, dict[str, Any]],
+    shared: Mapping[str, Any],
     seeds: str | None,
 ) -> Sweep:
-    """One row per method; tolerances and budgets go to the methods that take them."""
     if data is None:
-        raise SweepError("--data: missing beside a model; expected the name of a data set")
-    names = (methods or RunConfig.method).split(",")
-    for method in settings:
-        if method and method not in names:
-            raise SweepError(f"--set {method}.: expected one of the methods {', '.join(names)}")
-    given = {size: _values(text) for size, text in sizes.items() if text}
-    rows: dict[str, dict[str, Any]] = {}
-    for name in names:
-        own = {"method": name, **settings.get(name, {})}
-        taken = [size for size in given if size in pick("method", name, METHODS).options]
-        for size in taken:
-            rows[f"{name}-{size}" if len(taken) > 1 else name] = {**own, size: given[size]}
-        if not taken:
-            rows[name] = own
+        raise SweepError("--data: missing; expected the name of a data set with a model")
     return Sweep(
-        options={"model": model, "data": data, **settings[""]},
+        options={"model": model, "data": data, **shared},
         rows=rows,
-        seeds=_seeds(seeds) if seeds else (0,),
+        seeds=_parse_seeds(seeds) if seeds else (0,),
         title=f"{model} on {data}",
         source="options",
     )
+
+
+def _check_used(settings: Settings, sweep: Sweep, runs: Sequence[SweepRun]) -> None:
+    """Refuse options of --set that have no effect on any run.
+
+    A configuration alone accepts an unused option at its default, and a dense one accepts every
+    option of compression, because the rows of a sweep share options.
+    """
+    for method, options in settings.items():
+        configs = [run.config for run in runs if method in ("", run.config.method)]
+        for option in options:
+            target = _target(method, option)
+            if not method and all(option in row for row in sweep.rows.values()):
+                raise SweepError(f"--set {target}: every row sets its own {option}; leave it out")
+            if not any(config.used(option) for config in configs):
+                users = f"method {method}" if method else "any row"
+                raise SweepError(f"--set {target}: not used by {users}; leave it out")
+
+
+def _target(method: str, option: str) -> str:
+    return f"{method}.{option}" if method else option

@@ -1,11 +1,10 @@
-"""What is shown of a run, and of a sweep, while it happens."""
+"""Progress displays of a run and of a sweep."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich import box
 from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from tdlrt.text_tables import format_shape
 from tdlrt_lab.cli.screens import Screen
-from tdlrt_lab.cli.terminal_tables import closing_line, layer_table
+from tdlrt_lab.cli.terminal_tables import closing_line, empty_table, layer_table
 from tdlrt_lab.data import ImageData
 from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.results import RunDirectory
@@ -30,11 +29,11 @@ SECONDS_PER_REFRESH = 0.1
 
 
 class RunDisplay(Observer):
-    """A line per epoch and a closing table; in the picture, progress and the ranks as they move.
+    """Shows progress and current ranks live, a line per epoch, and a table at the end.
 
     Args:
-        screen: Where it is shown.
-        out: The run directory, as the user wrote it.
+        screen: Where to show it.
+        out: The run directory, as typed by the user.
     """
 
     def __init__(self, screen: Screen, out: str) -> None:
@@ -42,23 +41,23 @@ class RunDisplay(Observer):
         self._out = out
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),  # leaves room for the terminal's "^C" on the line
+            BarColumn(bar_width=20),  # leaves room for the "^C" that terminals echo
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
         self._task = self._progress.add_task("", total=None)
-        self._shown = 0.0
+        self._last_refresh = 0.0
         self._ranks_before: dict[str, list[int]] = {}
 
     def loading(self, part: str, done: int, total: int) -> None:
-        """Move the bar, and say how many images were read."""
-        self._move(f"reading {part} images", done, total)
-        self._screen.picture(lambda: self._progress)
+        """Show the number of images read."""
+        self._update_bar(f"reading {part} images", done, total)
+        self._screen.live(lambda: self._progress)
         if done == total:
-            self._screen.news(f"read {total:,} {part} images")
+            self._screen.status(f"read {total:,} {part} images")
 
     def started(self, training: Training, data: ImageData) -> None:
-        """Say what is about to be trained, and on what, and show the ranks it starts with."""
+        """Show the model, the data and the initial ranks."""
         config = training.config
         self._screen.line(
             f"{config.model} ({config.method}) on {config.data}: "
@@ -72,13 +71,13 @@ class RunDisplay(Observer):
         self._show(training)
 
     def stepped(self, training: Training) -> None:
-        """Show progress, loss and ranks, a few times per second."""
-        if time.monotonic() - self._shown > SECONDS_PER_REFRESH:
+        """Show progress, loss and ranks, at most ten times per second."""
+        if time.monotonic() - self._last_refresh > SECONDS_PER_REFRESH:
             self._show(training)
 
     def epoch_ended(self, training: Training, metrics: EpochMetrics) -> None:
         """Show the metrics of the epoch."""
-        self._screen.fact({"event": "epoch", "method": training.config.method, **asdict(metrics)})
+        self._screen.event({"event": "epoch", "method": training.config.method, **asdict(metrics)})
         epochs = str(training.config.epochs)
         skipped = f"  {metrics.skipped_steps} skipped" if metrics.skipped_steps else ""
         compression = f"  compression {100 * metrics.compression:5.1f} %" if training.layers else ""
@@ -91,50 +90,50 @@ class RunDisplay(Observer):
 
     def warned(self, message: str) -> None:
         """Show the warning."""
-        self._screen.fact({"event": "warning", "message": message})
+        self._screen.event({"event": "warning", "message": message})
         self._screen.line(f"warning: {message}")
 
     def already_finished(self, directory: RunDirectory) -> None:
-        """Say that there is nothing to do."""
-        self._screen.line(f"{directory.path}: finished before, nothing left to train")
+        """Say that the run is already finished."""
+        self._screen.line(f"{directory.path}: already finished; nothing to train")
 
     def finished(self, summary: dict[str, Any]) -> None:
-        """Show the table of layers and the result in place of the progress."""
-        self._screen.end_picture()
-        self._screen.fact({"event": "summary", **summary})
+        """Replace the progress by the table of layers and the result."""
+        self._screen.end_live()
+        self._screen.event({"event": "summary", **summary})
         self._screen.table(layer_table(summary))
         self._screen.line(closing_line(summary))
         self._screen.line(f"results, plots and checkpoints in {self._out}")
 
     def _show(self, training: Training) -> None:
-        self._shown = time.monotonic()
+        self._last_refresh = time.monotonic()
         config = training.config
         epoch = min(training.epoch + 1, config.epochs)
         loss = f"  loss {training.loss:.4f}" if training.step % training.steps_per_epoch else ""
         description = f"{config.method}  epoch {epoch}/{config.epochs}{loss}"
-        self._move(description, training.step, training.steps)
-        self._screen.picture(lambda: self._picture(training.ranks))
+        self._update_bar(description, training.step, training.steps)
+        self._screen.live(lambda: self._ranks_and_bar(training.ranks))
 
-    def _picture(self, ranks: dict[str, list[int]]) -> RenderableType:
-        moved = "bold green"
+    def _ranks_and_bar(self, ranks: dict[str, list[int]]) -> RenderableType:
+        changed = "bold green"
         words = [
             Text.assemble(
                 f"{name} ",
-                (format_shape(now), moved if now != self._ranks_before.get(name) else "dim"),
+                (format_shape(now), changed if now != self._ranks_before.get(name) else "dim"),
             )
             for name, now in ranks.items()
         ]
         return Group(Columns(words, padding=(0, 3)), self._progress) if words else self._progress
 
-    def _move(self, description: str, done: int, total: int) -> None:
+    def _update_bar(self, description: str, done: int, total: int) -> None:
         self._progress.update(self._task, description=description, completed=done, total=total)
 
 
 class SweepDisplay:
-    """A line per start and end of a run; in the picture, the table, which is shown at the end.
+    """Shows a table of all runs, live and at the end, or a line per start and end of a run.
 
     Args:
-        screen: Where it is shown.
+        screen: Where to show it.
         runs: All runs of the sweep.
     """
 
@@ -142,7 +141,7 @@ class SweepDisplay:
         self._screen = screen
         self._runs = runs
         self._last: dict[str, Event] = {}
-        screen.picture(self._table)
+        screen.live(self._table)
 
     @property
     def failed(self) -> list[str]:
@@ -150,31 +149,28 @@ class SweepDisplay:
         return [name for name, event in self._last.items() if event["event"] == "failed"]
 
     def show(self, event: Event) -> None:
-        """Show an event; single epochs have no line."""
+        """Show an event; epochs appear only in the table."""
         self._last[event["run"]] = event
-        self._screen.fact(event)
+        self._screen.event(event)
         if event["event"] != "epoch":
-            show = self._screen.line if event["event"] == "failed" else self._screen.news
+            show = self._screen.line if event["event"] == "failed" else self._screen.status
             number = 1 + [run.name for run in self._runs].index(event["run"])
             show(f"[{number}/{len(self._runs)}] {event['run']}: {_sentence(event)}")
-        self._screen.picture(self._table)
+        self._screen.live(self._table)
 
     def close(self, hint: str) -> None:
-        """Every run was tried: show the table for good, and a line beneath it."""
-        self._screen.end_picture()
+        """End the live display, and print the final table and a hint below it."""
+        self._screen.end_live()
         ends = [event["event"] for event in self._last.values()]
         counts = {end: ends.count(end) for end in ("finished", "failed", "busy")}
-        self._screen.fact({"event": "sweep", "runs": len(self._runs), **counts})
+        self._screen.event({"event": "sweep", "runs": len(self._runs), **counts})
         self._screen.table(self._table())
         self._screen.line(hint)
 
     def _table(self) -> Table:
-        """One line per row of the sweep: how far its runs are, and what came out."""
-        shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-        shown.add_column("row", overflow="fold")
-        shown.add_column("state")
-        for name in ("accuracy (%)", "compression (%)", "seconds"):
-            shown.add_column(name, justify="right", no_wrap=True)
+        """One line per row of the sweep: the state of its runs and their results."""
+        titles = ["accuracy (%)", "compression (%)", "seconds"]
+        shown = empty_table(["row", "state"], numbers=titles)
         rows: dict[str, list[Event | None]] = {}
         for run in self._runs:
             rows.setdefault(run.row, []).append(self._last.get(run.name))
@@ -197,12 +193,12 @@ def _sentence(event: Event) -> str:
             f"{event['seconds']:.1f} s"
         )
     if kind == "started":
-        return f"continues after epoch {event['epoch']}" if event["epoch"] else "started"
-    return f"failed: {event['error']}" if kind == "failed" else "another process is at it"
+        return f"continued after epoch {event['epoch']}" if event["epoch"] else "started"
+    return f"failed: {event['error']}" if kind == "failed" else "running in another process"
 
 
 def _state(events: Sequence[Event | None]) -> str:
-    """How many of a row's runs are done, and what the others do."""
+    """How many runs of a row are done, and the states of the others."""
     kinds = [event["event"] if event else "waiting" for event in events]
     words = [f"{kinds.count('finished')}/{len(events)} done"]
     for event in events:

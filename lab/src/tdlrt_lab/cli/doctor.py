@@ -1,4 +1,4 @@
-"""`tdlrt doctor`: what is installed here, whether it works, and what more there could be."""
+"""`tdlrt doctor`: a check of the installation, its devices and its optional packages."""
 
 import json
 import os
@@ -6,53 +6,49 @@ import platform
 import re
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from tdlrt.errors import RunError
 from tdlrt.optim import TDLRT
 from tdlrt.surgery import factorize_
+from tdlrt_lab.cli.parameters import AsJson, Debug
+from tdlrt_lab.cli.terminal_tables import empty_table
 
 __all__ = ["ENABLES", "diagnose", "doctor"]
 
 ENABLES = {
-    "cli": "the command line, its plots, the embedded digits",
-    "data": "MNIST, CIFAR and other sets, from the hub or from parquet files",
-    "export": "ONNX files, and int8",
-    "hf": "Hugging Face: the Hub, the Trainer of transformers, Accelerate",
-    "lightning": "a callback for Lightning",
-    "log": "curves of training runs in TensorBoard",
+    "cli": "command line, plots, the data set digits",
+    "data": "MNIST, CIFAR and other data sets, image folders",
+    "export": "ONNX files and int8",
+    "hf": "Hugging Face Hub, transformers and Accelerate",
+    "lightning": "callback for Lightning",
+    "log": "TensorBoard event files",
     "ray": "tdlrt compare on several machines",
-    "bench": "other methods to compare with: TensorLy-Torch, Torch-Pruning, PEFT",
+    "bench": "benchmarks against TensorLy-Torch, Torch-Pruning and PEFT",
 }
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-) -> None:
-    """Say what is installed, whether it works, and what each missing extra would enable.
+def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
+    """Check the installation, and show what each missing extra would enable.
 
-    A training step is taken on every device. The exit code is 1 if one fails.
+    Runs one training step on every device. The exit code is 1 if a step fails.
     """
     found = diagnose()
     if as_json:
         print(json.dumps(found))
     else:
-        _show(found)
+        _print_tables(found)
     broken = [device["name"] for device in found["devices"] if device["error"]]
     if broken:
-        raise RunError(f"a training step does not work on {', '.join(broken)}")
+        raise RunError(f"a training step failed on {', '.join(broken)}")
 
 
 def diagnose() -> dict[str, Any]:
-    """Versions, threads, devices with the result of a training step, extras."""
+    """Versions, threads, devices with the error of a training step if it fails, and extras."""
     packages = ("tdlrt", "torch", "safetensors")
     known = metadata.metadata("tdlrt").get_all("Provides-Extra") or []
     return {
@@ -62,8 +58,7 @@ def diagnose() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "devices": [
-            {"name": name, "what": what, "error": _failure_of_a_step(name)}
-            for name, what in _devices()
+            {"name": name, "what": what, "error": _step_error(name)} for name, what in _devices()
         ],
         "extras": [_extra(name) for name in ENABLES if name in known],
     }
@@ -76,8 +71,8 @@ def _devices() -> Iterator[tuple[str, str]]:
         yield f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
-def _failure_of_a_step(device: str) -> str | None:
-    """Take one step that examines ranks; the first line of the error if it fails."""
+def _step_error(device: str) -> str | None:
+    """Run one training step that checks ranks; return the first line of its error, if any."""
     try:
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 5)).to(device)
         factorize_(model, rank=0.5)
@@ -90,7 +85,7 @@ def _failure_of_a_step(device: str) -> str | None:
 
 
 def _extra(name: str) -> dict[str, Any]:
-    """Name, purpose, versions of its packages (None: not installed), what is missing or too old."""
+    """Name and purpose of an extra, versions of its packages (None if missing), what it lacks."""
     wanted = dict(_requirements(name))
     versions = {package: _version(package) for package in wanted}
     lacking = [
@@ -102,7 +97,7 @@ def _extra(name: str) -> dict[str, Any]:
 
 
 def _requirements(extra: str) -> Iterator[tuple[str, str]]:
-    """Packages of an extra and their oldest versions, from the metadata of both packages."""
+    """Packages of an extra and their minimum versions, from the metadata of both distributions."""
     wanted = rf"([\w-]+)(?:\[\w+\])?>=([\d.]+)\s*;\s*extra == ['\"]{extra}['\"]"
     for package in ("tdlrt", "tdlrt-lab"):
         for line in metadata.requires(package) or []:
@@ -119,7 +114,7 @@ def _version(package: str) -> str | None:
 
 
 def _release(version: str | None) -> list[int]:
-    """Numbers of a release, without zeros at the end; empty for None."""
+    """Numbers of a release without trailing zeros; empty for None."""
     match = re.match(r"\d+(\.\d+)*", version or "")
     numbers = [int(number) for number in match[0].split(".")] if match else []
     while numbers and numbers[-1] == 0:
@@ -127,15 +122,15 @@ def _release(version: str | None) -> list[int]:
     return numbers
 
 
-def _show(found: dict[str, Any]) -> None:
+def _print_tables(found: dict[str, Any]) -> None:
     console = Console()
     print(", ".join(f"{name} {version}" for name, version in found["versions"].items()))
-    print(f"{found['system']}, threads of torch: {found['threads']}, cores: {found['cores']}")
-    devices = _table("device", "what it is", "a training step")
+    print(f"{found['system']}, torch threads: {found['threads']}, cores: {found['cores']}")
+    devices = empty_table(["device", "description", "training step"])
     for device in found["devices"]:
         devices.add_row(device["name"], device["what"], device["error"] or "works")
     console.print(devices)
-    extras = _table("extra", "what it enables", "state")
+    extras = empty_table(["extra", "enables", "state"])
     for extra in found["extras"]:
         lacking = ", ".join(extra["lacking"])
         extras.add_row(
@@ -144,11 +139,4 @@ def _show(found: dict[str, Any]) -> None:
     console.print(extras)
     missing = ",".join(extra["name"] for extra in found["extras"] if extra["lacking"])
     if missing:
-        print(f"for what is missing: pip install 'tdlrt[{missing}]'")
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    return table
+        print(f"to install what is missing: pip install 'tdlrt[{missing}]'")

@@ -1,4 +1,4 @@
-"""The examples in the help of `tdlrt` and of each of its commands."""
+"""Examples for the help of `tdlrt` and of its commands."""
 
 __all__ = ["EXAMPLES", "examples_of"]
 

@@ -1,4 +1,4 @@
-"""`tdlrt export`: writes the file, and shows what was measured of it."""
+"""`tdlrt export`: a trained network as a file that runs without tdlrt."""
 
 import json
 from typing import Annotated, Any
@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tdlrt.export import FORMATS
 from tdlrt_lab.cli.parameters import OUTPUT, AsJson, Debug, shown_option
-from tdlrt_lab.cli.terminal_tables import number_table
+from tdlrt_lab.cli.terminal_tables import empty_table
 from tdlrt_lab.options import DATA
 from tdlrt_lab.run.exporting import export_run
 
@@ -17,8 +17,9 @@ __all__ = ["closing_lines", "export", "export_table"]
 
 
 def export_table(found: dict[str, Any]) -> Table:
-    """Parameters, bytes and time of the exported network below those it stands for."""
-    table = number_table("network", "parameters", "bytes", "ms per batch", "of dense")
+    """Parameters, bytes and times of the dense, the Tucker and the exported network."""
+    numbers = ["parameters", "bytes", "ms per batch", "of dense"]
+    table = empty_table(["network"], numbers=numbers)
     for row in found["networks"]:
         table.add_row(
             _name(found) if row["network"] == "exported" else row["network"],
@@ -31,7 +32,7 @@ def export_table(found: dict[str, Any]) -> Table:
 
 
 def closing_lines(found: dict[str, Any]) -> list[str]:
-    """Parity, size, accuracy and place of the file."""
+    """Parity error, size, accuracy and path of the file."""
     lines = [
         f"parity error {found['parity']:.1e} on {found['batch_size']} test images",
         f"file size {found['size_ratio']:.3f} times 4 bytes per parameter",
@@ -46,30 +47,32 @@ def _name(found: dict[str, Any]) -> str:
 
 
 def export(
-    run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Run directory of train.")],
+    run_dir: Annotated[str, typer.Argument(metavar="RUN", help="Run directory written by train.")],
     format: Annotated[
         str,
         shown_option(
-            f"{', '.join(FORMATS)}. plain: weights (safetensors) for those who have the code of "
-            "the network.",
+            f"File format: {', '.join(FORMATS)}. plain holds only weights (safetensors), to load "
+            "with the code of the network.",
             OUTPUT,
         ),
     ],
     int8: Annotated[
         bool,
         shown_option(
-            "Weights and activations of 8 bits, calibrated with training images.", OUTPUT, "--int8"
+            "Quantise weights and activations to 8 bits, calibrated on training images.",
+            OUTPUT,
+            "--int8",
         ),
     ] = False,
     prefer: Annotated[
         str,
         shown_option(
-            "size: the layers with the fewest parameters; speed: those that take the least time.",
+            "Choice of plain layers: size (fewest parameters) or speed (least time).",
             OUTPUT,
         ),
     ] = "size",
     out: Annotated[
-        str | None, shown_option("The file.", OUTPUT, show_default="RUN/export/MODEL...")
+        str | None, shown_option("Path of the file.", OUTPUT, show_default="RUN/export/MODEL...")
     ] = None,
     overwrite: Annotated[bool, shown_option("Replace the file.", OUTPUT, "--overwrite")] = False,
     data_dir: Annotated[
@@ -77,24 +80,29 @@ def export(
         shown_option(
             "Folder with NAME/train.parquet and NAME/test.parquet.",
             DATA,
-            show_default="that of the run",
+            show_default="as in the run",
         ),
     ] = None,
     batch_size: Annotated[
         int | None,
         shown_option(
-            "Test images to compare and time with.", DATA, min=1, show_default="that of the run"
+            "Number of test images for comparison and timing.",
+            DATA,
+            min=1,
+            show_default="as in the run",
         ),
     ] = None,
-    rounds: Annotated[int, shown_option("Timed rounds; medians are shown.", DATA, min=1)] = 5,
+    rounds: Annotated[
+        int, shown_option("Number of timed rounds; medians are shown.", DATA, min=1)
+    ] = 5,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Write the network of a finished run to a file that runs without tdlrt.
+    """Export the network of a finished run to a file that runs without tdlrt.
 
-    Reads the file back and shows the parity error, the largest difference of
-    its outputs from those of the trained network relative to the largest
-    output, and its size and speed next to dense and to the Tucker network.
+    Loads the file again and shows the parity error (largest difference from the
+    outputs of the trained network, relative to the largest output), and size and
+    speed compared with the dense and the Tucker network.
     """
     found = export_run(
         run_dir,

@@ -1,4 +1,4 @@
-"""Parameters of the commands; those of a run are made from the fields of `RunOptions`."""
+"""Parameters of the commands, in part made from the fields of `RunOptions`."""
 
 import functools
 import inspect
@@ -51,15 +51,15 @@ DEPENDENT_DEFAULTS = {
         for method, rates in LEARNING_RATES.items()
     ),
 }
-"""What the help says of a default that depends on other options."""
+"""Help texts for defaults that depend on other options."""
 
 
 def _run_option(name: str, **settings: Any) -> Any:
-    """The typer option of a field; that of the model is an argument.
+    """The typer option for a field; the model is an argument.
 
     Args:
         name: Name of the field.
-        settings: More settings of typer, such as the least value.
+        settings: Further settings of typer, such as `min`.
     """
     option: Option = HINTS[name][1]
     names = CHOICES.get(name, ())
@@ -79,11 +79,11 @@ def _run_option(name: str, **settings: Any) -> Any:
 
 
 def shown_option(help: str, group: str, *names: str, **settings: Any) -> Any:
-    """The typer option of a command's own, listed in a group of the help."""
+    """A typer option that is shown in a group of the help."""
     return typer.Option(*names, help=help, rich_help_panel=group, **settings)
 
 
-# What the commands without training share.
+# Parameters shared by the commands that do not train.
 Model = Annotated[str, _run_option("model")]
 Data = Annotated[str, _run_option("data")]
 Batch = Annotated[int | None, _run_option("batch_size", min=1)]
@@ -94,9 +94,9 @@ Debug = Annotated[bool, shown_option("Show the traceback of an error.", OUTPUT, 
 
 
 def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a run in place of its first parameter.
+    """Replace the first parameter of a command by the options of a run.
 
-    That parameter becomes a dict of the options that were typed, by the names of the fields.
+    The command receives a dict of those options that were typed, by field name.
     """
     first, *others = inspect.signature(command).parameters.values()
     own = [_parameter(field) for field in fields(RunOptions)]
@@ -118,7 +118,7 @@ def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameter(field: Field[Any]) -> inspect.Parameter:
-    """The parameter of a command that stands for a field."""
+    """The command-line parameter for a field."""
     hint, option = HINTS[field.name]
     default = inspect.Parameter.empty if field.default is MISSING else field.default
     kinds = [part for part in get_args(hint) or (hint,) if part is not NoneType]
@@ -128,14 +128,14 @@ def _parameter(field: Field[Any]) -> inspect.Parameter:
     elif option.read:
         default = str(default)
     annotation: Any = Annotated[kind, _run_option(field.name)]
-    # By keyword alone: those with a default may then come before those without.
+    # Keyword-only, so that parameters with defaults may precede those without.
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
 
 
 def _is_typed(context: typer.Context, name: str) -> bool:
-    """Whether the value of an option is more than its default."""
+    """Whether an option was given by the user."""
     source = context.get_parameter_source(name)
     return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
 

@@ -1,10 +1,9 @@
-"""`tdlrt plan`: the forward path of every Tucker layer and what it is expected to cost."""
+"""`tdlrt plan`: the forward path of each Tucker layer and its estimated cost."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -16,6 +15,7 @@ from tdlrt.paths import LayerShape, Purpose, dense_cost, path_cost
 from tdlrt.surgery import factorize_
 from tdlrt.text_tables import format_shape
 from tdlrt_lab.cli.parameters import AsJson, Batch, Data, Debug, Model, Rank
+from tdlrt_lab.cli.terminal_tables import empty_table
 from tdlrt_lab.cli.untrained import untrained
 from tdlrt_lab.options import RunOptions
 
@@ -25,15 +25,15 @@ PURPOSES: tuple[Purpose, ...] = ("training", "inference")
 
 
 def plan_layers(model: nn.Module, input_size: Sequence[int]) -> list[dict[str, Any]]:
-    """What the planner decides for each Tucker layer, from one forward pass on zeros.
+    """Choose the forward path of each Tucker layer at the input shapes of a pass on zeros.
 
     Args:
         model: A model with Tucker layers, each called once.
-        input_size: Shape of the input with the batch.
+        input_size: Shape of the input, with the batch size.
 
     Returns:
-        For each layer its name, shape, ranks and the shape of its input; for training and for
-        inference the path and the estimated time relative to the dense layer's.
+        For each layer its name, shape, ranks and input shape, and for training and inference the
+        path and its estimated time relative to the dense layer.
     """
     layers = tucker_layers(model)
     input = zeros_for(model, input_size)
@@ -44,7 +44,7 @@ def plan_layers(model: nn.Module, input_size: Sequence[int]) -> list[dict[str, A
         shape = layer.plan_shape(
             call.input.shape,
             channels_last=call.channels_last,
-            input_grad=call.input is not input,  # nobody needs the gradient of the images
+            input_grad=call.input is not input,  # the gradient of the images is not computed
         )
         row = {
             "layer": name,
@@ -63,11 +63,8 @@ def _decision(layer: TuckerLayer, shape: LayerShape, purpose: Purpose) -> dict[s
 
 
 def plan_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The same as a table."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("layer", overflow="fold")
-    for name in ("shape", "ranks", *PURPOSES):
-        table.add_column(name, no_wrap=True)
+    """The paths and costs as a table."""
+    table = empty_table(["layer"], ["shape", "ranks", *PURPOSES])
     for row in rows:
         decisions = [
             f"{row[purpose]['path']:11} {100 * row[purpose]['of_dense']:3.0f} %"
@@ -76,7 +73,7 @@ def plan_table(rows: Sequence[dict[str, Any]]) -> Table:
         table.add_row(
             row["layer"], format_shape(row["shape"]), format_shape(row["ranks"]), *decisions
         )
-    table.caption = "path, and its estimated time relative to the dense layer"
+    table.caption = "path and its estimated time relative to the dense layer"
     return table
 
 
@@ -88,10 +85,10 @@ def plan(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show how each Tucker layer is applied, and its estimated cost against dense.
+    """Show the forward path of each Tucker layer and its cost relative to dense.
 
-    The cheapest order of contractions in training and in inference, by the
-    calibrated cost model; no data are read and nothing is trained.
+    The path is the cheapest order of contractions for training and for inference
+    according to the calibrated cost model. No data are read and nothing is trained.
     """
     info, network, ranks, batch_size = untrained(model, data, rank, batch_size)
     factorize_(network, rank=ranks)

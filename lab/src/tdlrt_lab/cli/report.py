@@ -1,4 +1,4 @@
-"""`tdlrt report`: tables, pictures and a page from run directories."""
+"""`tdlrt report`: tables, figures and an HTML page from run directories."""
 
 import json
 import sys
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tdlrt_lab.cli.parameters import AsJson, Debug
 from tdlrt_lab.reports.tables import markdown_table, table_rows, table_titles
 from tdlrt_lab.reports.write import write_report
 
@@ -14,43 +15,44 @@ __all__ = ["report"]
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with runs below it.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder with run directories below it.")
+    ],
     latency: Annotated[
         int | None,
         typer.Option(
-            help="Time each run's plain network on so many images, next to dense.",
+            help="Batch size with which to time each run's plain network and the dense one.",
             metavar="IMAGES",
             min=1,
             show_default="not measured",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
-    """Make tables and pictures of all runs below a folder.
+    """Write tables and figures of all runs below a folder.
 
-    Writes DIR/report: index.html (one page, needs no network), tables.md,
-    tables.tex and figures as SVG and PNG. Runs that failed or are not finished
-    are named and left out.
+    Writes DIR/report with index.html (self-contained), tables.md, tables.tex, and
+    figures as SVG and PNG. Unfinished and failed runs are listed as problems.
     """
 
     def progress(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    made = write_report(folder, latency_batch=latency, progress=progress)
+    written = write_report(folder, latency_batch=latency, progress=progress)
     if as_json:
         tables = {
             section.title: [
                 dict(zip(table_titles(section), (cell.text for cell in row), strict=True))
                 for row in table_rows(section)
             ]
-            for section in made.sections
+            for section in written.sections
         }
-        problems = {problem.path: problem.text for problem in made.problems}
-        print(json.dumps({"report": str(made.folder), "tables": tables, "problems": problems}))
+        problems = {problem.path: problem.text for problem in written.problems}
+        print(json.dumps({"report": str(written.folder), "tables": tables, "problems": problems}))
         return
-    for section in made.sections:
+    for section in written.sections:
         print(f"{section.title}, {section.setting}\n\n{markdown_table(section)}\n")
-    for problem in made.problems:
+    for problem in written.problems:
         print(f"{problem.path}: {problem.text}")
-    print(f"page, tables and figures in {made.folder}")
+    print(f"page, tables and figures in {written.folder}")

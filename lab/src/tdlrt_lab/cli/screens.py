@@ -1,4 +1,4 @@
-"""Where the commands show what they do: nowhere, as JSON, as lines, or live on a terminal."""
+"""Output of the commands: none, JSON, plain lines, or a live display on a terminal."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -13,84 +13,84 @@ __all__ = ["JsonScreen", "LineScreen", "LiveScreen", "Screen", "choose_screen"]
 
 
 class Screen(AbstractContextManager["Screen"]):
-    """Shows nothing; what the other screens have in common."""
+    """The interface of all screens; this one shows nothing."""
 
-    def fact(self, fields: Mapping[str, Any]) -> None:
-        """Tell a program what happened."""
+    def event(self, fields: Mapping[str, Any]) -> None:
+        """Output an event for programs."""
 
     def line(self, text: str) -> None:
-        """Tell a reader what happened."""
+        """Print a line for readers."""
 
-    def news(self, text: str) -> None:
-        """Tell a reader what the picture would show as well."""
+    def status(self, text: str) -> None:
+        """Print a line whose content a live display shows anyway."""
 
     def table(self, table: Table) -> None:
-        """Show a table to a reader."""
+        """Print a table for readers."""
 
-    def picture(self, draw: Callable[[], RenderableType]) -> None:
-        """Show a reader how things stand, in place of the picture before."""
+    def live(self, draw: Callable[[], RenderableType]) -> None:
+        """Replace the content of the live display."""
 
-    def end_picture(self) -> None:
-        """Take the picture away: what follows is shown for good."""
+    def end_live(self) -> None:
+        """Remove the live display."""
 
     def __exit__(self, *error: object) -> None:
-        """Leave the terminal as it was."""
-        self.end_picture()
+        """Restore the terminal."""
+        self.end_live()
 
 
 class JsonScreen(Screen):
-    """One JSON object per line."""
+    """Prints events, one JSON object per line."""
 
-    def fact(self, fields: Mapping[str, Any]) -> None:
-        """Print it."""
+    def event(self, fields: Mapping[str, Any]) -> None:
+        """Print the event."""
         print(json.dumps(fields), flush=True)
 
 
 class LineScreen(Screen):
-    """Lines and tables; for pipes and files."""
+    """Prints lines and tables, for pipes and files."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     def line(self, text: str) -> None:
-        """Print it."""
+        """Print the line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def news(self, text: str) -> None:
-        """Print it."""
+    def status(self, text: str) -> None:
+        """Print the line."""
         self.line(text)
 
     def table(self, table: Table) -> None:
-        """Print it."""
+        """Print the table."""
         self.console.print(table)
 
 
 class LiveScreen(LineScreen):
-    """Lines and tables, and beneath them a picture that moves."""
+    """Prints lines and tables above a live display."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._live = Live(console=console, transient=True, auto_refresh=False)
 
     def __enter__(self) -> "LiveScreen":
-        """Begin to draw."""
+        """Start the live display."""
         self._live.start()
         return self
 
-    def news(self, text: str) -> None:
-        """Leave it to the picture."""
+    def status(self, text: str) -> None:
+        """Print nothing: the live display shows it."""
 
-    def picture(self, draw: Callable[[], RenderableType]) -> None:
-        """Draw it anew."""
+    def live(self, draw: Callable[[], RenderableType]) -> None:
+        """Redraw the live display."""
         self._live.update(draw(), refresh=True)
 
-    def end_picture(self) -> None:
-        """Take the picture away."""
+    def end_live(self) -> None:
+        """Remove the live display."""
         self._live.stop()
 
 
 def choose_screen(*, as_json: bool = False, quiet: bool = False) -> Screen:
-    """The screen that was asked for; else a live one on a terminal, lines elsewhere."""
+    """The screen for the options of a command: by default live on a terminal, else plain lines."""
     if as_json:
         return JsonScreen()
     if quiet:

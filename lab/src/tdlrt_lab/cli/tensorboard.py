@@ -15,10 +15,10 @@ __all__ = ["TensorBoardLog"]
 
 
 class TensorBoardLog(Observer, AbstractContextManager["TensorBoardLog"]):
-    """Scalars of every epoch in OUT/tensorboard/METHOD, the baseline's beside those of its run.
+    """Writes scalars of each epoch to OUT/tensorboard/METHOD, for the run and its baseline.
 
-    What is there when a training starts is replaced by the history that it starts with: a run that
-    was interrupted at any moment leaves no gap and no point twice.
+    When a training starts or continues, existing events are replaced by its history so far, so that
+    an interrupted run has neither gaps nor duplicate points.
 
     Raises:
         MissingExtraError: TensorBoard is not installed.
@@ -32,23 +32,23 @@ class TensorBoardLog(Observer, AbstractContextManager["TensorBoardLog"]):
         self._writer: SummaryWriter | None = None
 
     def __exit__(self, *error: object) -> None:
-        """Close the file."""
+        """Close the event file."""
         if self._writer is not None:
             self._writer.close()
 
     def started(self, training: Training, data: ImageData) -> None:
-        """Write the epochs so far anew."""
+        """Start a new event file with the epochs so far."""
         self.__exit__()
         method = training.config.method
         self._directory.clear_events(method)
-        # purge_step tells a TensorBoard that is watching to forget what it has read.
+        # purge_step makes a running TensorBoard discard the events that it has read.
         folder = str(self._directory.tensorboard / method)
         self._writer = self._open(folder, purge_step=0)
         for metrics in training.history:
             self.epoch_ended(training, metrics)
 
     def epoch_ended(self, training: Training, metrics: EpochMetrics) -> None:
-        """Write the epoch."""
+        """Write the metrics of the epoch."""
         writer: Any = self._writer
         scalars = {
             "loss/train": metrics.loss,

@@ -1,5 +1,6 @@
-"""Tables of the commands, and what is printed at the end of a run."""
+"""Tables and summary lines of the commands."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -7,17 +8,32 @@ from rich.table import Table
 
 from tdlrt.text_tables import format_shape
 
-__all__ = ["closing_line", "layer_table", "number_table"]
+__all__ = ["closing_line", "empty_table", "layer_table"]
+
+
+def empty_table(
+    texts: Sequence[str], codes: Sequence[str] = (), numbers: Sequence[str] = ()
+) -> Table:
+    """A table without rows.
+
+    Args:
+        texts: Titles of columns with text, which may wrap.
+        codes: Titles of columns with text that does not wrap, such as shapes.
+        numbers: Titles of columns with numbers.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for title in texts:
+        table.add_column(title, overflow="fold")
+    for title in codes:
+        table.add_column(title, no_wrap=True)
+    for title in numbers:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
 
 
 def layer_table(summary: dict[str, Any]) -> Table:
     """Shape, ranks, parameters, multiply-adds and compression of each layer of a run."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_footer=False)
-    table.add_column("layer", overflow="fold")
-    table.add_column("shape", no_wrap=True)
-    table.add_column("ranks", no_wrap=True)
-    for name in ("parameters", "MACs", "compression"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = empty_table(["layer"], ["shape", "ranks"], ["parameters", "MACs", "compression"])
     for layer in summary["layers"]:
         dense = layer["ranks"] is None
         table.add_row(
@@ -29,30 +45,21 @@ def layer_table(summary: dict[str, Any]) -> Table:
             "" if dense else _percent(layer["compression"]),
         )
     table.add_section()
-    small = summary["method"] != "dense"
-    if small:
+    compressed = summary["method"] != "dense"
+    if compressed:
         parameters, saved = f"{summary['parameters']:,}", _percent(summary["compression"])
-        table.add_row("of these made small", "", "", parameters, "", saved)
+        table.add_row("compressed layers", "", "", parameters, "", saved)
     parameters, macs = f"{summary['network_parameters']:,}", _count(summary["macs"])
-    saved = _percent(summary["network_compression"]) if small else ""
+    saved = _percent(summary["network_compression"]) if compressed else ""
     table.add_row("whole network", "", "", parameters, macs, saved)
-    if small:
+    if compressed:
         parameters = f"{summary['network_dense_parameters']:,}"
         table.add_row("dense network", "", "", parameters, _count(summary["dense_macs"]), "")
     return table
 
 
-def number_table(first: str, *others: str) -> Table:
-    """An empty table with a column of names and columns of numbers."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
 def closing_line(summary: dict[str, Any]) -> str:
-    """Accuracy, compression and duration, next to those of the dense network if it was trained."""
+    """Accuracy, compression and time of a run, with those of the dense baseline if there is one."""
     accuracy, seconds = f"accuracy {summary['accuracy']:.2f} %", f"{summary['seconds']:.1f} s"
     if summary["method"] == "dense":
         return f"{accuracy} in {seconds}"

@@ -1,4 +1,4 @@
-"""What the commands without data and training start from."""
+"""The untrained network of the commands that neither read data nor train."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ __all__ = ["Untrained", "untrained"]
 
 
 class Untrained(NamedTuple):
-    """A dense network as it is before training, and what the options say about it."""
+    """An untrained dense network with its data set, initial ranks and batch size."""
 
     info: DatasetInfo
     network: nn.Module
@@ -22,17 +22,17 @@ class Untrained(NamedTuple):
 
 
 def untrained(model: str, data: str, rank: str, batch_size: int | None) -> Untrained:
-    """Build a network for the images of a data set, which is not read.
+    """Build a network for the images of a data set, without reading the data.
 
     Args:
         model: Name of the network.
         data: Name of the data set.
-        rank: As written on the command line.
-        batch_size: None takes the data set's own.
+        rank: Initial ranks, as on the command line.
+        batch_size: Batch size; None takes the default of the data set.
 
     Raises:
-        UnknownNameError: There is no such model or data set.
-        RankError: The rank is not one.
+        UnknownNameError: The model or the data set is unknown.
+        RankError: The rank has another form or is out of range.
     """
     info = pick("data set", data, DATA_SETS)
     network = build_model(model, info.image_shape, info.classes)

@@ -1,4 +1,4 @@
-"""The data sets that a run can choose from: where each comes from, and what it holds."""
+"""The available data sets: their source, the shape of their images, and defaults for runs."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,19 +8,19 @@ __all__ = ["DATA_SETS", "DatasetInfo"]
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """Where a data set comes from and what a run on it does unless told otherwise.
+    """Source and shape of a data set, and the defaults of a run on it.
 
     Attributes:
-        epochs: Default length of a training run.
-        batch_size: Default number of images per step.
-        mode: Pillow mode its images are converted to.
-        hub: Repository on the Hugging Face hub; empty for data that need no download.
-        image: Name of the column of images in that repository.
-        label: Name of the column of labels in that repository.
+        epochs: Default number of epochs.
         image_shape: Channels, height and width of an image.
         classes: Number of classes.
-        test: Name of the part of that repository that runs are tested on.
-        folder: Whether it is read from a folder of image files.
+        batch_size: Default number of images per step.
+        mode: Pillow mode to which the images are converted.
+        hub: Repository on the Hugging Face hub; empty if there is none.
+        image: Name of the image column in the repository.
+        label: Name of the label column in the repository.
+        test: Name of the test split in the repository.
+        folder: Whether the data are a folder of image files.
     """
 
     epochs: int
@@ -36,9 +36,10 @@ class DatasetInfo:
 
     @property
     def options(self) -> frozenset[str]:
-        """The options of `tdlrt_lab.options.RunOptions` that reading it uses."""
-        folder_of_files = {"data_dir"} if self.hub or self.folder else set()
-        return frozenset(folder_of_files | ({"image_size"} if self.folder else set()))
+        """The options of `tdlrt_lab.options.RunOptions` that this data set uses."""
+        if self.folder:
+            return frozenset({"data_dir", "image_size"})
+        return frozenset({"data_dir"} if self.hub else ())
 
 
 DATA_SETS = {

@@ -1,4 +1,4 @@
-"""Image files, decoded within limits: what a file says of its size is checked before it is read."""
+"""Decoding of image files; the size that a file declares is checked before decoding."""
 
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -8,27 +8,27 @@ from PIL import Image
 
 __all__ = ["FORMATS", "MAX_PIXELS", "ImageFileError", "decode_image", "to_pixels"]
 
-# No format whose reader calls another program, as Pillow does for EPS.
+# Without formats for which Pillow calls another program, such as EPS.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 2**26
-"""A file of a few kilobytes can hold an image of any size, all of one colour."""
+"""Without a limit, a file of a few kilobytes can fill the memory: one colour compresses well."""
 
 
 class ImageFileError(ValueError):
-    """A file holds no image, or one that is too large."""
+    """A file is not an image, or the image is too large."""
 
 
 def decode_image(file: Path | IO[bytes], mode: Literal["L", "RGB"]) -> Image.Image:
-    """The image in a file.
+    """Decode an image file.
 
     Args:
-        file: The file.
+        file: Path or open binary file.
         mode: Pillow mode of the result.
 
     Raises:
-        ImageFileError: It cannot be decoded, or has more than `MAX_PIXELS` pixels.
+        ImageFileError: The file cannot be decoded, or has more than `MAX_PIXELS` pixels.
     """
-    # A damaged file makes the readers raise nearly anything.
+    # Decoders raise exceptions of many types on damaged files.
     try:
         with Image.open(file, formats=FORMATS) as image:
             width, height = image.size
@@ -40,5 +40,5 @@ def decode_image(file: Path | IO[bytes], mode: Literal["L", "RGB"]) -> Image.Ima
 
 
 def to_pixels(image: Image.Image, mode: Literal["L", "RGB"]) -> np.ndarray[Any, Any]:
-    """The image as uint8, (height, width, channels)."""
+    """Convert an image to uint8, (height, width, channels)."""
     return np.asarray(image).reshape(image.height, image.width, len(mode))

@@ -1,8 +1,8 @@
-"""Image tables in the layout of the Hugging Face hub, checked row by row and decoded to tensors."""
+"""Parquet tables of images in the layout of the Hugging Face hub, decoded to tensors."""
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,42 +13,43 @@ import torch
 from torch import Tensor
 
 from tdlrt.errors import DataError
+from tdlrt_lab.data.image_data import Split
 from tdlrt_lab.data.images import ImageFileError, decode_image, to_pixels
-from tdlrt_lab.data.pixels import ROWS_PER_REPORT, Split, empty_pixels
+from tdlrt_lab.data.pixels import stack_images
 
 __all__ = ["Columns", "decode_table", "read_table"]
 
 LAYOUT = "a column of images, struct<bytes, path>, and a column of integer labels"
 
-# A small file can stand for any number of bytes. Encoded images hardly compress any further: a
-# table that is larger than this and than so many times its file is none of images.
-FREE_BYTES = 2**26
-LARGEST_INFLATION = 100
-BYTES_PER_ROW = 12  # a label, and which image it is of
+# A small compressed file can expand without limit. Encoded images hardly compress further, so a
+# table that exceeds both of these limits does not hold images.
+ALWAYS_ALLOWED_BYTES = 2**26
+MAX_COMPRESSION_RATIO = 100
+BYTES_PER_ROW = 12  # a label and the dictionary index of an image
 
 
 class Columns(NamedTuple):
-    """Names a column may have, first choice first."""
+    """Accepted names of the two columns, in order of preference."""
 
     image: Sequence[str]
     label: Sequence[str]
 
 
 def read_table(path: Path, columns: Columns) -> pa.Table:
-    """Read images and labels from the parquet file at `path`.
+    """Read the columns of images and labels of a parquet file.
 
     Args:
         path: The file.
-        columns: Names of the two columns.
+        columns: Accepted names of the two columns.
 
     Raises:
-        DataError: The file is missing, cannot be read, has another layout, or says of itself that
-            it becomes far larger in memory than a table of images can.
+        DataError: The file is missing, damaged, in another layout, or far larger when decompressed
+            than a table of images can be.
     """
     if not path.is_file():
         raise DataError(
             f"{path}: no such file; expected parquet with {LAYOUT}; put the file there, or leave "
-            "the data directory out to take the data from the Hugging Face hub"
+            "out the data directory to download the data from the Hugging Face hub"
         )
     try:
         metadata = pq.read_metadata(path)
@@ -56,13 +57,13 @@ def read_table(path: Path, columns: Columns) -> pa.Table:
         image, label = _locate(schema, str(path), columns)
         leaves = [f"{image}.bytes", label]
         _check_inflation(path, metadata)
-        # As a dictionary, equal images take memory once.
+        # Read as a dictionary, equal images are in memory only once.
         with pq.ParquetFile(path, metadata=metadata, read_dictionary=leaves[:1]) as file:
             groups = [file.read_row_group(n, leaves) for n in range(file.num_row_groups)]
         return pa.concat_tables(groups) if groups else schema.empty_table()
     except DataError:
         raise
-    except Exception as error:  # of a damaged file nearly anything
+    except Exception as error:  # pyarrow raises many types on damaged files
         raise DataError(
             f"{path}: not a readable parquet file ({str(error) or type(error).__name__}); "
             f"expected parquet with {LAYOUT}; copy or download the file again"
@@ -76,32 +77,31 @@ def decode_table(
     mode: Literal["L", "RGB"],
     progress: Callable[[int, int], None],
 ) -> Split:
-    """Decode every image of `table`.
+    """Decode all images of a table.
 
     Args:
         table: Rows with an encoded image and a label.
-        source: Where the table comes from, as errors name it.
-        columns: Names of the two columns.
+        source: Where the table comes from, for error messages.
+        columns: Accepted names of the two columns.
         mode: Pillow mode of the result: "L" gives one channel, "RGB" three.
-        progress: Called now and then with the rows done and the rows in all.
+        progress: Called regularly with the number of images decoded and their total.
 
     Raises:
-        DataError: The table is empty or of another layout, an image cannot be decoded or has
-            another size than the first one, a label is missing or negative, or there is too little
-            memory.
+        DataError: The table is empty or in another layout, an image cannot be decoded or differs in
+            size from the first, a label is missing or negative, or the memory is too small.
     """
     image, label = _locate(table.schema, source, columns)
     if table.num_rows == 0:
         raise DataError(f"{source}: no rows; expected one row per image; download the file again")
-    labels = _labels(table.column(label), source)
-    images = _images(table.column(image), source, mode, progress)
+    labels = _read_labels(table.column(label), source)
+    images = _decode_images(table.column(image), source, mode, progress)
     return Split(images, labels, _class_names(table, source, columns.label))
 
 
 def _locate(schema: pa.Schema, source: str, columns: Columns) -> tuple[str, str]:
-    """The names of the columns of images and of labels, both of the right type."""
-    image = _pick(schema, source, columns.image, "images")
-    label = _pick(schema, source, columns.label, "labels")
+    """Find the columns of images and of labels, and check their types."""
+    image = _find_column(schema, source, columns.image, "images")
+    label = _find_column(schema, source, columns.label, "labels")
     kind = schema.field(image).type
     if not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
         raise DataError(
@@ -114,29 +114,29 @@ def _locate(schema: pa.Schema, source: str, columns: Columns) -> tuple[str, str]
     return image, label
 
 
-def _pick(schema: pa.Schema, source: str, names: Sequence[str], what: str) -> str:
+def _find_column(schema: pa.Schema, source: str, names: Sequence[str], what: str) -> str:
     for name in names:
         if schema.names.count(name) == 1:
             return name
     raise DataError(
         f"{source}: columns {', '.join(schema.names) or 'none'}; expected {what} in "
-        f"{' or '.join(names)}, once; rename the column"
+        f"one column named {' or '.join(names)}; rename the column"
     )
 
 
 def _check_inflation(path: Path, metadata: pq.FileMetaData) -> None:
-    # Not column by column: of a damaged file, pyarrow's `column` ends the process.
+    # Not column by column: pyarrow's `column` crashes the process on some damaged files.
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    claimed = metadata.num_rows * BYTES_PER_ROW + sum(group.total_byte_size for group in groups)
+    declared = metadata.num_rows * BYTES_PER_ROW + sum(group.total_byte_size for group in groups)
     size = path.stat().st_size
-    if claimed > max(FREE_BYTES, LARGEST_INFLATION * size):
+    if declared > max(ALWAYS_ALLOWED_BYTES, MAX_COMPRESSION_RATIO * size):
         raise DataError(
-            f"{path}: {metadata.num_rows:,} rows that take {claimed:,} bytes, in a file of "
+            f"{path}: {metadata.num_rows:,} rows that take {declared:,} bytes, in a file of "
             f"{size:,} bytes; expected encoded images, which hardly compress; download it again"
         )
 
 
-def _labels(column: pa.ChunkedArray, source: str) -> Tensor:
+def _read_labels(column: pa.ChunkedArray, source: str) -> Tensor:
     if column.null_count:
         raise DataError(f"{source}: {column.null_count} labels are missing; expected one per image")
     labels = torch.from_numpy(column.to_numpy().astype(np.int64))
@@ -149,27 +149,26 @@ def _labels(column: pa.ChunkedArray, source: str) -> Tensor:
     return labels
 
 
-def _images(
+def _decode_images(
     column: pa.ChunkedArray,
     source: str,
     mode: Literal["L", "RGB"],
     progress: Callable[[int, int], None],
 ) -> Tensor:
     encoded = pa.compute.struct_field(column, "bytes")
-    total = len(encoded)
-    first = _decode(encoded[0].as_py(), source, 0, mode)
-    pixels = empty_pixels(source, (total, *first.shape))
-    for row, content in enumerate(encoded):
-        image = _decode(content.as_py(), source, row, mode)
-        if image.shape != first.shape:
-            raise DataError(
-                f"{source}, row {row}: an image of {image.shape[1]}x{image.shape[0]} pixels; "
-                f"expected {first.shape[1]}x{first.shape[0]} as in row 0; resize the images"
-            )
-        pixels[row] = image
-        if (row + 1) % ROWS_PER_REPORT == 0 or row + 1 == total:
-            progress(row + 1, total)
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    height, width, channels = _decode(encoded[0].as_py(), source, 0, mode).shape
+
+    def decoded() -> Iterator[np.ndarray[Any, Any]]:
+        for row, content in enumerate(encoded):
+            image = _decode(content.as_py(), source, row, mode)
+            if image.shape[:2] != (height, width):
+                raise DataError(
+                    f"{source}, row {row}: an image of {image.shape[1]}x{image.shape[0]} pixels; "
+                    f"expected {width}x{height} as in row 0; resize the images"
+                )
+            yield image
+
+    return stack_images(decoded(), (len(encoded), height, width, channels), source, progress)
 
 
 def _decode(
@@ -178,19 +177,19 @@ def _decode(
     if not isinstance(content, bytes):
         raise DataError(
             f"{source}, row {row}: no image bytes; expected the encoded image file; "
-            "write the images into the table instead of their paths"
+            "store the images in the table instead of their paths"
         )
     try:
         return to_pixels(decode_image(io.BytesIO(content), mode), mode)
     except ImageFileError as error:
         raise DataError(
-            f"{source}, row {row}: {len(content)} bytes that are no readable image ({error}); "
+            f"{source}, row {row}: {len(content)} bytes that are not a readable image ({error}); "
             "expected a PNG or JPEG file; download the file again"
         ) from error
 
 
 def _class_names(table: pa.Table, source: str, label_names: Sequence[str]) -> tuple[str, ...]:
-    """Class names from the metadata `datasets` writes; empty where there are none."""
+    """Class names in the metadata that `datasets` writes; empty if there are none."""
     try:
         found = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     except (ValueError, RecursionError):
@@ -205,7 +204,7 @@ def _class_names(table: pa.Table, source: str, label_names: Sequence[str]) -> tu
             break
     if found is None or not (isinstance(names, list) and all(type(n) is str for n in names)):
         raise DataError(
-            f"{source}: its metadata 'huggingface' are not understood; expected JSON with "
-            "info.features.LABEL.names, a list of texts; write the table with `datasets`"
+            f"{source}: the metadata 'huggingface' cannot be interpreted; expected JSON with "
+            "info.features.LABEL.names, a list of strings; write the table with `datasets`"
         )
     return tuple(names)

@@ -1,38 +1,54 @@
-"""The images of a part of a data set, decoded, and the room that they need."""
+"""One tensor of many decoded images, if it fits in memory."""
 
 import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tdlrt.errors import DataError
 
-__all__ = ["ROWS_PER_REPORT", "Split", "empty_pixels"]
+__all__ = ["stack_images"]
 
-ROWS_PER_REPORT = 1000
-"""How many images are decoded between two reports of progress."""
-
-
-class Split(NamedTuple):
-    """Images (N, channels, height, width) in uint8, labels (N,) in int64, class names if known."""
-
-    images: Tensor
-    labels: Tensor
-    names: tuple[str, ...]
+IMAGES_PER_REPORT = 1000
 
 
-def empty_pixels(source: str, shape: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Room for decoded images.
+def stack_images(
+    images: Iterable[np.ndarray[Any, Any]],
+    shape: tuple[int, int, int, int],
+    source: str,
+    progress: Callable[[int, int], None],
+) -> Tensor:
+    """Copy decoded images into one tensor, one after the other.
+
+    Args:
+        images: uint8, each (height, width, channels).
+        shape: Number of images, height, width and channels.
+        source: Where the images come from, for the error message.
+        progress: Called after every 1000 images and after the last, with the number of images
+            copied and their total.
+
+    Returns:
+        uint8, (N, channels, height, width).
 
     Raises:
-        DataError: They are more than the machine's memory holds.
+        DataError: The images take more than the memory of this machine.
     """
+    pixels, total = _allocate(shape, source), shape[0]
+    for count, image in enumerate(images, start=1):
+        pixels[count - 1] = image
+        if count % IMAGES_PER_REPORT == 0 or count == total:
+            progress(count, total)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def _allocate(shape: tuple[int, int, int, int], source: str) -> np.ndarray[Any, Any]:
     needed = int(np.prod(shape, dtype=object))
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError):  # not on every system
+    except (AttributeError, ValueError):  # not available on every system
         memory = needed
     try:
         if needed > memory:
@@ -41,5 +57,5 @@ def empty_pixels(source: str, shape: Sequence[int]) -> np.ndarray[Any, Any]:
     except (MemoryError, ValueError) as error:
         raise DataError(
             f"{source}: {shape[0]:,} images of {shape[2]}x{shape[1]} pixels take {needed:,} bytes, "
-            "more than there is memory; expected images that fit; take fewer or smaller ones"
+            "more than the memory of this machine; use fewer or smaller images"
         ) from error

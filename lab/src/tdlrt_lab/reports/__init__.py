@@ -1,1 +1,1 @@
-"""Reports: run directories read, tables, pictures and one page made from them."""
+"""Reports: tables, figures and an HTML page made from run directories."""

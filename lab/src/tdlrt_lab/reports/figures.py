@@ -1,8 +1,7 @@
-"""The pictures of a section, each with the words that stand beside it."""
+"""The figures of a section, with their captions."""
 
-import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +9,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tdlrt_lab.reports.collect import Group, Run, Section
-from tdlrt_lab.reports.style import DASHES, GREY, SERIES
+from tdlrt_lab.reports.charts import (
+    chart,
+    epoch_band,
+    error_bars,
+    legend_below,
+    mean_and_deviation,
+    series_colours,
+    stacked_charts,
+)
+from tdlrt_lab.reports.collect import Run
+from tdlrt_lab.reports.groups import Group, Section
+from tdlrt_lab.reports.style import DASHES, GREY
 from tdlrt_lab.run.plots import layer_figure, rank_figure
 
-__all__ = ["Picture", "overview", "per_layer"]
+__all__ = ["Picture", "comparison_figures", "layer_figures"]
 
-SIZE = (4.5, 3.5)
-MOST_CURVES = 10
-NARROW = 4.0
-SENSITIVITY = {"rank": "rank at the start", "lr": "learning rate", "tau": "tolerance tau"}
+MAX_CURVES = 10
+MIN_PERCENT_RANGE = 4.0
+SENSITIVITY = {"rank": "initial rank", "lr": "learning rate", "tau": "tolerance tau"}
+REFERENCE_MARKERS = "sD^vPX"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +36,9 @@ class Picture:
     """A figure.
 
     Attributes:
-        name: For file names.
+        name: Name of the figure in file names.
         figure: The drawing.
-        caption: What it shows.
+        caption: Description of what the figure shows.
     """
 
     name: str
@@ -37,82 +46,99 @@ class Picture:
     caption: str
 
 
-def overview(section: Section) -> list[Picture]:
-    """The pictures that compare groups: those for which there are numbers."""
-    pictures = [_compression(section), _time(section), _latency(section), _curves(section)]
-    pictures += [_sensitivity(section, option) for option in SENSITIVITY]
-    return [picture for picture in pictures if picture is not None]
+def comparison_figures(section: Section) -> list[Picture]:
+    """The figures that compare groups, without those for which there are no numbers."""
+    figures = [_compression(section), _time(section), _latency(section), _convergence(section)]
+    figures += [_sensitivity(section, option) for option in SENSITIVITY]
+    return [figure for figure in figures if figure is not None]
 
 
 def _compression(section: Section) -> Picture | None:
-    """The paper's figure 1."""
     if not section.series:
         return None
-    figure, axes = _chart("compression of the factorised layers (%)", "accuracy (%)")
-    for group in section.references:
-        mean, spread = group.mean("accuracy"), group.deviation("accuracy")
+    figure, axes = chart("compression of the factorised layers (%)", "accuracy (%)")
+    means, deviations = mean_and_deviation(section.references, "accuracy")
+    for group, mean, deviation in zip(section.references, means, deviations, strict=True):
         axes.axhline(mean, color=GREY, linestyle="--", linewidth=1.2, label=group.label)
-        axes.axhspan(mean - spread, mean + spread, color=GREY, alpha=0.15, linewidth=0)
-    _lines(axes, section, lambda g: (100 * g.mean("compression"), 100 * g.deviation("compression")))
+        axes.axhspan(mean - deviation, mean + deviation, color=GREY, alpha=0.15, linewidth=0)
+    _draw_series(axes, section, "compression", section.groups)
     left, right = axes.get_xlim()
-    if right - left < NARROW:  # equal sizes: no hundredths on the axis
-        axes.set_xlim((left + right - NARROW) / 2, (left + right + NARROW) / 2)
-    _legend(figure)
+    if right - left < MIN_PERCENT_RANGE:  # of equal sizes, the axis would show hundredths
+        middle = (left + right) / 2
+        axes.set_xlim(middle - MIN_PERCENT_RANGE / 2, middle + MIN_PERCENT_RANGE / 2)
+    legend_below(figure)
     caption = "Accuracy against compression, mean and standard deviation over the seeds"
     return Picture(name="accuracy-compression", figure=figure, caption=caption)
 
 
 def _time(section: Section) -> Picture:
-    figure, axes = _chart("training time (s)", "accuracy (%)")
-    _dots(axes, section.references, lambda g: (g.mean("seconds"), g.deviation("seconds")))
-    _lines(axes, section, lambda g: (g.mean("seconds"), g.deviation("seconds")))
+    figure, axes = chart("training time (s)", "accuracy (%)")
+    _draw_references(axes, section, "seconds", section.groups)
+    _draw_series(axes, section, "seconds", section.groups)
     axes.set_xlim(left=0)
-    _legend(figure)
-    caption = "Accuracy against training time, as measured in these runs"
+    legend_below(figure)
+    caption = "Accuracy against the training time of these runs"
     return Picture(name="accuracy-time", figure=figure, caption=caption)
 
 
 def _latency(section: Section) -> Picture | None:
-    measured = [g for g in section.groups if g.values("latency_ms")]
+    measured = [group for group in section.groups if group.values("latency_ms")]
     if not measured:
         return None
-    figure, axes = _chart("time of a forward pass (ms)", "accuracy (%)")
-    place = lambda g: (g.mean("latency_ms"), g.deviation("latency_ms"))  # noqa: E731
-    _dots(axes, [g for g in section.references if g in measured], place)
-    _lines(axes, section, place, measured)
-    dense = statistics.mean(v for g in measured for v in g.values("dense_latency_ms"))
-    axes.axvline(dense, color=GREY, linestyle=":", linewidth=1.2, label="dense, measured beside")
+    figure, axes = chart("time of a forward pass (ms)", "accuracy (%)")
+    _draw_references(axes, section, "latency_ms", measured)
+    _draw_series(axes, section, "latency_ms", measured)
+    dense = statistics.mean(ms for group in measured for ms in group.values("dense_latency_ms"))
+    axes.axvline(dense, color=GREY, linestyle=":", linewidth=1.2, label="dense network")
     axes.set_xlim(left=0)
-    _legend(figure)
-    caption = "Accuracy against the measured time of a forward pass of the plain network"
+    legend_below(figure)
+    caption = "Accuracy against the time of a forward pass of the plain network"
     return Picture(name="accuracy-latency", figure=figure, caption=caption)
 
 
-def _curves(section: Section) -> Picture | None:
-    """Accuracy and loss over the epochs."""
-    groups = _some([g for g in section.groups if all(run.history for run in g.runs)])
+def _draw_references(axes: Axes, section: Section, x: str, among: Sequence[Group]) -> None:
+    """Draw the dense groups as points, each with a marker of its own."""
+    groups = [group for group in section.references if group in among]
+    for number, group in enumerate(groups):
+        marker = REFERENCE_MARKERS[number % len(REFERENCE_MARKERS)]
+        style: dict[str, Any] = {
+            "color": GREY,
+            "label": group.label,
+            "marker": marker,
+            "linestyle": "none",
+        }
+        error_bars(axes, [group], x, **style)
+
+
+def _draw_series(axes: Axes, section: Section, x: str, among: Sequence[Group]) -> None:
+    """Draw one line per series of compressed groups."""
+    colours = series_colours(section.series)
+    for label, groups in section.series.items():
+        shown = [group for group in groups if group in among]
+        if shown:
+            style: dict[str, Any] = {"color": colours[label], "label": label, "marker": "o"}
+            error_bars(axes, shown, x, markersize=4.5, **style)
+
+
+def _convergence(section: Section) -> Picture | None:
+    """Accuracy and training loss over the epochs."""
+    groups = _choose_curves([g for g in section.groups if all(run.history for run in g.runs)])
     if not groups:
         return None
-    figure = Figure(figsize=(SIZE[0], 1.5 * SIZE[1]), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    for group, colour, dash in _styles(section, groups):
-        _band(upper, group, "accuracy", colour, dash)
-        _band(lower, group, "loss", colour, dash)
-    upper.set_ylabel("accuracy (%)")
-    lower.set_ylabel("training loss")
+    figure, upper, lower = stacked_charts("epoch", "accuracy (%)", "training loss")
+    for group, colour, dash in _curve_styles(section, groups):
+        epoch_band(upper, group, "accuracy", colour, dash)
+        epoch_band(lower, group, "loss", colour, dash)
     lower.set_yscale("log")
-    lower.set_xlabel("epoch")
-    for axes in (upper, lower):
-        _tidy(axes)
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(figure)
+    legend_below(figure)
     caption = "Convergence: mean over the seeds, and one standard deviation around it"
     return Picture(name="convergence", figure=figure, caption=caption)
 
 
-def _some(groups: Sequence[Group]) -> list[Group]:
-    """All groups, or the least and the most compressed of each line where there are many."""
-    if len(groups) <= MOST_CURVES:
+def _choose_curves(groups: Sequence[Group]) -> list[Group]:
+    """All groups if there are few, else the least and the most compressed of each series."""
+    if len(groups) <= MAX_CURVES:
         return list(groups)
     ends: dict[str, list[Group]] = {}
     for group in groups:
@@ -120,27 +146,19 @@ def _some(groups: Sequence[Group]) -> list[Group]:
     return [group for pair in ends.values() for group in pair]
 
 
-def _band(axes: Axes, group: Group, name: str, colour: str, dash: Any) -> None:
-    """Mean over the seeds of a number at each epoch that all of them reached, if it is finite."""
-    columns = list(
-        zip(*([getattr(epoch, name) for epoch in run.history] for run in group.runs), strict=False)
-    )
-    epochs = range(1, len(columns) + 1)
-    means = [statistics.mean(column) for column in columns]
-    spreads = [
-        statistics.stdev(column) if len(column) > 1 and math.isfinite(mean) else 0.0
-        for column, mean in zip(columns, means, strict=True)
-    ]
-    marker = "o" if len(columns) == 1 else None
-    axes.plot(epochs, means, color=colour, linestyle=dash, marker=marker, label=group.label)
-    if any(spreads):
-        lower = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
-        upper = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
-        axes.fill_between(epochs, lower, upper, color=colour, alpha=0.15, linewidth=0)
+def _curve_styles(section: Section, groups: Sequence[Group]) -> Iterator[tuple[Group, str, Any]]:
+    """Each group with the colour of its series, and dashes that differ within the series."""
+    colours = series_colours(section.series)
+    counts: dict[str, int] = {}
+    for group in groups:
+        colour = GREY if group.dense else colours[group.series]
+        number = counts.get(colour, 0)
+        counts[colour] = number + 1
+        yield group, colour, DASHES[number % len(DASHES)]
 
 
 def _sensitivity(section: Section, option: str) -> Picture | None:
-    """Accuracy and compression against an option, where it varies and nothing else does."""
+    """Accuracy and compression against an option, for groups that differ in nothing else."""
     lines: dict[str, dict[float, Group]] = {}
     for group in section.groups:
         value = _number(group.first, option)
@@ -149,163 +167,59 @@ def _sensitivity(section: Section, option: str) -> Picture | None:
     lines = {label: points for label, points in lines.items() if len(points) > 1}
     if not lines:
         return None
-    figure = Figure(figsize=(SIZE[0], 1.5 * SIZE[1]), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    colours = _colours(section)
-    if not lines.keys() <= colours.keys():  # not the lines of the other pictures
-        colours = dict(zip(lines, SERIES * len(lines), strict=False))
+    figure, upper, lower = stacked_charts(SENSITIVITY[option], "accuracy (%)", "compression (%)")
+    colours = series_colours(section.series)
+    if not lines.keys() <= colours.keys():  # these lines are not those of the other figures
+        colours = series_colours(lines)
     for label, points in lines.items():
         values = sorted(points)
         groups = [points[value] for value in values]
-        _errors(upper, values, groups, "accuracy", 1, colours[label], label)
-        _errors(lower, values, groups, "compression", 100, colours[label], label)
-    upper.set_ylabel("accuracy (%)")
-    lower.set_ylabel("compression (%)")
-    lower.set_xlabel(SENSITIVITY[option])
+        for axes, number in ((upper, "accuracy"), (lower, "compression")):
+            style: dict[str, Any] = {"color": colours[label], "label": label, "marker": "o"}
+            error_bars(axes, groups, values, number, **style)
     every = [value for points in lines.values() for value in points]
     if min(every) > 0 and max(every) / min(every) > 5:
         lower.set_xscale("log")
     else:
         lower.xaxis.set_major_locator(MaxNLocator(6))
-    for axes in (upper, lower):
-        _tidy(axes)
-    _legend(figure)
-    caption = f"Sensitivity to the {SENSITIVITY[option]}, everything else equal"
+    legend_below(figure)
+    caption = f"Sensitivity to the {SENSITIVITY[option]}, all other options equal"
     return Picture(name=f"sensitivity-{option}", figure=figure, caption=caption)
 
 
 def _number(run: Run, option: str) -> float | None:
-    """The option as a number, if it is one and means something to the run's method."""
+    """The value of an option, if it is a number and the run's method uses it."""
     value = run.summary.get("tau") if option == "tau" else run.config.get(option)
     if option == "rank" and value == "full":
         return 1.0
     return float(value) if isinstance(value, int | float) else None
 
 
-def _errors(
-    axes: Axes,
-    xs: Sequence[float],
-    groups: Sequence[Group],
-    name: str,
-    factor: float,
-    colour: str,
-    label: str,
-) -> None:
-    means = [factor * group.mean(name) for group in groups]
-    spreads = [factor * group.deviation(name) for group in groups]
-    axes.errorbar(xs, means, yerr=spreads, color=colour, label=label, marker="o", capsize=3)
-
-
-Place = Callable[[Group], tuple[float, float]]
-
-
-def _lines(
-    axes: Axes, section: Section, place: Place, among: Sequence[Group] | None = None
-) -> None:
-    """One line per series of compressed groups, in the order of their compression."""
-    colours = _colours(section)
-    for label, groups in section.series.items():
-        shown = [group for group in groups if among is None or group in among]
-        if shown:
-            xs, spreads = zip(*(place(group) for group in shown), strict=True)
-            axes.errorbar(
-                xs,
-                [group.mean("accuracy") for group in shown],
-                xerr=spreads,
-                yerr=[group.deviation("accuracy") for group in shown],
-                color=colours[label],
-                label=label,
-                marker="o",
-                markersize=4.5,
-                capsize=3,
-                linewidth=1.5,
-            )
-
-
-def _colours(section: Section) -> dict[str, str]:
-    """One colour per series."""
-    return dict(zip(section.series, SERIES * len(section.series), strict=False))
-
-
-def _dots(axes: Axes, groups: Sequence[Group], place: Place) -> None:
-    """Dense groups, each a point."""
-    for group, marker in zip(groups, "sD^vPX" * len(groups), strict=False):
-        (x, spread), accuracy = place(group), group.mean("accuracy")
-        axes.errorbar(
-            [x],
-            [accuracy],
-            xerr=[spread],
-            yerr=[group.deviation("accuracy")],
-            color=GREY,
-            label=group.label,
-            marker=marker,
-            capsize=3,
-            linestyle="none",
-        )
-
-
-def _styles(section: Section, groups: Sequence[Group]) -> Iterator[tuple[Group, str, Any]]:
-    """Each group with the colour of its line, told from others of that line by dashes."""
-    colours = _colours(section)
-    seen: dict[str, int] = {}
-    for group in groups:
-        colour = GREY if group.dense else colours[group.series]
-        number = seen[colour] = seen.get(colour, -1) + 1
-        yield group, colour, DASHES[number % len(DASHES)]
-
-
-def _chart(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    _tidy(axes)
-    return figure, axes
-
-
-def _tidy(axes: Axes) -> None:
-    axes.grid(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _legend(figure: Figure) -> None:
-    """Below the drawing, each label once; the picture grows by its lines."""
-    entries: dict[str, Any] = {}
-    for axes in figure.axes:
-        entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    columns = 2 if max(map(len, entries)) < 26 else 1
-    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(entries) / columns))
-    figure.legend(
-        entries.values(), entries, loc="outside lower center", ncols=columns, handlelength=2.6
-    )
-
-
-def per_layer(
+def layer_figures(
     section: Section, spectra: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
 ) -> list[Picture]:
-    """Ranks over training and singular values of the cores, of the first seed of each group.
+    """Ranks over training and singular values of the cores, for the first seed of each group.
 
     Args:
-        section: Its groups.
-        spectra: Singular values by layer and mode, by path of the run.
+        section: The groups.
+        spectra: Singular values by path of the run, layer and mode.
     """
     pictures = []
     for number, group in enumerate(section.groups, start=1):
-        whose = f"{group.label}, seed {group.first.summary['seed']}"
+        subject = f"{group.label}, seed {group.first.summary['seed']}"
         history = group.first.history
         if history and any(epoch.ranks != history[0].ranks for epoch in history):
             figure = rank_figure(history)
-            caption = f"Ranks over training: {whose}"
+            caption = f"Ranks over training: {subject}"
             pictures.append(Picture(name=f"ranks-{number}", figure=figure, caption=caption))
         if found := spectra.get(group.first.path):
             lines = {
                 layer: [(range(1, 1 + len(values)), values) for values in modes]
                 for layer, modes in found.items()
             }
-            figure = layer_figure(lines, "number", "singular value of the core, relative")
+            figure = layer_figure(lines, "index", "singular value / largest singular value")
             for axes in figure.axes:
                 axes.set_yscale("log")
-            caption = f"Singular values of the cores at the end: {whose}"
+            caption = f"Singular values of the cores after training: {subject}"
             pictures.append(Picture(name=f"spectra-{number}", figure=figure, caption=caption))
     return pictures

@@ -1,4 +1,4 @@
-"""What the stored network of a run says: its time next to dense, the spectra of its cores."""
+"""Measurements on the stored network of a run: forward time and singular values of its cores."""
 
 from collections.abc import Mapping
 
@@ -26,20 +26,20 @@ CORE = ".core"
 
 
 def latency(run: Run, batch_size: int) -> dict[str, float]:
-    """Milliseconds of a forward pass of the run's plain network, and of the dense one beside it.
+    """Milliseconds of a forward pass of the run's plain network and of the dense network.
 
     Raises:
         RunError: The stored network cannot be read or rebuilt.
     """
     try:
         config = RunConfig(**{**run.config, "device": "cpu"})
-        data = _noise(run, config, max(2, batch_size))
+        data = _random_data(run, config, max(2, batch_size))
         model = load_model(config, run.directory.model, data)
         images = torch.randn(batch_size, *data.image_shape)
         plain = to_plain(model, input_size=images.shape)
-    except Exception as error:  # a summary and weights of any version: nearly anything happens
+    except Exception as error:  # files of other versions can fail in many ways
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise RunError(f"no latency: its network cannot be rebuilt ({reason})") from error
+        raise RunError(f"no latency: the network cannot be rebuilt ({reason})") from error
     dense = build_model(config.model, data.image_shape, len(data.classes))
     seconds = inference_seconds({"plain": plain, "dense": dense}, images, ROUNDS)
     return {
@@ -48,12 +48,12 @@ def latency(run: Run, batch_size: int) -> dict[str, float]:
     }
 
 
-def _noise(run: Run, config: RunConfig, images: int) -> ImageData:
-    """Random images in place of the data set: a network has its shapes before its weights."""
+def _random_data(run: Run, config: RunConfig, images: int) -> ImageData:
+    """Random images of the shape and classes of the data set, which is not read."""
     info = pick("data set", config.data, DATA_SETS)
     channels, height, width = info.image_shape
     size = (height, width) if config.image_size is None else (config.image_size,) * 2
-    # How many classes a folder of images has, the width of the head tells.
+    # The number of classes of an image folder is the number of outputs of the last layer.
     classes = run.summary["layers"][-1]["shape"][0] if info.folder else info.classes
     pixels = torch.randint(256, (images, channels, *size), dtype=torch.uint8)
     labels = torch.arange(images) % classes
@@ -70,7 +70,7 @@ def _noise(run: Run, config: RunConfig, images: int) -> ImageData:
 
 
 def core_spectra(run: Run) -> dict[str, list[list[float]]]:
-    """Singular values of each unfolded core, relative to the largest, by layer and mode.
+    """Singular values of each unfolded core, divided by the largest, by layer and mode.
 
     Raises:
         RunError: The stored network cannot be read.

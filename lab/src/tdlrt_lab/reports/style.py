@@ -1,4 +1,4 @@
-"""How pictures look: one palette, whose colours a page can exchange for those of a dark one."""
+"""The style of the figures, and SVG whose colours follow the light or dark theme of a page."""
 
 import io
 import re
@@ -43,7 +43,7 @@ DARK = {
     ),
     **dict(zip(MODE_COLOURS, ("#7ab3f5", "#fb9a5b", "#5fd394", "#d39be8", "#b5b5b5"), strict=True)),
 }
-"""Each colour of a picture, and what a dark page shows in its place."""
+"""The colours of the figures, and their replacements on a dark page."""
 
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -64,13 +64,17 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Draw in this style within the block."""
+    """Apply the style within a `with` block."""
     with mpl.rc_context(STYLE):
         yield
 
 
 def store(figure: Figure, path: Path) -> str:
-    """Write a picture as SVG and PNG on white, the same bytes for the same picture.
+    """Write a figure as SVG and PNG; the same figure gives the same bytes.
+
+    Args:
+        figure: The figure.
+        path: Path without the suffix.
 
     Returns:
         The text of the SVG.
@@ -78,7 +82,7 @@ def store(figure: Figure, path: Path) -> str:
     file = io.StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": path.name}):
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # it is laid out now; once is enough
+        figure.set_layout_engine("none")  # keep the layout just computed
         figure.savefig(file, format="svg", metadata={"Date": None})
         figure.savefig(path.with_suffix(".png"), dpi=160)
     path.with_suffix(".svg").write_text(file.getvalue(), encoding="utf-8")
@@ -86,17 +90,17 @@ def store(figure: Figure, path: Path) -> str:
 
 
 def inline_svg(svg: str, name: str, label: str) -> str:
-    """A stored picture as an element without ground, coloured by the page's custom properties.
+    """Convert SVG to an HTML element without background, coloured by CSS custom properties.
 
     Args:
         svg: The text of the SVG.
-        name: Unique on the page: prefix of the ids inside.
-        label: What it shows, for those who cannot see it.
+        name: Prefix for the ids in the SVG, unique on the page.
+        label: Description for screen readers.
     """
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     svg = svg.replace("fill: #ffffff", "fill: none")
-    svg = re.sub(r"#[0-9a-f]{6}\b", lambda match: _property(match[0]), svg)
+    svg = re.sub(r"#[0-9a-f]{6}\b", lambda match: _css_colour(match[0]), svg)
     head, rest = svg.split(">", 1)
     width = re.search(r' width="([0-9.]+)pt"', head)
     pixels = round(float(width[1]) * 4 / 3) if width else 640
@@ -106,11 +110,11 @@ def inline_svg(svg: str, name: str, label: str) -> str:
     ).strip()
 
 
-def _property(colour: str) -> str:
+def _css_colour(colour: str) -> str:
     return f"var(--c{colour[1:]})" if colour in DARK else colour
 
 
 def palette(dark: bool) -> str:
-    """Custom properties with the colours of the pictures, as CSS declarations."""
+    """CSS custom properties with the colours of the figures."""
     pairs = ((colour, other if dark else colour) for colour, other in DARK.items())
     return " ".join(f"--c{colour[1:]}: {value};" for colour, value in pairs)

@@ -1,4 +1,4 @@
-"""The table of a section: its cells once, written as Markdown and as LaTeX."""
+"""The table of a section, as cells, as Markdown and as LaTeX."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tdlrt_lab.reports.collect import Group, Section
+from tdlrt_lab.reports.groups import Group, Section
 from tdlrt_lab.spread import format_spread
 
 __all__ = ["Cell", "latex_table", "markdown_table", "provenance", "table_rows", "table_titles"]
@@ -23,29 +23,29 @@ COLUMNS: dict[str, tuple[str, float, int]] = {
     "time (s)": ("seconds", 1, 1),
     "latency (ms)": ("latency_ms", 1, 3),
 }
-"""Title: name in the summary, factor, digits. Counts, which have none, are shown by their mean."""
+"""Name in the summary, factor and decimals by title; with 0 decimals only the mean is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A text of the table, and whether it is the best or second best among compressed rows."""
+    """A text, and whether it is the best or the second best among the compressed groups."""
 
     text: str
     mark: Mark = ""
 
 
 def table_titles(section: Section) -> list[str]:
-    """Titles of the columns; a number that no run has gets none."""
-    known = [title for title, (name, *_) in COLUMNS.items() if _known(section, name)]
+    """Titles of the columns for which at least one run has a value."""
+    known = [
+        title
+        for title, (name, *_) in COLUMNS.items()
+        if any(group.values(name) for group in section.groups)
+    ]
     return ["method", "seeds", *known]
 
 
-def _known(section: Section, name: str) -> bool:
-    return any(group.values(name) for group in section.groups)
-
-
 def table_rows(section: Section) -> list[list[Cell]]:
-    """One row per group: mean and standard deviation over the seeds; accuracy is marked."""
+    """One row per group: means and standard deviations over the seeds."""
     rows = []
     for group, mark in zip(section.groups, _marks(section.groups), strict=True):
         cells = [Cell(text=group.label), Cell(text=str(len(group.runs)))]
@@ -61,7 +61,7 @@ def table_rows(section: Section) -> list[list[Cell]]:
 
 
 def _marks(groups: Sequence[Group]) -> list[Mark]:
-    """Equal figures as printed have equal marks."""
+    """Marks of the accuracies; groups with equal printed accuracies have equal marks."""
     shown = [None if group.dense else round(group.mean("accuracy"), 2) for group in groups]
     best = sorted({value for value in shown if value is not None}, reverse=True)
     marks: dict[float | None, Mark] = dict(zip(best, ("best", "second"), strict=False))
@@ -69,7 +69,7 @@ def _marks(groups: Sequence[Group]) -> list[Mark]:
 
 
 def markdown_table(section: Section) -> str:
-    """The table as GitHub shows it: best in bold, second best underlined."""
+    """The table in GitHub's Markdown, with the best in bold and the second best underlined."""
     wrap = {"": "{}", "best": "**{}**", "second": "<ins>{}</ins>"}
     titles = table_titles(section)
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]
@@ -81,7 +81,7 @@ def markdown_table(section: Section) -> str:
 
 
 def latex_table(section: Section) -> str:
-    """The table for LaTeX with the package booktabs."""
+    """The table in LaTeX, for the package booktabs."""
     wrap = {"": "{}", "best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}
     titles = table_titles(section)
     rows = [[wrap[cell.mark].format(_latex(cell.text)) for cell in r] for r in table_rows(section)]
@@ -110,7 +110,7 @@ def _latex(text: str) -> str:
 
 
 def provenance(summaries: Iterable[dict[str, Any]]) -> list[str]:
-    """Versions and machines of results, each distinct combination once."""
+    """The distinct versions and machines of some results."""
     summaries, facts = list(summaries), []
     for name in ("versions", "machine"):
         found = [summary.get(name) for summary in summaries]

@@ -1,4 +1,4 @@
-"""From run directories to `report/`: tables, pictures and one page."""
+"""Writing of a report: tables, figures and an HTML page."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,8 +12,9 @@ from jinja2 import Environment
 
 from tdlrt.errors import RunError
 from tdlrt.files import write_atomically
-from tdlrt_lab.reports.collect import Problem, Run, Section, collect, sections
-from tdlrt_lab.reports.figures import Picture, overview, per_layer
+from tdlrt_lab.reports.collect import Problem, Run, collect
+from tdlrt_lab.reports.figures import Picture, comparison_figures, layer_figures
+from tdlrt_lab.reports.groups import Section, sections
 from tdlrt_lab.reports.stored import core_spectra, latency
 from tdlrt_lab.reports.style import drawing, inline_svg, palette, store
 from tdlrt_lab.reports.tables import (
@@ -31,12 +32,12 @@ __all__ = ["Report", "write_report"]
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was written.
+    """A report that was written.
 
     Attributes:
-        folder: Where.
-        sections: What the tables show.
-        problems: Runs that were left out, or that are odd.
+        folder: The folder of the report.
+        sections: Contents of the tables.
+        problems: Runs that were left out or should be read with care.
     """
 
     folder: Path
@@ -53,43 +54,43 @@ def write_report(
     """Read all run directories below `root` and write `root/report`.
 
     Args:
-        root: The folder of a sweep, or any folder with runs below it.
-        latency_batch: Measure a forward pass of each run's plain network on so many images, next
-            to the dense network, on this machine's CPU.
-        progress: Told what is being done.
+        root: The folder of a sweep, or any folder with run directories below it.
+        latency_batch: Batch size with which to time a forward pass of each run's plain network and
+            of the dense network on this CPU; None measures nothing.
+        progress: Called with a description of each slow step before it starts.
 
     Raises:
-        RunError: There are no runs.
+        RunError: The folder does not exist, or holds no run directories.
     """
     root = Path(root)
     runs, problems = collect(root)
     folder = root / "report"
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     if latency_batch is not None:
-        _measure(runs, latency_batch, problems, progress, folder)
-    spectra = _spectra(runs, problems)
+        _add_latencies(runs, latency_batch, problems, progress, folder)
+    spectra = _read_spectra(runs, problems)
     found = sections(runs)
     pages = []
     for section in found:
         progress(f"drawing {section.title}")
         with drawing():
-            pictures = overview(section), per_layer(section, spectra)
+            pictures = comparison_figures(section), layer_figures(section, spectra)
             pages.append(_page(section, *pictures, folder / "figures", latency_batch))
-    texts = _texts(root)
+    texts = _read_description(root)
     _write(folder / "tables.md", _markdown(texts["title"], found, problems))
     _write(folder / "tables.tex", "\n\n".join(f"% {s.title}\n{latex_table(s)}" for s in found))
     _write(folder / "index.html", _html(texts, len(runs), pages, problems))
     return Report(folder=folder, sections=found, problems=problems)
 
 
-def _measure(
+def _add_latencies(
     runs: Sequence[Run],
     batch_size: int,
     problems: list[Problem],
     progress: Callable[[str], object],
     folder: Path,
 ) -> None:
-    """Add the latency to each run's summary, and store all of them."""
+    """Add the latency to the summary of each run, and write all latencies to a file."""
     measured = {}
     for run in runs:
         progress(f"timing {run.path}")
@@ -104,7 +105,7 @@ def _measure(
     _write(folder / "latency.json", json.dumps(record, indent=2))
 
 
-def _spectra(runs: Sequence[Run], problems: list[Problem]) -> dict[str, Any]:
+def _read_spectra(runs: Sequence[Run], problems: list[Problem]) -> dict[str, Any]:
     found = {}
     for run in runs:
         try:
@@ -121,29 +122,29 @@ def _page(
     folder: Path,
     latency_batch: int | None,
 ) -> dict[str, Any]:
-    """What the page shows of a section; its pictures are written on the way."""
+    """Write the figures of a section, and return the variables of its part of the page."""
     return {
         "title": section.title,
         "setting": section.setting,
         "latency": f"latency of {latency_batch} images" if latency_batch else "",
         "titles": table_titles(section),
         "rows": table_rows(section),
-        "overview": [_drawn(section, picture, folder) for picture in compared],
-        "layers": [_drawn(section, picture, folder) for picture in layers],
+        "overview": [_store(section, picture, folder) for picture in compared],
+        "layers": [_store(section, picture, folder) for picture in layers],
         "commands": [group.first.summary.get("command") or group.label for group in section.groups],
         "facts": provenance(run.summary for group in section.groups for run in group.runs),
     }
 
 
-def _drawn(section: Section, picture: Picture, folder: Path) -> dict[str, str]:
+def _store(section: Section, picture: Picture, folder: Path) -> dict[str, str]:
     name = f"{section.name}-{picture.name}"
     label = f"{picture.caption} ({section.title})"
     svg = inline_svg(store(picture.figure, folder / name), name, label)
     return {"svg": svg, "caption": picture.caption}
 
 
-def _texts(root: Path) -> dict[str, str]:
-    """Title and note of the sweep, if the folder is one."""
+def _read_description(root: Path) -> dict[str, str]:
+    """Title and note of the sweep in a folder; a title made from its name if there is none."""
     try:
         found = json.loads((root / DESCRIPTION).read_text(encoding="utf-8"))
         return {"title": str(found["title"]), "note": str(found["note"])}
@@ -157,7 +158,7 @@ def _markdown(title: str, found: Sequence[Section], problems: Sequence[Problem])
         parts += [f"## {section.title}", section.setting, markdown_table(section)]
     if problems:
         lines = [f"- `{problem.path}`: {problem.text}" for problem in problems]
-        parts += ["## Left out, or to be read with care", "\n".join(lines)]
+        parts += ["## Problems", "\n".join(lines)]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -60,7 +60,7 @@ def test_a_run_that_came_with_links_is_not_written_to(tmp_path, folder):
     (tmp_path / "outside").mkdir()
     directory.write_config(config)
     (directory.path / folder).symlink_to(tmp_path / "outside")
-    with pytest.raises(RunError, match=rf"{folder}: is a link to .*outside, outside the run"):
+    with pytest.raises(RunError, match=rf"{folder}: is a link to .*outside, outside .*run"):
         directory.check_resume(config)
     with pytest.raises(RunError, match=rf"{folder}: is a link"):
         directory.check_new(overwrite=True)
@@ -71,8 +71,7 @@ def test_links_in_the_place_of_files_are_replaced(tmp_path):
     outside, path = tmp_path / "outside", tmp_path / "run" / "model"
     outside.write_text("mine")
     path.parent.mkdir()
-    for name in ("model", "model.part"):
-        path.with_name(name).symlink_to(outside)
+    path.symlink_to(outside)
     write_atomically(path, lambda file: file.write(b"new"))
     assert (path.read_text(), outside.read_text()) == ("new", "mine")
     assert not path.is_symlink() and [one.name for one in path.parent.iterdir()] == ["model"]

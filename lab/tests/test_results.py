@@ -30,7 +30,13 @@ def metrics(epoch):
 SUMMARY = {
     **{"model": "lenet5", "data": "digits", "method": "dense", "seed": 0, "layers": []},
     **{"accuracy": 1.0, "compression": 0.0, "network_compression": 0.0, "seconds": 1.0},
-    **{"parameters": 10, "network_parameters": 10, "network_dense_parameters": 10},
+    **{
+        "macs": 100,
+        "dense_macs": 100,
+        "parameters": 10,
+        "network_parameters": 10,
+        "network_dense_parameters": 10,
+    },
 }
 
 
@@ -113,7 +119,7 @@ WRONG_SUMMARIES = {
     "huge": (json.dumps(SUMMARY | {"seconds": 10**400}), "seconds is 1000.*; expected a finite nu"),
     "seed": (json.dumps(SUMMARY | {"seed": "0"}), "seed is '0'; expected an integer from 0"),
     "layers": (json.dumps(SUMMARY | {"layers": [{}]}), r"layers is \[\{\}\]; expected name, shape"),
-    "long": (" " * 2**23 + "{}", "more than 8,388,608 bytes"),
+    "long": (" " * 2**22 + "{}", "more than 4,194,304 bytes"),
 }
 
 

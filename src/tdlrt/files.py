@@ -25,7 +25,7 @@ __all__ = [
 PART = ".part"
 """Ending of a file that is being written."""
 
-MAX_TEXT = 2**23
+MAX_TEXT = 2**22
 """Bytes of a text: parsed as JSON, the worst ones take 30 times as many in memory."""
 
 ABANDONED = 3600.0

@@ -42,19 +42,19 @@ ROOT = Path(__file__).parents[3]
 RESULT = ROOT / "benchmarks/results/fuzz.json"
 DOCUMENT = ROOT / "docs/robust-input.md"
 INPUTS = {
-    "model": 38_000,
-    "plain": 20_000,
-    "imagefolder": 14_000,
-    "metrics": 6_000,
-    "summary": 6_000,
-    "data": 1_000,
-    "failure": 1_000,
-    "results": 4_000,
-    "description": 500,
-    "sweep": 5_000,
-    "config": 2_500,
-    "parquet": 2_000,
-    "checkpoint": 700,
+    "model": 20_000,
+    "plain": 15_000,
+    "imagefolder": 15_000,
+    "metrics": 15_000,
+    "summary": 10_000,
+    "results": 8_000,
+    "data": 6_000,
+    "failure": 5_000,
+    "description": 2_000,
+    "sweep": 2_500,
+    "config": 1_000,
+    "parquet": 500,
+    "checkpoint": 300,
 }
 SECONDS = 5
 MEMORY = 2**28

@@ -80,7 +80,7 @@ def _listening(path: Path, content: bytes) -> None:
 
 
 def _linked(path: Path, content: bytes) -> None:
-    target = path.with_name(f"{path.name}.target")
+    target = path.with_name(f".{path.name}.target")
     target.write_bytes(content)
     path.symlink_to(target)
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from tdlrt.errors import RunError
-from tdlrt.files import PART, read_text, remove_parts
+from tdlrt.files import MAX_TEXT, PART, read_text, remove_parts
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import ImageRecord
 from tdlrt_lab.run.files import check_own, read_object, write_text
@@ -262,7 +262,7 @@ class RunDirectory:
         """
         lines = read_text(self.metrics, max_bytes=MAX_METRICS).splitlines()
         try:
-            return [EpochMetrics.from_dict(json.loads(line)) for line in lines]
+            return [EpochMetrics.from_dict(json.loads(line)) for line in map(_of_an_epoch, lines)]
         except RecursionError as error:
             raise ValueError(f"not the metrics of an epoch ({error})") from error
 
@@ -290,6 +290,12 @@ def numbered_checkpoints(newest: Path) -> dict[int, Path]:
     matches = [(PREVIOUS.fullmatch(path.name), path) for path in newest.parent.glob("previous-*")]
     found = {int(match[1]): path for match, path in matches if match}
     return found | ({0: newest} if newest.exists() else {})
+
+
+def _of_an_epoch(line: str) -> str:
+    if len(line) > MAX_TEXT:
+        raise ValueError(f"a line of more than {MAX_TEXT:,} characters")
+    return line
 
 
 def _describe(record: Any) -> str:

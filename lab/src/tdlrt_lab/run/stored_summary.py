@@ -16,11 +16,13 @@ NUMBERS = {
     "parameters": (0.0, math.inf),
     "network_parameters": (0.0, math.inf),
     "network_dense_parameters": (0.0, math.inf),
+    "macs": (0.0, math.inf),
+    "dense_macs": (0.0, math.inf),
     "seconds": (0.0, math.inf),
 }
 """Numbers that a summary must have, and their ranges."""
 
-MAYBE_NUMBERS = ("tau", "budget", "macs", "dense_macs", "dense_accuracy", "dense_seconds")
+MAYBE_NUMBERS = ("tau", "budget", "dense_accuracy", "dense_seconds")
 TEXTS = ("model", "data", "method")
 MAYBE_TABLES = ("versions", "machine", "ranks")
 
@@ -74,9 +76,10 @@ def _is_layer(layer: object) -> bool:
         isinstance(layer, dict)
         and isinstance(layer.get("name"), str)
         and _are_counts(layer.get("shape"))
-        and (layer.get("ranks") is None or _are_counts(layer["ranks"]))
+        and "ranks" in layer
+        and (layer["ranks"] is None or _are_counts(layer["ranks"]))
         and _is_count(layer.get("parameters"))
-        and (layer.get("macs") is None or is_finite_number(layer["macs"]))
+        and is_finite_number(layer.get("macs"))
         and is_finite_number(layer.get("compression"))
     )
 

@@ -71,6 +71,7 @@ def test_runs_in_any_state_are_named(sweep, write_run):
     (sweep / "crashed" / "seed0.error.json").write_text('{"error": "out of memory"}')
     (sweep / "early").mkdir()
     (sweep / "early" / "seed0.error.json").write_text('{"error": "no data"}')
+    (sweep / "early" / f"seed0.error.json.{'0' * 16}.part").write_text("{")  # half written
     (sweep / "torn").mkdir()
     (sweep / "torn" / "seed0.error.json").write_text("{")
     write_run("nan/seed0", tau=0.5, numbers={"accuracy": float("nan")})

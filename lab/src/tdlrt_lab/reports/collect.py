@@ -20,6 +20,9 @@ __all__ = ["LOCATION", "Problem", "Run", "collect"]
 LOCATION = ("data_dir", "device")
 """Options that say where a run reads and computes, and do not change what it computes."""
 
+FAILURE = ".error.json"
+"""Ending of the file beside a run directory that says why the run failed."""
+
 REPEATED_OPTIONS = ("model", "data", "method", "seed")
 """Options of the configuration that a summary repeats."""
 
@@ -92,8 +95,8 @@ def _run_paths(root: Path) -> Iterator[Path]:
         elif {"config.yaml", "metrics.jsonl", "summary.json"} & set(files):
             yield path
         for file in sorted(files):
-            run, ending, _ = file.partition(".error.json")
-            if ending and not (path / run / "config.yaml").exists():
+            run = file.removesuffix(FAILURE)
+            if run not in ("", file) and not (path / run / "config.yaml").exists():
                 yield path / run
 
 
@@ -125,7 +128,7 @@ def _check_options(summary: dict[str, Any], config: dict[str, Any]) -> None:
 
 
 def _why_unfinished(directory: RunDirectory) -> str:
-    failure = directory.path.with_suffix(".error.json")
+    failure = directory.path.with_suffix(FAILURE)
     if failure.exists():
         try:
             return f"failed: {read_object(failure, 'record of a failure')['error']}"

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tdlrt.optim.stored_values import check_entries
 from tdlrt_lab.run.metrics import is_finite_number
 
-__all__ = ["check_optimizer", "check_schedule"]
+__all__ = ["check_optimizer", "checked_schedule"]
 
 ABSENT = "absent"
 
@@ -38,42 +38,49 @@ def check_optimizer(stored: object, optimizer: Optimizer, model: nn.Module) -> N
         if not isinstance(group, Mapping):
             raise ValueError(f"{place}: expected options by name")
         _check_rate(group.get("lr", ABSENT), float(mine["initial_lr"]), f"{place}: lr")
-        # Versions of torch differ in the options that they have.
-        known = group.keys() & mine.keys() if "params" in group else {"params"}
-        for key in sorted(known - {"lr"}):
-            _check_equal(group.get(key, ABSENT), mine[key], f"{place}: {key}")
+        for key, value in mine.items():
+            # Versions of torch differ in the flags that they have.
+            is_optional = value is None or isinstance(value, bool)
+            if key != "lr" and not (is_optional and key not in group):
+                _check_equal(group.get(key, ABSENT), value, f"{place}: {key}")
     if "tdlrt" not in stored:  # an optimiser of torch; TDLRT checks its own
         names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         check_entries(stored, optimizer.param_groups, names)
 
 
-def check_schedule(stored: object, schedule: LRScheduler, step: int) -> None:
-    """Check that a schedule is that of the run, at a step.
+def checked_schedule(stored: object, schedule: LRScheduler, step: int) -> dict[str, Any]:
+    """What a schedule loads from a checkpoint: that of the run, at a step.
 
     Args:
-        stored: The state_dict of the schedule in a checkpoint.
+        stored: The state_dict of the schedule in the checkpoint.
         schedule: The schedule that is to load it, at its beginning.
         step: Number of steps taken.
+
+    Returns:
+        The stored values that the schedule has. The others are left out: torch would take each of
+        them as an attribute, in the place of a method even.
 
     Raises:
         ValueError: A value is missing, or another than the run has at this step.
     """
     if not isinstance(stored, Mapping):
         raise ValueError("schedule: expected values by name")
-    own = schedule.state_dict()
-    at_step: dict[str, object] = {"last_epoch": step, "_step_count": step + 1}
-    for key, value in own.items():
-        # Other versions of torch have other private values.
-        if key.startswith("_") and key not in at_step and key != "_last_lr":
-            continue
-        found = stored.get(key, ABSENT)
+    own: dict[str, Any] = schedule.state_dict()
+    expected = {**own, "last_epoch": step, "_step_count": step + 1}
+    for key, value in expected.items():
+        found, place = stored.get(key, ABSENT), f"schedule: {key}"
         if key == "_last_lr":
             if not isinstance(found, list) or len(found) != len(value):
-                raise ValueError(f"schedule: {key}: expected {len(value)} rates")
+                raise ValueError(f"{place}: expected {len(value)} rates")
             for rate, base in zip(found, own["base_lrs"], strict=True):
-                _check_rate(rate, float(base), f"schedule: {key}")
+                _check_rate(rate, float(base), place)
+        elif isinstance(value, bool) and key.startswith("_"):
+            # Flags of torch's own, which change with the steps and differ between its versions.
+            if key in stored and not isinstance(found, bool):
+                raise ValueError(f"{place}: {reprlib.repr(found)}; expected True or False")
         else:
-            _check_equal(found, at_step.get(key, value), f"schedule: {key}")
+            _check_equal(found, value, place)
+    return {key: stored.get(key, value) for key, value in own.items()}
 
 
 def _check_rate(rate: Any, largest: float, place: str) -> None:

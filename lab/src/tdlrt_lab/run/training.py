@@ -24,7 +24,7 @@ from tdlrt_lab.run.finite import check_gradients
 from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.processes import broadcast_buffers, distribute, process_count, share
 from tdlrt_lab.run.schedule import cosine_schedule
-from tdlrt_lab.run.stored_optimizer import check_optimizer, check_schedule
+from tdlrt_lab.run.stored_optimizer import check_optimizer, checked_schedule
 
 __all__ = ["Training"]
 
@@ -187,9 +187,9 @@ class Training:
         self.model.load_state_dict(state["model"])
         step = state["epoch"] * self.steps_per_epoch + state["batch"]
         check_optimizer(state["optimizer"], self.optimizer, self.model)
-        check_schedule(state["schedule"], self._schedule, step)
+        schedule = checked_schedule(state["schedule"], self._schedule, step)
         self.optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
+        self._schedule.load_state_dict(schedule)
         self.epoch, self._batch = state["epoch"], state["batch"]
         self._lr = state["lr"]
         # Earlier versions had no skipped steps.

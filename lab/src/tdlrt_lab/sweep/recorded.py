@@ -1,6 +1,7 @@
 """The results of an experiment in one file, one line per run, without the run directories."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
         RunError: The file cannot be read, or a line is not valid.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
     try:
         lines = read_text(path, max_bytes=MAX_BYTES).splitlines()

@@ -80,10 +80,14 @@ BROKEN = {
         r"Conv2d with 'stride' \[\[\[.*\.\.\.",
     ),
     "identities": (
-        lambda data: changed(data, "fc1", stages=[{"kind": "Identity"}] * 9),
-        r"no fc1\.\d\.weight",
+        lambda data: changed(data, "fc1", stages=[{"kind": "Identity"}] * 33),
+        "layer 'fc1': 33 stages, expected at most 32",
     ),
     "no weight": (lambda data: renamed(data, "fc1", "fc7"), r"no fc7\.0\.weight"),
+    "flatten": (
+        lambda data: changed(data, "fc1", stages=[{"kind": "Flatten", "start_dim": 99}]),
+        "Flatten with 'start_dim' 99; expected start_dim, end_dim",
+    ),
     "nowhere": (lambda data: save({}, {"plain": "1", "layers": "{}"}), "does not fit the model"),
     "huge": (lambda data: changed(data, "fc1", out_features=2**50), "does not fit the model"),
     "overflow": (lambda data: changed(data, "fc1", out_features=2**80), "does not fit the model"),

@@ -96,6 +96,8 @@ def _network(
     layers = parsed(metadata.get("layers", ""), shapes)
     result = copy.deepcopy(model)
     try:
+        for name in layers:
+            model.get_submodule(name)  # raises where there is none, before anything is made
         for name, stages in layers.items():
             result = _with_layer(result, name, made(stages))
         _check_shapes(shapes, result)

@@ -29,6 +29,18 @@ def _is_flag(value: object, dims: int) -> bool:
     return isinstance(value, bool)
 
 
+def _is_mode(value: object, dims: int) -> bool:
+    return type(value) is int and -8 <= value <= 8
+
+
+def _are_sizes(value: object, dims: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= 8
+        and all(n == -1 or _is_count(n, 0) for n in value)  # -1: as many as there are
+    )
+
+
 def _are_counts(value: object, dims: int) -> bool:
     return isinstance(value, list) and len(value) == dims and all(_is_count(n, 0) for n in value)
 
@@ -54,8 +66,12 @@ _ARGUMENTS: dict[str, dict[str, Callable[[object, int], bool]]] = {
     **dict.fromkeys(("Conv1d", "Conv2d", "Conv3d"), _CONV),
     "Linear": {"in_features": _is_count, "out_features": _is_count, "bias": _is_flag},
     "Identity": {},
+    "Flatten": {"start_dim": _is_mode, "end_dim": _is_mode},
+    "Unflatten": {"dim": _is_mode, "unflattened_size": _are_sizes},
 }
 """The arguments of each class, each with the check of a value from a file."""
+
+_MAX_STAGES = 32
 
 
 def changed_layers(model: nn.Module, plain: nn.Module) -> Layers:
@@ -102,13 +118,18 @@ def parsed(text: str, tensors: Container[str]) -> Layers:
     if not isinstance(layers, dict) or not all(isinstance(s, list) and s for s in layers.values()):
         raise ExportError("not a readable export (no layers by name); export the network again")
     for name, stages in layers.items():
+        if len(stages) > _MAX_STAGES:
+            raise ExportError(
+                f"layer {name!r}: {len(stages)} stages, expected at most {_MAX_STAGES}; export the "
+                "network again"
+            )
         for number, stage in enumerate(stages):
             parts = [name, str(number)] if len(stages) > 1 else [name]
-            _check(stage, ".".join(part for part in parts if part), len(stages) == 1, tensors)
+            _check(stage, ".".join(part for part in parts if part), tensors)
     return layers
 
 
-def _check(stage: Any, name: str, alone: bool, tensors: Container[str]) -> None:
+def _check(stage: Any, name: str, tensors: Container[str]) -> None:
     """Check a stage: nothing goes to torch that is not written here, nor a layer without weight."""
     kind = stage.get("kind") if isinstance(stage, dict) else None
     if not isinstance(kind, str) or kind not in _ARGUMENTS:
@@ -127,7 +148,7 @@ def _check(stage: Any, name: str, alone: bool, tensors: Container[str]) -> None:
             "with values that torch has for them; export the network again"
         )
     weight = f"{name}.weight" if name else "weight"
-    if weight not in tensors and not (kind == "Identity" and alone):
+    if "bias" in checks and weight not in tensors:
         raise ExportError(f"not a readable export (no {weight}); export the network again")
 
 

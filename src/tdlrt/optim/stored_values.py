@@ -13,75 +13,35 @@ from torch import Tensor
 from tdlrt.errors import IntegratorStateError
 from tdlrt.optim.slot import BASIS_CORE, MASTER, STEP, LayerSlot
 
-__all__ = ["check_entries", "check_integrator_state"]
+__all__ = ["check_entries", "check_layer_values"]
 
 _OF_THE_CORE = {STEP, MASTER, BASIS_CORE}
 """Entries that the core of a layer may have and its bases have not, or not always."""
 
 
-def check_integrator_state(extra: object, slots: Mapping[str, LayerSlot], core_steps: int) -> None:
-    """Check the position of the integrator, with what it keeps for each layer.
+def check_layer_values(extra: Mapping[str, Any]) -> None:
+    """Check the kind of what the integrator keeps for each layer.
 
     Args:
-        extra: The entry of `TDLRT` in its state_dict.
-        slots: The layers by name.
-        core_steps: Number of core steps in a step of `bug`.
+        extra: The entry of `TDLRT` in its state_dict, with tables by name of the layers.
 
     Raises:
-        IntegratorStateError: A value is missing, or has another type, size or range.
+        IntegratorStateError: A value has another type or range.
     """
-    if not isinstance(extra, Mapping):
-        raise _wrong("", extra, "the integrator's state by name")
-
-    def one(key: str, fits: Callable[[Any], bool], expected: str, *default: object) -> None:
-        value = extra.get(key, *default)
-        if not fits(value):
-            raise _wrong(key, value, expected)
-
-    def table(key: str, fits: Callable[[str, Any], bool], expected: str, values: object) -> None:
-        if not isinstance(values, Mapping):
-            raise _wrong(key, values, "a value for each layer by its name")
-        for name, value in values.items():
-            if name not in slots:
-                raise _wrong(key, name, "names of layers of the model")
-            if not fits(name, value):
-                raise _wrong(f"{key}: {name}", value, expected)
-
-    for key in ("steps", "core_steps_left"):
-        one(key, _is_count, "an integer from 0")
-    for key in ("skipped_steps", "skipped_in_a_row"):
-        one(key, _is_count, "an integer from 0", 0)
-    for key in ("frozen", "settling"):
-        one(key, _is_flag, "True or False")
-    one("postponed", _is_flag, "True or False", False)
-    one("core_steps_left", lambda left: left <= core_steps, f"at most {core_steps} (core_steps)")
-
-    def are_ranks(name: str, ranks: object) -> bool:
-        shape = slots[name].layer.core.shape
-        return (
-            isinstance(ranks, Sequence)
-            and len(ranks) == len(shape)
-            and all(type(rank) is int and rank > 0 for rank in ranks)
-        )
-
-    table("resting_ranks", are_ranks, "a rank for each mode", extra.get("resting_ranks"))
-    if extra["resting_ranks"] and not extra["core_steps_left"]:
-        raise _wrong("core_steps_left", 0, "a core step for the layers in resting_ranks")
-    table(
-        "curvatures",
-        lambda _, value: _is_number(value),
-        "a tensor of one number",
-        extra.get("curvatures", {}),
-    )
     resting = extra.get("resting_bases", {})
+    tables: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+        "resting_ranks": (extra["resting_ranks"], _are_ranks, "a list of ranks"),
+        "curvatures": (extra.get("curvatures", {}), _is_number, "a tensor with one number"),
+    }
+    tables["norms"] = (extra.get("norms", {}), _is_number, "a tensor with one number")
     for part in ("since", "taken"):
-        counts = resting.get(part, {}) if isinstance(resting, Mapping) else resting
-        table(
-            f"resting_bases: {part}",
-            lambda _, value: _is_count(value),
-            "an integer from 0",
-            counts,
-        )
+        tables[f"resting_bases.{part}"] = (resting.get(part, {}), _is_count, "an integer from 0")
+    for field, (table, fits, expected) in tables.items():
+        if not isinstance(table, Mapping):
+            raise _wrong(field, table, "values by name of a layer")
+        for name, value in table.items():
+            if not fits(value):
+                raise _wrong(f"{field}: {name}", value, expected)
 
 
 def check_entries(
@@ -174,8 +134,8 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63  # type(), because True is an int
 
 
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
+def _are_ranks(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(type(rank) is int for rank in value)
 
 
 def _is_number(value: object) -> bool:

@@ -54,7 +54,7 @@ def save(
         raise CheckpointError(f"metadata: got {metadata!r}, expected strings for keys and values")
     tensors, aliases = distinct_tensors(model.state_dict())
     layers = {
-        name: LayerFormat(module.ranks, module.learned_modes)
+        name: LayerFormat(module.ranks, module.learned_modes, module.reshape)
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, TuckerLayer)
     }
@@ -132,6 +132,7 @@ def _tucker_layer(
         module,
         rank=TuckerTensor(state[key(name, "core")], factors),
         modes="all" if len(layer.learned) == len(layer.ranks) else "channels",
+        reshape=layer.reshape,
     )
 
 

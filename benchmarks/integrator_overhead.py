@@ -323,8 +323,9 @@ shows, a network learns more slowly then, in the same number of steps; so the de
 
 ## Linear layers as tensors
 
-A wide linear layer behind a flattened feature map spends its step on the basis of its inputs. As a tensor
-(`factorize_(reshape=...)`) it has a basis for the channels and small ones for height and width in place of it.
+A wide linear layer behind a flattened feature map spends most of its step on the basis of its
+inputs. As a tensor (`factorize_(reshape=...)`) it has a basis for the channels and small ones for
+height and width instead.
 
 <!-- linear_tensors -->
 <!-- end of linear_tensors -->

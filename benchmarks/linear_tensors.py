@@ -80,7 +80,7 @@ def measure() -> None:
 
 
 def layer(ranks: Sequence[int], modes: tuple[tuple[int, ...], tuple[int, ...]]) -> TuckerLinear:
-    """A layer with a random core and random bases; the truncation of a weight would take minutes."""
+    """A layer with a random core and bases: to truncate a weight would take minutes."""
     rows, columns = modes
     factors = [
         torch.linalg.qr(torch.randn(size, rank))[0]

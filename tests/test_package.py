@@ -35,6 +35,7 @@ def test_the_public_surface():
         "add_adapters_",
         "autotune_",
         "factorize_",
+        "flattened_modes",
         "input_covariances",
         "load",
         "load_adapters",

@@ -12,14 +12,8 @@ from torch import Tensor
 
 from tdlrt.linalg import multi_mode_product
 from tdlrt.paths.choose import cached_path, choose_path
-from tdlrt.paths.stages import (
-    FOLDS_IN,
-    FOLDS_OUT,
-    LayerShape,
-    PathName,
-    expanding_modes,
-    reducing_modes,
-)
+from tdlrt.paths.modes import expanding_modes, reducing_modes
+from tdlrt.paths.stages import FOLDS_IN, FOLDS_OUT, LayerShape, PathName
 
 __all__ = [
     "ModeMap",

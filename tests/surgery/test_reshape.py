@@ -243,6 +243,13 @@ def reshaped_matrix():
     return model
 
 
+@pytest.mark.parametrize("modes", [MAP, SPLIT])
+def test_autocast_gives_the_type_of_the_dense_layer(modes):
+    model, x = reshaped(modes, dtype=torch.float32), images(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model[:5](x).dtype == tdlrt.to_dense(model)[:5](x).dtype == torch.bfloat16
+
+
 def test_a_new_start_keeps_modes_and_ranks():
     layer = reshaped(SPLIT)[4]
     ranks, weight = layer.ranks, layer.dense_weight()

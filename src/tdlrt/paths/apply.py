@@ -205,7 +205,7 @@ def tucker_linear(
     if last.before == last.after == 1:
         return F.linear(input, last.matrix, bias)
     output = last(input)
-    return output if bias is None else output + bias
+    return output if bias is None else output + bias.to(output.dtype)  # autocast lowers the first
 
 
 def fastest_path(shape: LayerShape, tensors: Sequence[Tensor]) -> PathName:

@@ -8,8 +8,8 @@ in channels_last; the Tucker network is in channels_last. Ranks stay at their st
 steps by their policy, the others because the step size and the tolerance are too small to move
 them. Then one 3x3 convolution of n channels at ranks n/10 and n/5, the step alone. Every figure is
 the median of several steps. Writes benchmarks/results/integrator_overhead.json,
-docs/integrator-cost.md, with the sections of `operations.py` and `resting_bases.py`, and
-docs/figures/integrator_scaling.svg.
+docs/integrator-cost.md, with the sections of `operations.py`, `resting_bases.py` and
+`linear_tensors.py`, and docs/figures/integrator_scaling.svg.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+import linear_tensors
 import operations
 import resting_bases
 import tdlrt
@@ -99,6 +100,7 @@ def write(result: Row, folder: Path) -> None:
     (folder / page).write_text(document(result), encoding="utf-8")
     operations.fill(folder / page)
     resting_bases.fill(folder / page)
+    linear_tensors.fill(folder / page)
     with matplotlib.rc_context({"svg.hashsalt": "tdlrt"}):  # the same bytes every time
         draw(result["scaling"]).savefig(
             folder / "docs/figures/integrator_scaling.svg", metadata={"Date": None}
@@ -318,6 +320,15 @@ shows, a network learns more slowly then, in the same number of steps; so the de
 
 <!-- resting_bases -->
 <!-- end of resting_bases -->
+
+## Linear layers as tensors
+
+A wide linear layer behind a flattened feature map spends most of its step on the basis of its
+inputs. As a tensor (`factorize_(reshape=...)`) it has a basis for the channels and small ones for
+height and width instead.
+
+<!-- linear_tensors -->
+<!-- end of linear_tensors -->
 
 ## Growth with width and rank
 

@@ -461,3 +461,20 @@ def test_a_head_that_shares_its_weight_is_not_copied() -> None:
         tdlrt.add_adapters_(model, rank=1, train="2")
     tdlrt.add_adapters_(model, rank=1, train="[02]")
     assert model[2].trained.weight is not model[2].base.weight
+
+
+def test_an_update_may_be_a_tensor(tmp_path):
+    modes = {"5": ((4, 4), (12, 9))}
+    model = trained(reshape=modes)
+    update = model[5].update
+    assert update.shape == (4, 4, 12, 9)
+    assert update.core.abs().max() > 0
+    before = model.eval()(X)
+    tdlrt.save_adapters(model, tmp_path / "adapters.safetensors")
+    other = small().eval()
+    tdlrt.add_adapters_(other, rank=1, train=HEAD, reshape=modes)
+    tdlrt.load_adapters(tmp_path / "adapters.safetensors", other)
+    assert torch.equal(other.eval()(X), before)
+    tdlrt.merge_adapters_(model)
+    assert type(model[5]) is nn.Linear
+    assert relative_error(model(X), before) < 1e-5

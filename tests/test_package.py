@@ -36,6 +36,7 @@ def test_the_public_surface():
         "add_adapters_",
         "autotune_",
         "factorize_",
+        "flattened_modes",
         "input_covariances",
         "load",
         "load_adapters",

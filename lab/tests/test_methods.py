@@ -117,6 +117,15 @@ def test_bases_of_the_channel_modes_alone(digits):
     assert all(layer.learned_modes == (0, 1) for layer in kernels)
 
 
+def test_linear_layers_as_tensors(digits):
+    reshape = "fc1=20x25:50x2x2"
+    metrics = train(run := training(config("tdlrt", reshape=reshape), digits))
+    assert run.model.fc1.shape == (20, 25, 50, 2, 2)
+    assert metrics[-1].compression >= 0.89
+    with pytest.raises(RankError, match=r"reshape\['fc1'\]: got \(20,\), whose product is 20"):
+        training(config("tdlrt", reshape="fc1=20:200"), digits)
+
+
 @pytest.mark.parametrize("method", ["posthoc", "structured"])
 @pytest.mark.parametrize("budget", [0.05, 0.5])
 def test_size_of_a_network_without_structure_is_met_too(method, budget, digits):
@@ -158,6 +167,7 @@ def test_methods_with_one_measure_of_size_need_it(method):
             {"modes": "channels"},
             r"modes 'channels': not used with method",
         ),
+        ("tucker", {"reshape": "fc1=500:800"}, r"reshape 'fc1=500:800': not used with method"),
         ("matrix_dlrt", {"rank": {"fc1": 3}}, r"rank .*: expected one rank for all layers"),
     ],
 )

@@ -22,6 +22,7 @@ from tdlrt.nn.adapted import (
     adapted_modules,
     adapter_parts,
 )
+from tdlrt.nn.reshape import Reshape
 from tdlrt.nn.start import Modes
 from tdlrt.ranks import RankSpec
 from tdlrt.serialization import load, save
@@ -33,6 +34,7 @@ from tdlrt.surgery import (
     pattern_list,
     plan_surgery,
     replace_modules,
+    reshaped_layers,
     without_adapters,
 )
 
@@ -83,6 +85,7 @@ def add_adapters_(
     include: Patterns | None = None,
     exclude: Patterns | None = None,
     train: Patterns | None = None,
+    reshape: Mapping[str, Reshape] | None = None,
     scale: float = 1.0,
 ) -> AdapterReport:
     """Freeze a model and put a trainable Tucker update beside its weights, in place.
@@ -105,6 +108,8 @@ def add_adapters_(
         include: Only layers whose name matches one of these patterns.
         exclude: No layer whose name matches one of these patterns.
         train: Name patterns of modules that are trained in full instead.
+        reshape: Linear layers whose update is a tensor, with the modes of its rows and columns by
+            name pattern; see `factorize_`.
         scale: s.
 
     Returns:
@@ -114,8 +119,9 @@ def add_adapters_(
         AdapterError: The model already has adapters, a module to train in full shares a parameter
             with another module, or scale is not finite.
         NothingMatchedError: No layer can have an adapter, or a pattern matches nothing.
-        RankError: A rank is not positive, or larger than its mode.
-        UnsupportedLayerError: The model is itself a layer.
+        RankError: A rank is not positive, or larger than its mode, or the sizes of a reshape do
+            not multiply to those of the matrix.
+        UnsupportedLayerError: The model is itself a layer, or a layer to reshape is not linear.
     """
     if adapted_modules(model):
         raise AdapterError(
@@ -125,6 +131,7 @@ def add_adapters_(
     if not math.isfinite(scale):
         raise AdapterError(f"scale: got {scale}, expected a finite number")
     trained = _modules_to_train(model, train)
+    tensors = reshaped_layers(model, reshape)
     # An update can be merged only into a Parameter that is stored in the order of W.
     reasons = {
         module: "stores its weight in another order"
@@ -136,7 +143,7 @@ def add_adapters_(
     }
     report, updates = plan_surgery(
         model,
-        lambda layer, spec: _update(layer, spec, modes),
+        lambda layer, spec: _update(layer, spec, modes, tensors.get(layer)),
         ranks=rank if isinstance(rank, Mapping) else {"*": rank},
         modes=modes,
         include=include,
@@ -271,13 +278,13 @@ def _modules_to_train(model: nn.Module, train: Patterns | None) -> dict[str, nn.
     return trained
 
 
-def _update(layer: nn.Module, rank: RankSpec, modes: Modes) -> TuckerLayer:
+def _update(layer: nn.Module, rank: RankSpec, modes: Modes, reshape: Reshape | None) -> TuckerLayer:
     """A Tucker layer with the options of a layer, random bases, a zero core and no bias."""
     weight = layer.get_parameter("weight")
     model = copy.copy(layer)
     model._parameters = {"weight": nn.Parameter(torch.randn_like(weight)), "bias": None}
-    if isinstance(rank, int) and not isinstance(rank, bool) and rank > 0:
+    if reshape is None and isinstance(rank, int) and not isinstance(rank, bool) and rank > 0:
         rank = tuple(min(rank, n) if mode < 2 else n for mode, n in enumerate(weight.shape))
-    update = build_layer(model, rank=rank, modes=modes)
+    update = build_layer(model, rank=rank, modes=modes, reshape=reshape)
     nn.init.zeros_(update.core)
     return update

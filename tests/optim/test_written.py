@@ -11,6 +11,8 @@ import tdlrt
 from optim.problems import EVERY_OPTIMIZER, INTEGRATORS, Small, assert_same
 from reference.cases import gaussian, relative_error
 from tdlrt.linalg import Layout, TangentSpace, TangentVector
+from tdlrt.optim.rules.adam import AdamRule
+from tdlrt.optim.steps import core_brought_along
 
 FIXED = {"tau": None, "rank_policy": tdlrt.FixedRank()}
 
@@ -494,3 +496,49 @@ def test_a_model_that_changes_its_type_goes_on_in_it():
     core = model[0].core
     assert optimizer.state[core]["exp_avg"].dtype == torch.float64
     assert not torch.equal(core, core.float().double())
+
+
+def test_the_state_of_a_core_in_other_bases_equals_its_formula():
+    """Two members of different ranks in one stack; a mode that is not factorised stays."""
+    sizes, ranks = [(6, 3, 5), (7, 3, 4)], [(2, 3, 2), (3, 3, 2)]
+    layout = Layout(sizes, ranks, (0, 2))
+    stacks, wanted = {"exp_avg": [], "exp_avg_sq": []}, {"exp_avg": [], "exp_avg_sq": []}
+    bases = {0: [[], []], 2: [[], []]}
+    for place, (size, rank) in enumerate(zip(sizes, ranks, strict=True)):
+        moment = gaussian(rank, place)
+        turns = {}
+        for mode in (0, 2):
+            old, new = (
+                torch.linalg.qr(gaussian((size[mode], rank[mode]), 10 * place + 2 * mode + side))[0]
+                for side in (0, 1)
+            )
+            turns[mode] = new.T @ old
+            for of, basis in zip(bases[mode], (old, new), strict=True):
+                of.append(padded(basis, (layout.rows[mode], layout.columns[mode])))
+        shares = {}
+        for mode, turn in turns.items():
+            squares = turn.square()
+            rest = 1 - squares.sum(dim=1, keepdim=True)
+            shares[mode] = squares + rest / rank[mode]  # rows of sum 1
+        for name, given, of in (
+            ("exp_avg", moment, turns),
+            ("exp_avg_sq", moment.square(), shares),
+        ):
+            stacks[name].append(padded(given, layout.columns))
+            expected = torch.einsum("abc,xa,yc->xby", given, of[0], of[2])
+            wanted[name].append(padded(expected, layout.columns))
+    found = core_brought_along(
+        {name: torch.stack(of) for name, of in stacks.items()},
+        [torch.stack(bases[0][0]), None, torch.stack(bases[2][0])],
+        [torch.stack(bases[0][1]), None, torch.stack(bases[2][1])],
+        layout,
+        AdamRule,
+    )
+    for name, of in wanted.items():
+        assert relative_error(found[name], torch.stack(of)) < 1e-12
+
+
+def padded(tensor, shape):
+    result = torch.zeros(shape, dtype=tensor.dtype)
+    result[tuple(slice(0, size) for size in tensor.shape)] = tensor
+    return result

@@ -151,8 +151,12 @@ def test_layers_that_mix_features_or_see_several_maps_are_not():
         def forward(self, x):
             return self.linear(x.flatten(1)) + self.linear(x.mT.flatten(1))
 
+    class Product(Twice):
+        def forward(self, x):
+            return self.linear(x.flatten(1) @ torch.eye(24))
+
     assert tdlrt.flattened_modes(Twice(), (1, 2, 4, 3)) == {}
-    assert tdlrt.flattened_modes(Twice(), (1, 2, 2, 6)) == {}
+    assert tdlrt.flattened_modes(Product(), (1, 2, 4, 3)) == {}
 
 
 def test_the_search_changes_nothing_and_names_wrong_inputs():
@@ -237,6 +241,13 @@ def reshaped_matrix():
     model = network()
     tdlrt.factorize_(model, rank=0.5)
     return model
+
+
+@pytest.mark.parametrize("modes", [MAP, SPLIT])
+def test_autocast_gives_the_type_of_the_dense_layer(modes):
+    model, x = reshaped(modes, dtype=torch.float32), images(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model[:5](x).dtype == tdlrt.to_dense(model)[:5](x).dtype == torch.bfloat16
 
 
 def test_a_new_start_keeps_modes_and_ranks():

@@ -107,6 +107,7 @@ def test_options_reach_the_run(tdlrt, tmp_path):
     options = {"tau": 0.2, "rank": 7, "init_scale": 0.5, "seed": 4, "integrator": "bug"}
     options |= {
         "modes": "channels",
+        "reshape": "fc1=20x25:50x2x2",
         "skip_nonfinite": 3,
         "core_steps": 2,
         "adapt_every": 3,

@@ -83,7 +83,8 @@ class AdapterLayer(AdaptedModule):
         return WeightValue.of(self._sum())
 
     def _sum(self) -> Tensor:
-        return self.base.get_parameter("weight") + self.scale * self.update.dense_weight()
+        weight = self.base.get_parameter("weight")
+        return weight + self.scale * self.update.dense_weight().reshape(weight.shape)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -13,7 +13,14 @@ from tdlrt.errors import NonFiniteError
 from tdlrt.optim.slot import OptimizerState
 from tdlrt.optim.steps import Augmented, Iterate, Lifted
 
-__all__ = ["Finite", "Given", "WrittenElsewhereError", "sizes", "sizes_after"]
+__all__ = [
+    "Finite",
+    "Given",
+    "PlainAtRiskError",
+    "WrittenElsewhereError",
+    "sizes",
+    "sizes_after",
+]
 
 
 def sizes_after(step: Iterate | Augmented | Lifted, stored: torch.dtype) -> Tensor:
@@ -55,6 +62,10 @@ class WrittenElsewhereError(Exception):
     """Weights were changed in a way that no version counter shows, such as by `parameter.data`."""
 
 
+class PlainAtRiskError(Exception):
+    """Plain parameters are so large that only their step can tell whether it is finite."""
+
+
 class Given(NamedTuple):
     """Numbers on the device that describe the inputs of a step.
 
@@ -75,18 +86,21 @@ class Given(NamedTuple):
 class Finite:
     """Refuses steps with gradients, weights or results that are not finite.
 
-    Plain parameters have moved already when a step is checked; a refused step moves them back.
-
     Args:
         names: Names of all parameters of the model.
         plain: The plain parameters among them.
         state: The optimiser's state.
+
+    Attributes:
+        largest_norm: Bound for plain parameters, their gradients and state within which they are
+            finite after their step, too. Infinite if they have moved already.
     """
 
     def __init__(
         self, names: Mapping[Tensor, str], plain: Iterable[Tensor], state: OptimizerState
     ) -> None:
         self._names, self._plain, self._state = names, set(plain), state
+        self.largest_norm = math.inf
 
     def given(self, device: torch.device, changes: Tensor | None = None) -> Given:
         """Describe the inputs of a step by numbers that are read together with its results.
@@ -125,6 +139,7 @@ class Finite:
 
         Raises:
             NonFiniteError: A gradient or a weight is not finite, or a result would not be.
+            PlainAtRiskError: A plain parameter has too large a norm for its step.
             WrittenElsewhereError: The weights differ from those that the step started from.
         """
         device = given.norms.device
@@ -140,6 +155,8 @@ class Finite:
                 "weight: the step would make it NaN or infinite, or the optimiser's state, "
                 "expected finite values; nothing was changed. Lower lr"
             )
+        if not good and self.largest_norm < math.inf:
+            raise PlainAtRiskError
         numbers, begin = [], 0
         for part in parts:
             numbers.append(rest[begin : begin + len(part)])
@@ -151,20 +168,20 @@ class Finite:
         good, right = self._found(given, results)
         return good & right
 
-    @staticmethod
-    def _found(given: Given, results: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-        """Whether the inputs are finite, and whether the results are; false for NaN."""
+    def _found(self, given: Given, results: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """Whether inputs are within bounds, and whether results are finite; false for NaN."""
         found = torch.cat([*(of.to(given.norms.device) for of in results), given.norms[:0]])
-        return (given.norms < math.inf).all(), (found < 1).all()
+        return (given.norms < self.largest_norm).all(), (found < 1).all()
 
     def _check_entries(self) -> None:
         """Check every entry, because a norm can overflow although all entries are finite."""
+        has_moved = self.largest_norm == math.inf
         for parameter, name in self._names.items():
             if parameter.grad is None:
                 continue
             for what, tensor in self._tensors_of(parameter):
                 if not torch.isfinite(tensor).all():
-                    after = what != "gradient" and parameter in self._plain
+                    after = what != "gradient" and parameter in self._plain and has_moved
                     raise NonFiniteError(
                         f"{name}: its {what} has NaN or infinite entries"
                         f"{', or would have after the step' if after else ''}, expected finite "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Self
@@ -19,7 +20,7 @@ from tdlrt.optim.adaptation import Adaptation
 from tdlrt.optim.arguments import check_count, check_options, resolve_adapting, resolve_policy
 from tdlrt.optim.batches import Batches
 from tdlrt.optim.bug import Bug
-from tdlrt.optim.finite import Finite
+from tdlrt.optim.finite import Finite, PlainAtRiskError
 from tdlrt.optim.groups import (
     as_list,
     check_whole,
@@ -334,8 +335,8 @@ class TDLRT(torch.optim.Optimizer):
             The loss of the first evaluation, or None without a closure.
 
         Raises:
-            NonFiniteError: A gradient or a weight is not finite, more than skip_nonfinite times in
-                a row; nothing was changed.
+            NonFiniteError: A gradient or a weight is not finite, or a weight or the state would not
+                be after the step, more than skip_nonfinite times in a row; nothing was changed.
             IntegratorStateError: The state does not fit the layers, or a closure came in the
                 middle of an alternation.
         """
@@ -388,10 +389,26 @@ class TDLRT(torch.optim.Optimizer):
             self._read_on_host = done.accepted is None
 
     def _advanced(self) -> Pass:
-        """Move plain parameters, which torch does in place; then check, and move the layers."""
+        """Check, and move the layers and the plain parameters, which torch does in place.
+
+        Plain parameters move first, and back if the check fails, where only their step can tell.
+        """
         integrator = self._parallel if self.integrator == "parallel" else self._bug
         if not integrator.moves_plain:
             return integrator.advance(self.team)
+        bound = 0.0
+        if not self.capturable:
+            bound = self._plain.largest_norm(self.param_groups, self._rule_of)
+        if bound > 1:  # smaller only for a huge lr and for float16
+            finite = self._context.finite
+            finite.largest_norm = bound
+            with suppress(PlainAtRiskError):
+                try:
+                    done = integrator.advance(self.team)
+                finally:
+                    finite.largest_norm = math.inf
+                self._plain.move(self.param_groups)
+                return done
         with self._plain.moved(self.param_groups) as before:
             done = integrator.advance(self.team)
             if done.accepted is not None:

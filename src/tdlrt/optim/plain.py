@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from tdlrt.optim.rules import Rule
 
 __all__ = ["PlainParameters"]
 
@@ -67,12 +70,29 @@ class PlainParameters:
                 group["foreach"] = True  # the same arithmetic in fewer operations
         # torch adds Nesterov momentum to the gradients themselves, which are the user's.
         nesterov = [p.grad for group in own if group.get("nesterov") for p in group["params"]]
-        gradients = [gradient for gradient in nesterov if gradient is not None]
+        gradients = [g for g in nesterov if g is not None and not g.is_sparse]
         copies = _copies(gradients)
         try:
             self._optimizer.step()
         finally:
             _copy_back(gradients, copies)
+
+    def largest_norm(
+        self, groups: Sequence[dict[str, Any]], rule_of: Callable[[int], Rule]
+    ) -> float:
+        """The smallest `Rule.largest_norm` of the parameters that move in the next step.
+
+        Args:
+            groups: The param_groups of `TDLRT`.
+            rule_of: The rule of a group, by its number.
+        """
+        bounds = [math.inf]
+        for number, group in enumerate(groups):
+            moving = [(p, p.grad) for p in self.among(group["params"]) if p.grad is not None]
+            rule = rule_of(number)
+            for dtype, sparse in {(p.dtype, gradient.is_sparse) for p, gradient in moving}:
+                bounds.append(rule.largest_norm(dtype, sparse=sparse))
+        return min(bounds)
 
     @contextmanager
     def moved(self, groups: Sequence[dict[str, Any]]) -> Iterator[Before]:

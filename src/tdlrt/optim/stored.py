@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tdlrt.errors import IntegratorStateError, UnsupportedOptimizerError
-from tdlrt.optim.slot import BASIS_CORE, MASTER, STEP, LayerSlot
+from tdlrt.optim.slot import LayerSlot
+from tdlrt.optim.stored_values import check_entries, check_layer_values
 
 __all__ = ["EXTRA", "are_same", "check_state", "core_norms", "owned", "restore_types"]
 
@@ -92,18 +93,9 @@ def check_state(
             "TDLRT with the same optimizer_cls"
         )
     _check_shapes(state_dict, groups, names, rule_of)
+    check_layer_values(extra)
     _check_layers(extra, slots)
-    saved = _saved_state(state_dict, groups)
-    for name, slot in slots.items():
-        core, *bases = [
-            saved[parameter].keys() - {STEP, BASIS_CORE, MASTER} for parameter in slot.parameters
-        ]
-        if any(bases) and any(of != core for of in bases):
-            raise IntegratorStateError(
-                f"state_dict: got a state of {name} with {sorted(core)} for the core and "
-                f"{[sorted(of) for of in bases]} for its bases, expected the same for all or for "
-                "the core alone; it is damaged, so load another"
-            )
+    check_entries(state_dict, groups, names, slots.values(), extra["resting_ranks"])
 
 
 def _saved_state(
@@ -193,14 +185,6 @@ def _check_shapes(
                 f"({type(error).__name__}: {error}); construct TDLRT with the same optimizer_cls "
                 "and options, or load another state"
             ) from error
-    for parameter, state in _saved_state(state_dict, groups).items():
-        for value in state.values():
-            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                raise IntegratorStateError(
-                    f"{names[parameter]}: got a state of shape {tuple(value.shape)} "
-                    f"for a parameter of shape {tuple(parameter.shape)}; load the model's "
-                    "state_dict before the optimiser's"
-                )
 
 
 def restore_types(

@@ -12,14 +12,8 @@ from torch import Tensor
 
 from tdlrt.linalg import multi_mode_product
 from tdlrt.paths.choose import cached_path, choose_path
-from tdlrt.paths.stages import (
-    FOLDS_IN,
-    FOLDS_OUT,
-    LayerShape,
-    PathName,
-    expanding_modes,
-    reducing_modes,
-)
+from tdlrt.paths.modes import expanding_modes, reducing_modes
+from tdlrt.paths.stages import FOLDS_IN, FOLDS_OUT, LayerShape, PathName
 
 __all__ = [
     "ModeMap",
@@ -211,7 +205,7 @@ def tucker_linear(
     if last.before == last.after == 1:
         return F.linear(input, last.matrix, bias)
     output = last(input)
-    return output if bias is None else output + bias
+    return output if bias is None else output + bias.to(output.dtype)  # autocast lowers the first
 
 
 def fastest_path(shape: LayerShape, tensors: Sequence[Tensor]) -> PathName:

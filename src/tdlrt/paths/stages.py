@@ -17,10 +17,11 @@ the input or of the output, and the core between them is the matrix prod r_out x
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from tdlrt.errors import PathError
+from tdlrt.paths.modes import ModeShape, expanding_modes, reducing_modes
 
 __all__ = [
     "FOLDS_IN",
@@ -28,19 +29,16 @@ __all__ = [
     "MANY_ROWS",
     "PATHS",
     "LayerShape",
-    "ModeShape",
     "PathChoice",
     "PathName",
     "Stage",
     "check_path",
     "conv_shape",
-    "expanding_modes",
     "has_plain_form",
     "linear_shape",
     "path_macs",
     "path_parameters",
     "path_stages",
-    "reducing_modes",
 ]
 
 PathName: TypeAlias = Literal["three_stage", "fold_in", "fold_out", "dense"]
@@ -208,40 +206,6 @@ def path_stages(path: PathName, shape: LayerShape) -> tuple[list[Stage], list[St
     if not fold_out:
         passes.append(Stage(outer, rows_out, rows_out, r_out, outputs))
     return folds, passes
-
-
-class ModeShape(NamedTuple):
-    """One mode of a tensor before x size x after, which a matrix maps to before x result x after.
-
-    Attributes:
-        mode: The mode, counted from 0.
-        before: Product of the sizes of the modes before it.
-        after: Product of the sizes of the modes after it.
-        size: Size of the mode.
-        result: Size of the mode in the result.
-    """
-
-    mode: int
-    before: int
-    after: int
-    size: int
-    result: int
-
-
-def reducing_modes(sizes: Sequence[int], ranks: Sequence[int]) -> Iterator[ModeShape]:
-    """The modes of a tensor in the order in which bases reduce them, the first mode first.
-
-    >>> [(one.before, one.after) for one in reducing_modes((50, 4, 4), (9, 3, 2))]
-    [(1, 16), (9, 4), (27, 1)]
-    """
-    for mode, (size, rank) in enumerate(zip(sizes, ranks, strict=True)):
-        yield ModeShape(mode, math.prod(ranks[:mode]), math.prod(sizes[mode + 1 :]), size, rank)
-
-
-def expanding_modes(sizes: Sequence[int], ranks: Sequence[int]) -> Iterator[ModeShape]:
-    """The modes of a core in the order in which bases expand them, the last mode first."""
-    for one in reversed(list(reducing_modes(sizes, ranks))):
-        yield one._replace(size=one.result, result=one.size)
 
 
 def _linear_stages(path: PathName, shape: LayerShape) -> tuple[list[Stage], list[Stage]]:

@@ -5,7 +5,7 @@ from tdlrt.surgery.factorization_report import FactorizationReport, Factorizatio
 from tdlrt.surgery.factorize import factorize_
 from tdlrt.surgery.hooks import take_over_hooks
 from tdlrt.surgery.layer_types import build_layer, dense_shape, has_own_layout, register_layer
-from tdlrt.surgery.reshaping import flattened_modes
+from tdlrt.surgery.reshaping import flattened_modes, reshaped_layers
 from tdlrt.surgery.selection import Patterns, obstacle, pattern_list, plan_surgery, tied_weights
 from tdlrt.surgery.swap import replace_modules
 
@@ -24,6 +24,7 @@ __all__ = [
     "plan_surgery",
     "register_layer",
     "replace_modules",
+    "reshaped_layers",
     "take_over_hooks",
     "tied_weights",
     "to_dense",

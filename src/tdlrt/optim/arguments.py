@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, Self, TypeVar, overload
 
 from tdlrt.errors import RankError
 from tdlrt.ranks import (
@@ -16,7 +16,39 @@ from tdlrt.ranks import (
 )
 from tdlrt.ranks.bounds import check_number
 
-__all__ = ["Adapting", "check_count", "check_options", "resolve_adapting", "resolve_policy"]
+__all__ = [
+    "Adapting",
+    "Argument",
+    "check_count",
+    "check_options",
+    "resolve_adapting",
+    "resolve_policy",
+]
+
+T = TypeVar("T")
+
+
+class Argument(Generic[T]):
+    """An argument of a constructor that is read later. Setting it again raises an error.
+
+    The value is in the instance, under the name of the argument.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+    def __get__(self, instance: Any, owner: type) -> Any:
+        return self if instance is None else instance._arguments[self._name]
+
+    def __set__(self, instance: Any, value: T) -> None:
+        raise AttributeError(
+            f"{self._name}: got {value!r}, but it is an argument of {type(instance).__name__} that "
+            f"is read at the beginning; construct a new one with {self._name}={value!r}"
+        )
 
 
 class Adapting(NamedTuple):

@@ -17,7 +17,13 @@ from tdlrt.errors import (
 )
 from tdlrt.nn.layer import tucker_layers
 from tdlrt.optim.adaptation import Adaptation
-from tdlrt.optim.arguments import check_count, check_options, resolve_adapting, resolve_policy
+from tdlrt.optim.arguments import (
+    Argument,
+    check_count,
+    check_options,
+    resolve_adapting,
+    resolve_policy,
+)
 from tdlrt.optim.batches import Batches
 from tdlrt.optim.bug import Bug
 from tdlrt.optim.finite import Finite, PlainAtRiskError
@@ -99,6 +105,13 @@ class TDLRT(torch.optim.Optimizer):
     Source: arXiv:2305.19059 (`bug`), arXiv:2412.00858 (`parallel`), arXiv:2506.17475 (momentum).
     """
 
+    integrator = Argument[str]()
+    adapt_every = Argument[int | None]()
+    core_steps = Argument[int]()
+    basis_every = Argument[int]()
+    freeze_after = Argument[int | None]()
+    capturable = Argument[bool]()
+
     def __init__(
         self,
         model: nn.Module,
@@ -136,12 +149,14 @@ class TDLRT(torch.optim.Optimizer):
             freeze_after=freeze_after,
             skip_nonfinite=skip_nonfinite,
         )
-        self.integrator = integrator
-        self.adapt_every = adapt_every
-        self.core_steps = core_steps
-        self.basis_every = basis_every
-        self.freeze_after = freeze_after
-        self.capturable = capturable
+        self._arguments = {
+            "integrator": integrator,
+            "adapt_every": adapt_every,
+            "core_steps": core_steps,
+            "basis_every": basis_every,
+            "freeze_after": freeze_after,
+            "capturable": capturable,
+        }
         self.team = Team()
         self._slots = {name: LayerSlot(name, layer) for name, layer in tucker_layers(model).items()}
         self._names: dict[Tensor, str] = {

@@ -27,6 +27,33 @@ def test_a_capturable_step_is_the_ordinary_one(name):
     assert all(isinstance(group["lr"], torch.Tensor) for group in twin.optimizer.param_groups)
 
 
+@pytest.mark.parametrize("name", ["nesterov", "adamw"])
+def test_a_capturable_step_of_some_members_of_a_batch_is_the_ordinary_one(name):
+    """A layer without a gradient rests; curvatures and steps count as in the ordinary step."""
+    optimizer_cls, options = OPTIMIZERS[name]
+    options = options | {"lr": 1e-4}  # a tensor in float32, whose rounding must not grow
+    found = []
+    for capturable in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(12, 12, dtype=torch.float64) for _ in range(4)))
+        tdlrt.factorize_(model, rank=4)
+        optimizer = tdlrt.TDLRT(model, optimizer_cls, capturable=capturable, **FIXED, **options)
+        for step in range(4):
+            optimizer.zero_grad()
+            model(torch.eye(12, dtype=torch.float64)).square().sum().backward()
+            for parameter in model[step % 2].parameters():
+                parameter.grad = None
+            optimizer.step()
+        found.append((model.state_dict(), optimizer.state_dict()["tdlrt"]))
+    (weights, own), (others, their) = found
+    for key, weight in weights.items():
+        assert torch.allclose(others[key], weight, rtol=1e-6, atol=1e-8)
+    assert own["steps"] == their["steps"] == 4
+    assert own["curvatures"].keys() == their["curvatures"].keys()
+    for key, curvature in own["curvatures"].items():
+        assert torch.allclose(their["curvatures"][key], curvature, rtol=1e-6)
+
+
 def test_it_reads_nothing_on_the_host(monkeypatch):
     problem = Small("momentum", **FIXED, capturable=True)
     problem.call(3)

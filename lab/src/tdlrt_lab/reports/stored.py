@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tdlrt.errors import RunError
 from tdlrt.linalg import squared_singular_values
 from tdlrt.surgery import to_plain
+from tdlrt.tensor_files import open_tensors
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import DATA_SETS, ImageData
 from tdlrt_lab.models import build_model
@@ -93,6 +93,7 @@ def _spectrum(core: Tensor, mode: int) -> list[float]:
 
 def _weights(run: Run) -> Mapping[str, Tensor]:
     try:
-        return load_file(run.directory.model)
-    except (OSError, SafetensorError) as error:
+        with open_tensors(run.directory.model) as file:
+            return {name: file.get_tensor(name).clone() for name in file.keys()}
+    except (OSError, SafetensorError, RuntimeError, MemoryError) as error:
         raise RunError(f"{run.directory.model.name} cannot be read ({error})") from error

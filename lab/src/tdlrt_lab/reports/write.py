@@ -11,7 +11,6 @@ import torch
 from jinja2 import Environment
 
 from tdlrt.errors import RunError
-from tdlrt.files import write_atomically
 from tdlrt_lab.reports.collect import Problem, Run, collect
 from tdlrt_lab.reports.figures import Picture, comparison_figures, layer_figures
 from tdlrt_lab.reports.groups import Section, sections
@@ -25,9 +24,12 @@ from tdlrt_lab.reports.tables import (
     table_titles,
 )
 from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.files import own_folder, read_object, write_text, writing
 from tdlrt_lab.sweep.plan import DESCRIPTION
 
-__all__ = ["Report", "write_report"]
+__all__ = ["Report", "read_description", "write_report"]
+
+AGAIN = "write the report again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +62,13 @@ def write_report(
         progress: Called with a description of each slow step before it starts.
 
     Raises:
-        RunError: The folder does not exist, or holds no run directories.
+        RunError: The folder does not exist or holds no run directories, or a file of the report
+            cannot be written.
     """
     root = Path(root)
     runs, problems = collect(root)
     folder = root / "report"
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    own_folder(folder / "figures", within=root)
     if latency_batch is not None:
         _add_latencies(runs, latency_batch, problems, progress, folder)
     spectra = _read_spectra(runs, problems)
@@ -76,7 +79,7 @@ def write_report(
         with drawing():
             pictures = comparison_figures(section), layer_figures(section, spectra)
             pages.append(_page(section, *pictures, folder / "figures", latency_batch))
-    texts = _read_description(root)
+    texts = read_description(root)
     _write(folder / "tables.md", _markdown(texts["title"], found, problems))
     _write(folder / "tables.tex", "\n\n".join(f"% {s.title}\n{latex_table(s)}" for s in found))
     _write(folder / "index.html", _html(texts, len(runs), pages, problems))
@@ -139,16 +142,18 @@ def _page(
 def _store(section: Section, picture: Picture, folder: Path) -> dict[str, str]:
     name = f"{section.name}-{picture.name}"
     label = f"{picture.caption} ({section.title})"
-    svg = inline_svg(store(picture.figure, folder / name), name, label)
+    with writing(folder / name, then=AGAIN):
+        text = store(picture.figure, folder / name)
+    svg = inline_svg(text, name, label)
     return {"svg": svg, "caption": picture.caption}
 
 
-def _read_description(root: Path) -> dict[str, str]:
+def read_description(root: Path) -> dict[str, str]:
     """Title and note of the sweep in a folder; a title made from its name if there is none."""
     try:
-        found = json.loads((root / DESCRIPTION).read_text(encoding="utf-8"))
+        found = read_object(root / DESCRIPTION, "description of a sweep")
         return {"title": str(found["title"]), "note": str(found["note"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (RunError, KeyError):
         return {"title": f"Runs in {root.resolve().name}", "note": ""}
 
 
@@ -178,4 +183,4 @@ def _html(
 
 
 def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(f"{text.rstrip()}\n".encode()))
+    write_text(path, f"{text.rstrip()}\n", then=AGAIN)

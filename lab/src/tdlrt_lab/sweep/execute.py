@@ -10,14 +10,15 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from typing import IO, Any
 
-from tdlrt.errors import TdlrtError
-from tdlrt.files import write_atomically
+from tdlrt.errors import RunError, TdlrtError
 from tdlrt_lab.config import RunConfig, torch_device
 from tdlrt_lab.data import ImageData
 from tdlrt_lab.rank_option import format_rank
 from tdlrt_lab.run.environment import versions
+from tdlrt_lab.run.files import write_text
 from tdlrt_lab.run.locks import exclusive
 from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.runner import Interrupted, Observer, run
@@ -89,11 +90,11 @@ def work(runs: Sequence[SweepRun], emit: Emit) -> None:
 
 
 def _attempt(one: SweepRun, emit: Emit, stop: threading.Event) -> None:
-    with exclusive(one.lock) as acquired:
-        if not acquired:
-            emit({"event": "busy", "run": one.name})
-            return
+    with ExitStack() as stack:
         try:
+            if not stack.enter_context(exclusive(one.lock)):
+                emit({"event": "busy", "run": one.name})
+                return
             summary = run(
                 one.config,
                 one.directory.path,
@@ -106,7 +107,8 @@ def _attempt(one: SweepRun, emit: Emit, stop: threading.Event) -> None:
         except Exception as error:  # any failure of one run must not stop the others
             fail(one, emit, error)
         else:
-            one.failure.unlink(missing_ok=True)
+            with suppress(OSError):
+                one.failure.unlink(missing_ok=True)
             emit(_finished(one, summary))
 
 
@@ -123,8 +125,10 @@ def fail(one: SweepRun, emit: Emit, error: Exception | str) -> None:
             text = f"{type(error).__name__}: {error}"
     config = one.config.to_dict()
     record = {"error": text, "traceback": trace, "versions": versions(), "config": config}
-    content = json.dumps(record, indent=2) + "\n"
-    write_atomically(one.failure, lambda file: file.write(content.encode()))
+    try:
+        write_text(one.failure, json.dumps(record, indent=2) + "\n", then="repeat the command")
+    except RunError as failure:  # on a full disk, for example: the other runs are still tried
+        text += f"; and {failure}"
     emit({"event": "failed", "run": one.name, "error": text})
 
 

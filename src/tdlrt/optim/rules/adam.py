@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -47,6 +48,20 @@ class AdamRule(Rule):
             # torch < 2.7 has no such option; there AdamWRule sets it.
             "decoupled": bool(group.get("decoupled_weight_decay", False)),
         }
+
+    def largest_norm(self, dtype: torch.dtype, *, sparse: bool = False) -> float:
+        """See `Rule.largest_norm`.
+
+        With norms of at most N, |g| <= (1 + weight_decay) N =: A, v <= max(N, A^2), |m| <= A, and
+        the step is at most lr A / ((1 - b1) eps).
+        """
+        range_, decay = torch.finfo(dtype), 1 + abs(self.weight_decay)
+        if sparse or self.eps < range_.tiny:  # then torch raises an error, or divides by zero
+            return 0.0
+        beta1, beta2 = self.betas
+        rate = abs(float(self.lr))
+        growth = decay * (1 + rate) * (1 + rate / ((1 - beta1) * self.eps))
+        return min(math.sqrt(range_.max * (1 - beta2) / 2) / decay, range_.max / 4 / growth)
 
     def advance(
         self,

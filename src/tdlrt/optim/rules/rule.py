@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from tdlrt.errors import UnsupportedOptimizerError
@@ -93,6 +94,19 @@ class Rule(ABC):
         Returns:
             The direction D of the step W - lr D, and the new state, a tensor per block.
         """
+
+    def largest_norm(self, dtype: torch.dtype, *, sparse: bool = False) -> float:
+        """A bound within which torch's own step of a plain parameter stays finite.
+
+        Args:
+            dtype: Type of the parameter.
+            sparse: Whether its gradient is sparse, which not every optimiser takes.
+
+        Returns:
+            If the norms of the parameter, its gradient and every tensor of its state are below it,
+            they are finite after the step. Zero where nothing is known.
+        """
+        return 0.0
 
     def direction(
         self,

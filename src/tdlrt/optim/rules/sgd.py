@@ -40,6 +40,16 @@ class SGDRule(Rule):
             "nesterov": bool(group["nesterov"]),
         }
 
+    def largest_norm(self, dtype: torch.dtype, *, sparse: bool = False) -> float:
+        """See `Rule.largest_norm`.
+
+        With norms of at most N, |G| <= (1 + weight_decay) N, |M| <= (momentum + |1 - dampening|)
+        |G| and the direction is at most |G| + momentum |M|.
+        """
+        momentum, damped = abs(self.momentum), abs(1 - self.dampening)
+        growth = (1 + abs(self.weight_decay)) * (1 + momentum) * (1 + momentum + damped)
+        return torch.finfo(dtype).max / 2 / (growth * (1 + abs(float(self.lr))))
+
     def advance(
         self,
         gradients: list[Tensor],

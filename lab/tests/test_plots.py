@@ -16,7 +16,13 @@ FIRST = EpochMetrics(
     compression=0.2,
     network_compression=0.1,
     parameters=1000,
-    ranks={"fc": [9, 9], "conv1d": [4, 3, 2], "conv2d": [4, 3, 2, 2], "conv3d": [8, 4, 3, 3, 3]},
+    ranks={
+        "fc": [9, 9],
+        "conv1d": [4, 3, 2],
+        "conv2d": [4, 3, 2, 2],
+        "conv3d": [8, 4, 3, 3, 3],
+        "reshaped": [4, 3, 3, 2, 2, 2],
+    },
     lr=0.1,
     seconds=1.0,
 )

@@ -16,7 +16,6 @@ from tdlrt_lab.models import build_model
 from tdlrt_lab.names import pick
 from tdlrt_lab.reports.collect import Run
 from tdlrt_lab.run.checkpoint import load_model
-from tdlrt_lab.run.plots import MODE_NAMES
 from tdlrt_lab.run.timing import inference_seconds
 
 __all__ = ["core_spectra", "latency"]
@@ -78,7 +77,7 @@ def core_spectra(run: Run) -> dict[str, list[list[float]]]:
     cores = {
         name.removesuffix(CORE): tensor
         for name, tensor in _weights(run).items()
-        if name.endswith(CORE) and tensor.ndim in MODE_NAMES
+        if name.endswith(CORE) and tensor.ndim > 1
     }
     return {
         name: [_spectrum(core, mode) for mode in range(core.ndim)] for name, core in cores.items()

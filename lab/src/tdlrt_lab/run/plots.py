@@ -137,18 +137,18 @@ def layer_figure(
         axes = figure.add_subplot(rows, columns, number)
         axes.set_title(layer, fontsize=9)
         for mode, (xs, ys) in enumerate(lines):
-            (shown[MODE_NAMES[len(lines)][mode]],) = axes.plot(
+            (shown[_mode_label(len(lines), mode)],) = axes.plot(
                 xs,
                 ys,
-                color=MODE_COLOURS[mode],
-                linewidth=MODE_WIDTHS[mode],
+                color=MODE_COLOURS[mode % len(MODE_COLOURS)],
+                linewidth=MODE_WIDTHS[mode % len(MODE_WIDTHS)],
                 marker="o" if len(xs) == 1 else None,
             )
         _tidy(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     figure.legend(
         shown.values(),
-        [f"{name} mode" for name in shown],
+        list(shown),
         loc="outside upper center",
         ncols=len(shown),
         frameon=False,
@@ -156,6 +156,11 @@ def layer_figure(
     figure.supxlabel(x, fontsize=10)
     figure.supylabel(y, fontsize=10)
     return figure
+
+
+def _mode_label(order: int, mode: int) -> str:
+    """The name of a mode; a linear layer may have more modes than have names."""
+    return f"{MODE_NAMES[order][mode]} mode" if order in MODE_NAMES else f"mode {mode + 1}"
 
 
 def _chart(label: str) -> tuple[Figure, Axes]:

@@ -17,7 +17,7 @@ def network():
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 16), nn.Linear(16, 3)
     )
-    tdlrt.factorize_(model, rank=0.5)
+    tdlrt.factorize_(model, rank=0.5, init_scale=0.3)
     return model
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 import tdlrt
 from reference.cases import gaussian
 from tdlrt import nn as tnn
+from tdlrt.ranks import explicit_ranks
 
 SPLIT = ((4, 5), (3, 2, 3))
 LAYERS = {
@@ -83,7 +84,11 @@ class Small:
             nn.ReLU(),
             nn.Linear(12, 4, dtype=dtype),
         )
-        tdlrt.factorize_(self.model, rank=rank)
+        if isinstance(rank, float):  # as typed, although layer 0 is larger than dense then
+            shapes = {"0": (8, 3, 3), "3": (12, 48)}
+            rank = {name: explicit_ranks(rank, shape) for name, shape in shapes.items()}
+        # A small start, from which ranks move in the first steps.
+        tdlrt.factorize_(self.model, rank=rank, init_scale=0.3)
         optimizer_cls, defaults = OPTIMIZERS[name]
         self.optimizer = tdlrt.TDLRT(self.model, optimizer_cls, **(defaults | options))
         self.sign = -1 if "maximize" in name else 1
@@ -134,7 +139,7 @@ def network(seed=0, dtype=torch.float32):
         nn.ReLU(),
         nn.Linear(20, 5, dtype=dtype),
     )
-    tdlrt.factorize_(model, rank=0.5)
+    tdlrt.factorize_(model, rank=0.5, init_scale=0.3)
     return model
 
 

@@ -25,6 +25,7 @@ EXPERIMENTS = {
         "mnist_methods",
         "mnist_modes",
         "mnist_reshape",
+        "mnist_default",
         "mnist_initial_rank",
         "mnist_robustness",
         "mnist_adapt_every",

@@ -19,7 +19,7 @@ from torch import nn
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
 torch.manual_seed(accelerator.process_index)
 plain = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 4))
-tdlrt.factorize_(plain, rank=0.8)
+tdlrt.factorize_(plain, rank=8, init_scale=0.3)
 distributed.prepare(plain)
 optimizer = tdlrt.TDLRT(plain, torch.optim.SGD, lr=0.05, momentum=0.9, tau=0.2)
 model, optimizer = accelerator.prepare(plain, optimizer)

@@ -1,28 +1,33 @@
 """Measurements on the stored network of a run: forward time and singular values of its cores."""
 
+import math
 from collections.abc import Mapping
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tdlrt.errors import RunError
-from tdlrt.linalg import squared_singular_values
+from tdlrt.linalg import squared_singular_values, unfold
 from tdlrt.surgery import to_plain
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import DATA_SETS, ImageData
 from tdlrt_lab.models import build_model
 from tdlrt_lab.names import pick
 from tdlrt_lab.reports.collect import Run
+from tdlrt_lab.reports.values import printable
 from tdlrt_lab.run.checkpoint import load_model
-from tdlrt_lab.run.plots import MODE_NAMES
+from tdlrt_lab.run.plots import MAX_LAYERS, MODE_NAMES
 from tdlrt_lab.run.timing import inference_seconds
 
 __all__ = ["core_spectra", "latency"]
 
 ROUNDS = 5
 CORE = ".core"
+MAX_CORE = 2**22
+"""Values of a core whose spectra are computed: those of 2048 x 2048 take some seconds."""
+
+MAX_CLASSES = 2**16
 
 
 def latency(run: Run, batch_size: int) -> dict[str, float]:
@@ -55,6 +60,8 @@ def _random_data(run: Run, config: RunConfig, images: int) -> ImageData:
     size = (height, width) if config.image_size is None else (config.image_size,) * 2
     # The number of classes of an image folder is the number of outputs of the last layer.
     classes = run.summary["layers"][-1]["shape"][0] if info.folder else info.classes
+    if not 0 < classes <= MAX_CLASSES:
+        raise RunError(f"{classes} classes; expected at most {MAX_CLASSES:,}")
     pixels = torch.randint(256, (images, channels, *size), dtype=torch.uint8)
     labels = torch.arange(images) % classes
     return ImageData(
@@ -72,27 +79,39 @@ def _random_data(run: Run, config: RunConfig, images: int) -> ImageData:
 def core_spectra(run: Run) -> dict[str, list[list[float]]]:
     """Singular values of each unfolded core, divided by the largest, by layer and mode.
 
+    Cores without values and very large ones are left out.
+
     Raises:
-        RunError: The stored network cannot be read.
+        RunError: The stored network cannot be read, or holds a core with NaN or infinite values.
     """
-    cores = {
-        name.removesuffix(CORE): tensor
-        for name, tensor in _weights(run).items()
-        if name.endswith(CORE) and tensor.ndim in MODE_NAMES
-    }
     return {
-        name: [_spectrum(core, mode) for mode in range(core.ndim)] for name, core in cores.items()
+        printable(name): [_spectrum(name, core, mode) for mode in range(core.ndim)]
+        for name, core in _cores(run).items()
     }
 
 
-def _spectrum(core: Tensor, mode: int) -> list[float]:
-    values = squared_singular_values(core, mode).sqrt()
+def _spectrum(name: str, core: Tensor, mode: int) -> list[float]:
+    """The leading min(r_i, prod r_j) singular values of a mode; the others are zero."""
+    rows = unfold(core, mode)
+    if rows.shape[0] > rows.shape[1]:  # the smaller Gram matrix has the same eigenvalues
+        rows = rows.mT
+    values = squared_singular_values(rows, 0).sqrt()
+    if not values.isfinite().all() or not core.isfinite().all():
+        raise RunError(f"the core of {name} holds NaN or infinite values")
     relative: list[float] = (values / values[0].clamp(min=1e-300)).tolist()
     return relative
 
 
-def _weights(run: Run) -> Mapping[str, Tensor]:
+def _cores(run: Run) -> Mapping[str, Tensor]:
+    """The cores of the first layers, as many as a figure shows."""
+    cores: dict[str, Tensor] = {}
     try:
-        return load_file(run.directory.model)
+        with safe_open(run.directory.model, "pt") as file:
+            for key in file.keys():
+                shape = file.get_slice(key).get_shape()
+                is_core = key.endswith(CORE) and len(shape) in MODE_NAMES
+                if is_core and 0 < math.prod(shape) <= MAX_CORE and len(cores) < MAX_LAYERS:
+                    cores[key.removesuffix(CORE)] = file.get_tensor(key).float()
     except (OSError, SafetensorError) as error:
         raise RunError(f"{run.directory.model.name} cannot be read ({error})") from error
+    return cores

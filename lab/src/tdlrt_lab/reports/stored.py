@@ -1,7 +1,7 @@
 """Measurements on the stored network of a run: forward time and singular values of its cores."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -79,39 +79,41 @@ def _random_data(run: Run, config: RunConfig, images: int) -> ImageData:
 def core_spectra(run: Run) -> dict[str, list[list[float]]]:
     """Singular values of each unfolded core, divided by the largest, by layer and mode.
 
-    Cores without values and very large ones are left out.
+    Cores without values and very large ones are left out, and layers beyond those that a figure
+    shows have no modes.
 
     Raises:
-        RunError: The stored network cannot be read, or holds a core with NaN or infinite values.
+        RunError: The stored network cannot be read, or a core has NaN or infinite values.
     """
-    return {
-        printable(name): [_spectrum(name, core, mode) for mode in range(core.ndim)]
-        for name, core in _cores(run).items()
-    }
+    try:
+        with safe_open(run.directory.model, "pt") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
+            cores = [key for key, shape in shapes.items() if _is_shown(key, shape)]
+            return {
+                printable(key.removesuffix(CORE)): (
+                    _spectra(key, file.get_tensor(key).float()) if number < MAX_LAYERS else []
+                )
+                for number, key in enumerate(cores)
+            }
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{run.directory.model.name} cannot be read ({error})") from error
 
 
-def _spectrum(name: str, core: Tensor, mode: int) -> list[float]:
-    """The leading min(r_i, prod r_j) singular values of a mode; the others are zero."""
+def _is_shown(key: str, shape: Sequence[int]) -> bool:
+    return key.endswith(CORE) and len(shape) in MODE_NAMES and 0 < math.prod(shape) <= MAX_CORE
+
+
+def _spectra(key: str, core: Tensor) -> list[list[float]]:
+    if not core.isfinite().all():
+        raise RunError(f"{key} has NaN or infinite values")
+    return [_spectrum(core, mode) for mode in range(core.ndim)]
+
+
+def _spectrum(core: Tensor, mode: int) -> list[float]:
+    """The first min(r_i, prod r_j) singular values of a mode; the others are zero."""
     rows = unfold(core, mode)
     if rows.shape[0] > rows.shape[1]:  # the smaller Gram matrix has the same eigenvalues
         rows = rows.mT
     values = squared_singular_values(rows, 0).sqrt()
-    if not values.isfinite().all() or not core.isfinite().all():
-        raise RunError(f"the core of {name} holds NaN or infinite values")
     relative: list[float] = (values / values[0].clamp(min=1e-300)).tolist()
     return relative
-
-
-def _cores(run: Run) -> Mapping[str, Tensor]:
-    """The cores of the first layers, as many as a figure shows."""
-    cores: dict[str, Tensor] = {}
-    try:
-        with safe_open(run.directory.model, "pt") as file:
-            for key in file.keys():
-                shape = file.get_slice(key).get_shape()
-                is_core = key.endswith(CORE) and len(shape) in MODE_NAMES
-                if is_core and 0 < math.prod(shape) <= MAX_CORE and len(cores) < MAX_LAYERS:
-                    cores[key.removesuffix(CORE)] = file.get_tensor(key).float()
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{run.directory.model.name} cannot be read ({error})") from error
-    return cores

@@ -215,7 +215,7 @@ class _Pool:
                 one = self._runs.get_nowait()
             except queue.Empty:
                 return
-            with tempfile.TemporaryFile("w+") as errors:
+            with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
                 self._do(one, environment, errors)
 
     def _do(self, one: SweepRun, environment: dict[str, str], errors: IO[str]) -> None:

@@ -193,7 +193,9 @@ def _number(run: Run, option: str) -> float | None:
     value = run.summary.get("tau") if option == "tau" else run.config.get(option)
     if option == "rank" and value == "full":
         return 1.0
-    return float(value) if is_finite_number(value) else None
+    if not isinstance(value, int | float) or not is_finite_number(value):
+        return None
+    return float(value)
 
 
 def layer_figures(

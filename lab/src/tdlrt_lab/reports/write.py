@@ -118,7 +118,7 @@ def _add_latencies(
 
 def _read_spectra(runs: Sequence[Run], problems: list[Problem]) -> dict[Path, Spectra]:
     """Singular values of the cores by run directory."""
-    found = {}
+    found: dict[Path, Spectra] = {}
     for run in runs:
         with _noted(problems, run.path, "no singular values"):
             found[run.directory.path] = core_spectra(run)

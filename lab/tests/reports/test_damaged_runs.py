@@ -13,6 +13,7 @@ from tdlrt_lab.reports.collect import collect
 from tdlrt_lab.reports.stored import core_spectra
 from tdlrt_lab.reports.values import LARGEST, plain_value, printable
 from tdlrt_lab.reports.write import write_report
+from tdlrt_lab.run.results import RunDirectory
 
 
 def nested(depth):
@@ -84,6 +85,20 @@ def test_a_damaged_run_ends_no_report(write_run, tmp_path, kind):
     runs = [run.path for run in collect(tmp_path)[0]]
     assert {"good1", "good2"} <= set(runs)
     assert not reason or "bad" not in runs
+
+
+def test_errors_that_nobody_foresaw_are_problems_of_one_run(write_run, tmp_path, monkeypatch):
+    write_run("good", method="dense")
+    write_run("bad", method="dense", seed=1)
+    read = RunDirectory.read_summary
+
+    def read_or_fail(directory):
+        return 1 / 0 if directory.path.name == "bad" else read(directory)
+
+    monkeypatch.setattr(RunDirectory, "read_summary", read_or_fail)
+    runs, (problem,) = collect(tmp_path)
+    assert [run.path for run in runs] == ["good"]
+    assert problem.text == "left out: ZeroDivisionError: division by zero"
 
 
 def metrics(**changes):

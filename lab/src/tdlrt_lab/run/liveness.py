@@ -21,9 +21,6 @@ SECONDS_OF_SILENCE = 60.0
 SECONDS_TO_STOP = 60.0
 """Time to store a checkpoint once the launcher has ended."""
 
-LEFT = 2**40
-"""Added to its signs of life by a process that leaves in order."""
-
 
 class Silence:
     """Which processes have given no sign of life for too long.
@@ -74,6 +71,7 @@ def companions_watched() -> Iterator[None]:
         is_master=False,
         timeout=timedelta(seconds=SECONDS_OF_SILENCE),
     )
+    own = _key(dist.get_rank())
     arguments = store, dist.get_rank(), dist.get_world_size(), os.getppid(), end
     thread = threading.Thread(target=_watch, args=arguments, daemon=True)
     thread.start()
@@ -83,12 +81,12 @@ def companions_watched() -> Iterator[None]:
         end.set()
         thread.join()
         with suppress(RuntimeError):  # the launcher may have ended
-            store.add(_key(arguments[1]), LEFT)
+            store.add(own, -store.add(own, 0))  # nobody waits for a process without signs
 
 
 def _watch(store: TCPStore, number: int, count: int, launcher: int, end: threading.Event) -> None:
     silence = Silence(SECONDS_OF_SILENCE)
-    signs = {process: -1 for process in range(count) if process != number}
+    signs = {process: 0 for process in range(count) if process != number}
     while not end.wait(SECONDS_BETWEEN_SIGNS):
         if os.getppid() != launcher:
             _stop("torchrun has ended", end)
@@ -97,7 +95,7 @@ def _watch(store: TCPStore, number: int, count: int, launcher: int, end: threadi
             store.add(_key(number), 1)
             for process, before in signs.items():
                 signs[process] = store.add(_key(process), 0)  # reads it
-                if signs[process] >= LEFT:
+                if not signs[process]:  # it has not begun yet, or has left
                     silence.forget(process)
                 elif signs[process] != before:
                     silence.heard(process)
@@ -127,4 +125,5 @@ def _say(message: str) -> None:
 
 
 def _key(process: int) -> str:
-    return f"tdlrt/signs of life/{process}"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return f"tdlrt/attempt {attempt}/signs of life of {process}"

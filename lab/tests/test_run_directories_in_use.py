@@ -35,6 +35,8 @@ def test_a_run_directory_has_one_owner_who_may_be_killed(other_process, tmp_path
     for options in ({}, {"overwrite": True}, {"resume": True}):
         with pytest.raises(RunError, match=r"run: another process is writing to it; wait"):
             run(CONFIG, directory.path, **options)
+    with pytest.raises(RunError, match=r"baseline: another process is writing to it; wait"):
+        run(CONFIG, directory.path / "baseline")
     assert other_process.poll() is None
     assert directory.read_config() == before
     other_process.kill()

@@ -1,6 +1,7 @@
 """Run directories as runs would have left them, without training."""
 
 import json
+import re
 
 import torch
 from safetensors.torch import save_file
@@ -87,3 +88,31 @@ def write_full_sweep(root):
     options = {"method": "tucker", "rank": 0.1, "accuracy": 80.0, "compression": 0.9}
     write_directory(root, "tucker-2", **options)
     return root
+
+
+def spread_names(directory, name):
+    """Put a name into every text of a run: its options, its result and its metrics."""
+    config, summary = directory.read_config(), directory.read_summary()
+    names = {key: f"x{name}" for key in ("model", "data", "method")}
+    config |= names | {"modes": name, name: name, "rank": {name: 0.5}}
+    summary |= names | {"command": name, "versions": {"tdlrt": name, name: name}}
+    summary |= {"machine": {name: name}}
+    directory.config.write_text(json.dumps(config))
+    directory.summary.write_text(json.dumps(summary))
+    lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+    for line in lines:
+        line["ranks"] = {name + layer: ranks for layer, ranks in line["ranks"].items()}
+    directory.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_named_sweep(root, name):
+    """A sweep in which every text is the same name."""
+    for tau in (0.1, 0.2):
+        run = write_directory(root, f"tau{tau}", tau=tau, compression=0.5)
+        spread_names(run, name)
+    spread_names(write_directory(root, "dense", method="dense"), name)
+    (root / "bad.error.json").write_text(json.dumps({"error": name}))
+    folder = root / re.sub("[/\0]", "", name)
+    folder.mkdir()
+    (folder / "config.yaml").write_text("")
+    (root / "sweep.json").write_text(json.dumps({"title": name, "note": name}))

@@ -4,6 +4,7 @@ import pytest
 
 from report_page.browser import BROWSER, NAMES, measure
 from report_page.check import SETTINGS, complaints, read_reference
+from report_page.runs import write_named_sweep
 from tdlrt_lab.reports.write import write_report
 
 pytestmark = [
@@ -50,3 +51,22 @@ def test_what_is_wrong_is_found(page, tmp_path, name):
     seen = measure(tmp_path / "wrong.html", 390, dark="black" in name)
     found = complaints(seen, read_reference()[390])
     assert any(complaint in line for line in found), found
+
+
+SCRIPT = "\"'></title></style><script>window.ran = 1</script><img src=x: onerror='window.ran = 2'>"
+
+
+def test_no_name_runs_a_script(tmp_path):
+    write_named_sweep(tmp_path, SCRIPT)
+    page = write_report(tmp_path).folder / "index.html"
+    seen = measure(page, 390, dark=False)
+    assert (seen["ran"], "img 1" in seen["landmarks"]) == (0, False)
+
+
+def test_the_policy_stops_scripts_that_are_there(page, tmp_path):
+    html = page.read_text()
+    for policy, ran in (("Content-Security-Policy", 0), ("no-policy", 1)):
+        text = html.replace("Content-Security-Policy", policy).replace("<h1>", f"{SCRIPT[4:]}<h1>")
+        assert text != html
+        (tmp_path / f"{policy}.html").write_text(text)
+        assert bool(measure(tmp_path / f"{policy}.html", 390, dark=False)["ran"]) is bool(ran)

@@ -22,7 +22,9 @@ def html(report):
 
 
 def test_tables_and_figures_are_written(report):
-    assert (report.folder / "tables.md").read_text().startswith("# All <methods>\n\n## lenet5 on")
+    assert (
+        (report.folder / "tables.md").read_text().startswith("# All \\<methods\\>\n\n## lenet5 on")
+    )
     assert "- `bad/seed0`: left out: failed" in (report.folder / "tables.md").read_text()
     assert (report.folder / "tables.tex").read_text().startswith("% lenet5 on digits\n\\begin")
     names = {path.stem for path in (report.folder / "figures").glob("*.svg")}

@@ -1,5 +1,6 @@
 """The command line `tdlrt`."""
 
+import io
 import os
 import signal
 import sys
@@ -19,6 +20,9 @@ def main() -> None:
     if ordinary is signal.default_int_handler:  # a shell may start a job that ignores the signal
         # KeyboardInterrupt could be swallowed by a module that is being imported.
         signal.signal(signal.SIGINT, lambda *_: os._exit(STOPPED))
+    for stream in (sys.stdout, sys.stderr):  # the locale may lack letters of what is printed
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     from tdlrt_lab.cli.app import run_app
 
     signal.signal(signal.SIGINT, ordinary)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tdlrt_lab.reports.escaping import shorten
 from tdlrt_lab.reports.groups import Group
 from tdlrt_lab.reports.style import SERIES
 
@@ -23,6 +24,9 @@ __all__ = [
 ]
 
 SIZE = (4.5, 3.5)
+MAX_LABEL = 80
+"""Letters of a label in a legend; a longer one would leave no room for the axes."""
+
 FACTORS = {"compression": 100}
 """Factors of the numbers that are shown in percent."""
 
@@ -113,7 +117,10 @@ def legend_below(figure: Figure) -> None:
     for axes in figure.axes:
         entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     columns = 2 if max(map(len, entries)) < 26 else 1
+    texts = [shorten(label, MAX_LABEL) for label in entries]
     figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(entries) / columns))
-    figure.legend(
-        entries.values(), entries, loc="outside lower center", ncols=columns, handlelength=2.6
+    legend = figure.legend(
+        entries.values(), texts, loc="outside lower center", ncols=columns, handlelength=2.6
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -10,12 +10,14 @@ from typing import Any
 
 from tdlrt.errors import RunError
 from tdlrt.files import read_text
+from tdlrt_lab.reports.escaping import shorten
+from tdlrt_lab.reports.values import plain_value, printable
 from tdlrt_lab.run.environment import versions
 from tdlrt_lab.run.files import read_object
 from tdlrt_lab.run.metrics import EpochMetrics, is_finite_number
 from tdlrt_lab.run.results import MAX_METRICS, RunDirectory
 
-__all__ = ["LOCATION", "Problem", "Run", "collect"]
+__all__ = ["LOCATION", "Problem", "Run", "collect", "problem"]
 
 LOCATION = ("data_dir", "device")
 """Options that say where a run reads and computes, and do not change what it computes."""
@@ -23,7 +25,8 @@ LOCATION = ("data_dir", "device")
 FAILURE = ".error.json"
 """Ending of the file beside a run directory that says why the run failed."""
 
-REPEATED_OPTIONS = ("model", "data", "method", "seed")
+NAMES = ("model", "data", "method")
+REPEATED_OPTIONS = (*NAMES, "seed")
 """Options of the configuration that a summary repeats."""
 
 
@@ -33,6 +36,15 @@ class Problem:
 
     path: str
     text: str
+
+
+MAX_LETTERS = 500
+"""Letters of the text of a problem."""
+
+
+def problem(path: str, reason: object) -> Problem:
+    """A problem in printable letters, whatever the files contain that it speaks of."""
+    return Problem(path=printable(path), text=shorten(printable(str(reason)), MAX_LETTERS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +57,7 @@ class Run:
         config: Options of the run.
         summary: Results of the run.
         history: Metrics of each epoch; empty if they cannot be read.
+        unread: Why the metrics cannot be read; else empty.
     """
 
     path: str
@@ -52,6 +65,7 @@ class Run:
     config: dict[str, Any]
     summary: dict[str, Any]
     history: list[EpochMetrics]
+    unread: str = ""
 
     def options_without(self, *names: str) -> str:
         """All options except these, as JSON: equal for runs with equal options."""
@@ -74,10 +88,13 @@ def collect(root: Path) -> tuple[list[Run], list[Problem]]:
         try:
             run = _read(path, name)
         except RunError as error:
-            problems.append(Problem(path=name, text=f"left out: {error}"))
+            problems.append(problem(name, f"left out: {error}"))
+            continue
+        except Exception as error:  # no damage to one run may end the report of the others
+            problems.append(problem(name, f"left out: {type(error).__name__}: {error}"))
             continue
         runs.append(run)
-        problems += [Problem(path=name, text=text) for text in _warnings(run)]
+        problems += [problem(name, text) for text in _warnings(run)]
     if not runs and not problems:
         raise RunError(
             f"{root}: no run directories; expected the output of tdlrt train or tdlrt compare"
@@ -104,13 +121,42 @@ def _read(path: Path, name: str) -> Run:
     directory = RunDirectory(path)
     if not directory.summary.exists():
         raise RunError(_why_unfinished(directory))
-    config, summary = directory.read_config(), directory.read_summary()
+    config = _plain(directory.read_config(), "config.yaml")
+    summary = _plain(directory.read_summary(), "summary.json")
     _check_options(summary, config)
+    history, unread = _read_history(directory)
+    return Run(
+        path=printable(name),
+        directory=directory,
+        config=config,
+        summary=summary,
+        history=history,
+        unread=unread,
+    )
+
+
+def _plain(values: dict[str, Any], place: str) -> dict[str, Any]:
     try:
-        history = directory.read_metrics()
-    except (OSError, ValueError):
-        history = []
-    return Run(path=name, directory=directory, config=config, summary=summary, history=history)
+        plain: dict[str, Any] = plain_value(values)
+    except RunError as error:
+        raise RunError(f"{place}: {error}; expected what a run writes") from error
+    return plain
+
+
+def _read_history(directory: RunDirectory) -> tuple[list[EpochMetrics], str]:
+    """The metrics of a run, or none and the reason why they cannot be read."""
+    try:
+        history = [
+            EpochMetrics(**plain_value(vars(metrics))) for metrics in directory.read_metrics()
+        ]
+        lengths: dict[str, int] = {}
+        for metrics in history:
+            for layer, ranks in metrics.ranks.items():
+                if lengths.setdefault(layer, len(ranks)) != len(ranks):
+                    raise RunError(f"epoch {metrics.epoch}: {layer} has ranks of another number")
+    except (OSError, ValueError, TypeError, RunError) as error:
+        return [], str(error)
+    return history, ""
 
 
 def _check_options(summary: dict[str, Any], config: dict[str, Any]) -> None:
@@ -124,6 +170,13 @@ def _check_options(summary: dict[str, Any], config: dict[str, Any]) -> None:
             raise RunError(
                 f"summary.json: {key} is {reprlib.repr(summary[key])}; expected "
                 f"{reprlib.repr(config[key])}, as in config.yaml"
+            )
+    for key in NAMES:
+        # Matplotlib hides labels that begin with an underscore.
+        if not summary[key][:1].isalnum():
+            raise RunError(
+                f"summary.json: {key} is {reprlib.repr(summary[key])}; expected a name that begins "
+                "with a letter or a digit"
             )
 
 
@@ -147,7 +200,8 @@ def _why_unfinished(directory: RunDirectory) -> str:
 def _warnings(run: Run) -> Iterator[str]:
     """Reasons to read the results of a finished run with care."""
     if not run.history:
-        yield "metrics.jsonl cannot be read; the curves of this run are missing"
+        reason = f" ({run.unread})" if run.unread else ""
+        yield f"metrics.jsonl cannot be read{reason}; the curves of this run are missing"
     for metrics in run.history:
         if not (is_finite_number(metrics.loss) and is_finite_number(metrics.accuracy)):
             yield f"epoch {metrics.epoch}: loss {metrics.loss}, accuracy {metrics.accuracy}"
@@ -163,5 +217,5 @@ def _without_duplicates(runs: Sequence[Run], problems: list[Problem]) -> list[Ru
         first = kept.setdefault(run.options_without(*LOCATION), run)
         if first is not run:
             text = f"left out: the same options and seed as {first.path}"
-            problems.append(Problem(path=run.path, text=text))
+            problems.append(problem(run.path, text))
     return list(kept.values())

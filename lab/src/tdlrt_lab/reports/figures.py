@@ -21,6 +21,7 @@ from tdlrt_lab.reports.charts import (
 from tdlrt_lab.reports.collect import Run
 from tdlrt_lab.reports.groups import Group, Section
 from tdlrt_lab.reports.style import DASHES, GREY
+from tdlrt_lab.run.metrics import is_finite_number
 from tdlrt_lab.run.plots import layer_figure, rank_figure
 
 __all__ = ["Picture", "comparison_figures", "layer_figures"]
@@ -188,38 +189,38 @@ def _sensitivity(section: Section, option: str) -> Picture | None:
 
 
 def _number(run: Run, option: str) -> float | None:
-    """The value of an option, if it is a number and the run's method uses it."""
+    """The value of an option, if it is a finite number and the run's method uses it."""
     value = run.summary.get("tau") if option == "tau" else run.config.get(option)
     if option == "rank" and value == "full":
         return 1.0
-    return float(value) if isinstance(value, int | float) else None
+    if not isinstance(value, int | float) or not is_finite_number(value):
+        return None
+    return float(value)
 
 
 def layer_figures(
-    section: Section, spectra: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
-) -> list[Picture]:
-    """Ranks over training and singular values of the cores, for the first seed of each group.
+    number: int, group: Group, spectra: Mapping[str, Sequence[Sequence[float]]]
+) -> Iterator[Picture]:
+    """Ranks over training and singular values of the cores, for the first seed of a group.
 
     Args:
-        section: The groups.
-        spectra: Singular values by path of the run, layer and mode.
+        number: The number of the group in its section, for the names of the pictures.
+        group: The group.
+        spectra: Singular values of its first run, by layer and mode.
     """
-    pictures = []
-    for number, group in enumerate(section.groups, start=1):
-        subject = f"{group.label}, seed {group.first.summary['seed']}"
-        history = group.first.history
-        if history and any(epoch.ranks != history[0].ranks for epoch in history):
-            figure = rank_figure(history)
-            caption = f"Ranks over training: {subject}"
-            pictures.append(Picture(name=f"ranks-{number}", figure=figure, caption=caption))
-        if found := spectra.get(group.first.path):
-            lines = {
-                layer: [(range(1, 1 + len(values)), values) for values in modes]
-                for layer, modes in found.items()
-            }
-            figure = layer_figure(lines, "index", "singular value / largest singular value")
-            for axes in figure.axes:
-                axes.set_yscale("log")
-            caption = f"Singular values of the cores after training: {subject}"
-            pictures.append(Picture(name=f"spectra-{number}", figure=figure, caption=caption))
-    return pictures
+    subject = f"{group.label}, seed {group.first.summary['seed']}"
+    history = group.first.history
+    if history and any(epoch.ranks != history[0].ranks for epoch in history):
+        figure = rank_figure(history)
+        caption = f"Ranks over training: {subject}"
+        yield Picture(name=f"ranks-{number}", figure=figure, caption=caption)
+    if spectra:
+        lines = {
+            layer: [(range(1, 1 + len(values)), values) for values in modes]
+            for layer, modes in spectra.items()
+        }
+        figure = layer_figure(lines, "index", "singular value / largest singular value")
+        for axes in figure.axes:
+            axes.set_yscale("log")
+        caption = f"Singular values of the cores after training: {subject}"
+        yield Picture(name=f"spectra-{number}", figure=figure, caption=caption)

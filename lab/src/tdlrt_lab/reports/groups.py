@@ -1,5 +1,6 @@
 """Groups of runs with equal options, and sections of groups with the same network and data."""
 
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -13,6 +14,9 @@ __all__ = ["NOT_GROUPED_BY", "Group", "Section", "repetitions", "sections"]
 
 SIZE_OPTIONS = ("tau", "budget", "rank")
 """Options that set the size of a network: groups that differ only in them share a line."""
+
+MAX_NAME = 60
+"""Letters of a section's name, to which the name of a figure is added."""
 
 NOT_GROUPED_BY = ("seed", *LOCATION)
 """Options that do not distinguish groups."""
@@ -78,16 +82,19 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """All groups of a network and a data set: the dense ones first, each series by compression."""
+    """All groups of a network and a data set: the dense ones first, each series by compression.
+
+    Attributes:
+        model: The network.
+        data: The data set.
+        groups: The groups.
+        name: Name of the section in file names and on the page: letters, digits, ".", "_" and "-".
+    """
 
     model: str
     data: str
     groups: list[Group]
-
-    @property
-    def name(self) -> str:
-        """Name of the section in file names."""
-        return f"{self.model}-{self.data}".replace("/", "-")
+    name: str = ""
 
     @property
     def title(self) -> str:
@@ -135,10 +142,24 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     for run in runs:
         setting = str(run.summary["model"]), str(run.summary["data"])
         by_setting.setdefault(setting, []).append(run)
+    names = _file_names(by_setting)
     return [
-        Section(model=model, data=data, groups=_sort(_label(repetitions(found))))
-        for (model, data), found in sorted(by_setting.items())
+        Section(model=model, data=data, groups=_sort(_label(repetitions(found))), name=name)
+        for name, ((model, data), found) in zip(names, sorted(by_setting.items()), strict=True)
     ]
+
+
+def _file_names(settings: Iterable[tuple[str, str]]) -> list[str]:
+    """A name for each network and data set, which no other has, by whatever names they go."""
+    names: dict[str, str] = {}
+    for model, data in sorted(settings):
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{model}-{data}")[:MAX_NAME].strip(".-") or "runs"
+        count = 1
+        # On some file systems names that differ in their case are those of one file.
+        while (unique := name if count == 1 else f"{name}-{count}").lower() in names:
+            count += 1
+        names[unique.lower()] = unique
+    return list(names.values())
 
 
 def repetitions(runs: Iterable[Run]) -> list[list[Run]]:

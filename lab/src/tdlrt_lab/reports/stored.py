@@ -1,13 +1,14 @@
 """Measurements on the stored network of a run: forward time and singular values of its cores."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from tdlrt.errors import RunError
-from tdlrt.linalg import squared_singular_values
+from tdlrt.linalg import squared_singular_values, unfold
 from tdlrt.surgery import to_plain
 from tdlrt.tensor_files import open_tensors
 from tdlrt_lab.config import RunConfig
@@ -15,13 +16,21 @@ from tdlrt_lab.data import DATA_SETS, ImageData
 from tdlrt_lab.models import build_model
 from tdlrt_lab.names import pick
 from tdlrt_lab.reports.collect import Run
+from tdlrt_lab.reports.values import printable
 from tdlrt_lab.run.checkpoint import load_model
+from tdlrt_lab.run.plots import MAX_LAYERS
 from tdlrt_lab.run.timing import inference_seconds
 
 __all__ = ["core_spectra", "latency"]
 
 ROUNDS = 5
 CORE = ".core"
+MAX_CORE = 2**22
+"""Values of a core whose spectra are computed: those of 2048 x 2048 take some seconds."""
+
+MAX_MODES = 16
+
+MAX_CLASSES = 2**16
 
 
 def latency(run: Run, batch_size: int) -> dict[str, float]:
@@ -54,6 +63,8 @@ def _random_data(run: Run, config: RunConfig, images: int) -> ImageData:
     size = (height, width) if config.image_size is None else (config.image_size,) * 2
     # The number of classes of an image folder is the number of outputs of the last layer.
     classes = run.summary["layers"][-1]["shape"][0] if info.folder else info.classes
+    if not 0 < classes <= MAX_CLASSES:
+        raise RunError(f"{classes} classes; expected at most {MAX_CLASSES:,}")
     pixels = torch.randint(256, (images, channels, *size), dtype=torch.uint8)
     labels = torch.arange(images) % classes
     return ImageData(
@@ -71,28 +82,41 @@ def _random_data(run: Run, config: RunConfig, images: int) -> ImageData:
 def core_spectra(run: Run) -> dict[str, list[list[float]]]:
     """Singular values of each unfolded core, divided by the largest, by layer and mode.
 
+    Cores without values and very large ones are left out, and layers beyond those that a figure
+    shows have no modes.
+
     Raises:
-        RunError: The stored network cannot be read.
+        RunError: The stored network cannot be read, or a core has NaN or infinite values.
     """
-    cores = {
-        name.removesuffix(CORE): tensor
-        for name, tensor in _weights(run).items()
-        if name.endswith(CORE) and tensor.ndim > 1
-    }
-    return {
-        name: [_spectrum(core, mode) for mode in range(core.ndim)] for name, core in cores.items()
-    }
+    try:
+        with open_tensors(run.directory.model) as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
+            cores = [key for key, shape in shapes.items() if _is_shown(key, shape)]
+            return {
+                printable(key.removesuffix(CORE)): (
+                    _spectra(key, file.get_tensor(key).float()) if number < MAX_LAYERS else []
+                )
+                for number, key in enumerate(cores)
+            }
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{run.directory.model.name} cannot be read ({error})") from error
+
+
+def _is_shown(key: str, shape: Sequence[int]) -> bool:
+    return key.endswith(CORE) and 1 < len(shape) <= MAX_MODES and 0 < math.prod(shape) <= MAX_CORE
+
+
+def _spectra(key: str, core: Tensor) -> list[list[float]]:
+    if not core.isfinite().all():
+        raise RunError(f"{key} has NaN or infinite values")
+    return [_spectrum(core, mode) for mode in range(core.ndim)]
 
 
 def _spectrum(core: Tensor, mode: int) -> list[float]:
-    values = squared_singular_values(core, mode).sqrt()
+    """The first min(r_i, prod r_j) singular values of a mode; the others are zero."""
+    rows = unfold(core, mode)
+    if rows.shape[0] > rows.shape[1]:  # the smaller Gram matrix has the same eigenvalues
+        rows = rows.mT
+    values = squared_singular_values(rows, 0).sqrt()
     relative: list[float] = (values / values[0].clamp(min=1e-300)).tolist()
     return relative
-
-
-def _weights(run: Run) -> Mapping[str, Tensor]:
-    try:
-        with open_tensors(run.directory.model) as file:
-            return {name: file.get_tensor(name).clone() for name in file.keys()}
-    except (OSError, SafetensorError, RuntimeError, MemoryError) as error:
-        raise RunError(f"{run.directory.model.name} cannot be read ({error})") from error

@@ -2,19 +2,25 @@
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from html import escape
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib as mpl
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from tdlrt.files import write_atomically
 from tdlrt_lab.run.plots import MODE_COLOURS, save_figure
 
 __all__ = ["DASHES", "GREY", "SERIES", "drawing", "inline_svg", "palette", "store"]
+
+SVG = "http://www.w3.org/2000/svg"
+ElementTree.register_namespace("", SVG)
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 INK, GRID, GREY = "#1b1f24", "#d0d4d9", "#6b7280"
 SERIES = (
@@ -66,7 +72,9 @@ STYLE: dict[Any, Any] = {
 @contextmanager
 def drawing() -> Iterator[None]:
     """Apply the style within a `with` block."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # The font has no letters of some scripts; browsers show them nevertheless.
+        warnings.filterwarnings("ignore", message="Glyph")
         yield
 
 
@@ -94,7 +102,7 @@ def store(figure: Figure, path: Path) -> str:
     return text
 
 
-def inline_svg(svg: str, name: str, label: str) -> str:
+def inline_svg(svg: str, name: str, label: str) -> Markup:
     """Convert SVG to an HTML element without background, coloured by CSS custom properties.
 
     Args:
@@ -102,17 +110,26 @@ def inline_svg(svg: str, name: str, label: str) -> str:
         name: Prefix for the ids in the SVG, unique on the page.
         label: Description for screen readers.
     """
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    svg = svg.replace("fill: #ffffff", "fill: none")
-    svg = re.sub(r"#[0-9a-f]{6}\b", lambda match: _css_colour(match[0]), svg)
-    head, rest = svg.split(">", 1)
-    width = re.search(r' width="([0-9.]+)pt"', head)
-    pixels = round(float(width[1]) * 4 / 3) if width else 640
-    head = re.sub(r' (width|height)="[^"]*"', "", head)
-    return (
-        f'{head} role="img" aria-label="{escape(label)}" style="--natural: {pixels}px">{rest}'
-    ).strip()
+    root = ElementTree.fromstring(svg)
+    for metadata in root.findall(f"{{{SVG}}}metadata"):
+        root.remove(metadata)
+    for element in root.iter():
+        for key, value in element.items():
+            element.set(key, _on_page(key, value, name))
+    pixels = round(float(root.attrib.pop("width").removesuffix("pt")) * 4 / 3)
+    del root.attrib["height"]
+    root.attrib |= {"role": "img", "aria-label": label, "style": f"--natural: {pixels}px"}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _on_page(key: str, value: str, name: str) -> str:
+    """The value of an attribute, with ids of its own and the colours of the page."""
+    if key == "id":
+        return f"{name}-{value}"
+    if key.endswith("href"):
+        return f"#{name}-{value.removeprefix('#')}"
+    value = value.replace("url(#", f"url(#{name}-").replace("fill: #ffffff", "fill: none")
+    return re.sub(r"#[0-9a-f]{6}\b", lambda match: _css_colour(match[0]), value)
 
 
 def _css_colour(colour: str) -> str:

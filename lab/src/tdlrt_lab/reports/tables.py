@@ -1,12 +1,12 @@
 """The table of a section, as cells, as Markdown and as LaTeX."""
 
 import json
-import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tdlrt_lab.reports.escaping import latex, markdown
 from tdlrt_lab.reports.groups import Group, Section
 from tdlrt_lab.spread import format_spread
 
@@ -74,8 +74,7 @@ def markdown_table(section: Section) -> str:
     titles = table_titles(section)
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]
     lines += [
-        [wrap[cell.mark].format(cell.text.replace("|", "\\|")) for cell in row]
-        for row in table_rows(section)
+        [wrap[cell.mark].format(markdown(cell.text)) for cell in row] for row in table_rows(section)
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -84,7 +83,7 @@ def latex_table(section: Section) -> str:
     """The table in LaTeX, for the package booktabs."""
     wrap = {"": "{}", "best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}
     titles = table_titles(section)
-    rows = [[wrap[cell.mark].format(_latex(cell.text)) for cell in r] for r in table_rows(section)]
+    rows = [[wrap[cell.mark].format(latex(cell.text)) for cell in r] for r in table_rows(section)]
     body = [" & ".join(row) + r" \\" for row in rows]
     dense = sum(group.dense for group in section.groups)
     if 0 < dense < len(body):
@@ -93,20 +92,13 @@ def latex_table(section: Section) -> str:
         [
             r"\begin{tabular}{l" + "r" * (len(titles) - 1) + "}",
             r"\toprule",
-            " & ".join(map(_latex, titles)) + r" \\",
+            " & ".join(map(latex, titles)) + r" \\",
             r"\midrule",
             *body,
             r"\bottomrule",
             r"\end{tabular}",
         ]
     )
-
-
-def _latex(text: str) -> str:
-    special: dict[str, str] = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
-    special |= {"^": r"\textasciicircum{}", "±": r"$\pm$"}
-    replace: Callable[[re.Match[str]], str] = lambda m: special.get(m[0], "\\" + m[0])  # noqa: E731
-    return re.sub(r"[\\~^±&%$#_{}]", replace, text)
 
 
 def provenance(summaries: Iterable[dict[str, Any]]) -> list[str]:

@@ -1,7 +1,8 @@
 """Writing of a report: tables, figures and an HTML page."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 from jinja2 import Environment
 
 from tdlrt.errors import RunError
-from tdlrt_lab.reports.collect import Problem, Run, collect
+from tdlrt_lab.reports.collect import Problem, Run, collect, problem
+from tdlrt_lab.reports.escaping import latex, markdown, markdown_code
 from tdlrt_lab.reports.figures import Picture, comparison_figures, layer_figures
 from tdlrt_lab.reports.groups import Section, sections
 from tdlrt_lab.reports.stored import core_spectra, latency
@@ -23,6 +25,7 @@ from tdlrt_lab.reports.tables import (
     table_rows,
     table_titles,
 )
+from tdlrt_lab.reports.values import printable
 from tdlrt_lab.run.environment import machine, versions
 from tdlrt_lab.run.files import own_folder, read_object, write_text, writing
 from tdlrt_lab.sweep.plan import DESCRIPTION
@@ -30,6 +33,12 @@ from tdlrt_lab.sweep.plan import DESCRIPTION
 __all__ = ["Report", "read_description", "write_report"]
 
 AGAIN = "write the report again"
+
+Spectra = Mapping[str, Sequence[Sequence[float]]]
+"""Singular values by layer and mode."""
+
+Drawn = dict[str, str]
+"""A picture on the page: its SVG and its caption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +86,13 @@ def write_report(
     for section in found:
         progress(f"drawing {section.title}")
         with drawing():
-            pictures = comparison_figures(section), layer_figures(section, spectra)
-            pages.append(_page(section, *pictures, folder / "figures", latency_batch))
+            pictures = _draw(section, spectra, folder / "figures", problems)
+        pages.append(_page(section, *pictures, latency_batch))
     texts = read_description(root)
     _write(folder / "tables.md", _markdown(texts["title"], found, problems))
-    _write(folder / "tables.tex", "\n\n".join(f"% {s.title}\n{latex_table(s)}" for s in found))
+    _write(
+        folder / "tables.tex", "\n\n".join(f"% {latex(s.title)}\n{latex_table(s)}" for s in found)
+    )
     _write(folder / "index.html", _html(texts, len(runs), pages, problems))
     return Report(folder=folder, sections=found, problems=problems)
 
@@ -100,7 +111,7 @@ def _add_latencies(
         try:
             measured[run.path] = latency(run, batch_size)
         except RunError as error:
-            problems.append(Problem(path=run.path, text=str(error)))
+            problems.append(problem(run.path, error))
         else:
             run.summary.update(measured[run.path])
     record = {"batch_size": batch_size, "versions": versions()}
@@ -108,38 +119,62 @@ def _add_latencies(
     _write(folder / "latency.json", json.dumps(record, indent=2))
 
 
-def _read_spectra(runs: Sequence[Run], problems: list[Problem]) -> dict[str, Any]:
-    found = {}
+def _read_spectra(runs: Sequence[Run], problems: list[Problem]) -> dict[Path, Spectra]:
+    """Singular values of the cores by run directory."""
+    found: dict[Path, Spectra] = {}
     for run in runs:
-        try:
-            found[run.path] = core_spectra(run)
-        except RunError as error:
-            problems.append(Problem(path=run.path, text=f"no singular values: {error}"))
+        with _noted(problems, run.path, "no singular values"):
+            found[run.directory.path] = core_spectra(run)
     return found
 
 
+def _draw(
+    section: Section, spectra: dict[Path, Spectra], folder: Path, problems: list[Problem]
+) -> tuple[list[Drawn], list[Drawn]]:
+    """Write the figures of a section: those that compare groups, and those of layers."""
+    compared: list[Drawn] = []
+    layers: list[Drawn] = []
+    with _noted(problems, section.title, "no pictures of the comparison"):
+        compared += [_store(section, picture, folder) for picture in comparison_figures(section)]
+    for number, group in enumerate(section.groups, start=1):
+        with _noted(problems, group.first.path, "no pictures of the layers"):
+            values = spectra.get(group.first.directory.path, {})
+            pictures = layer_figures(number, group, values)
+            layers += [_store(section, picture, folder) for picture in pictures]
+    return compared, layers
+
+
+@contextmanager
+def _noted(problems: list[Problem], path: str, missing: str) -> Iterator[None]:
+    """Turn an error into a problem: no damage to one run may end the report of the others."""
+    try:
+        yield
+    except OSError:  # the report cannot be written
+        raise
+    except RunError as error:
+        problems.append(problem(path, f"{missing}: {error}"))
+    except Exception as error:
+        problems.append(problem(path, f"{missing}: {type(error).__name__}: {error}"))
+
+
 def _page(
-    section: Section,
-    compared: Sequence[Picture],
-    layers: Sequence[Picture],
-    folder: Path,
-    latency_batch: int | None,
+    section: Section, compared: list[Drawn], layers: list[Drawn], latency_batch: int | None
 ) -> dict[str, Any]:
-    """Write the figures of a section, and return the variables of its part of the page."""
+    """The variables of a section's part of the page."""
     return {
         "title": section.title,
         "setting": section.setting,
         "latency": f"latency of {latency_batch} images" if latency_batch else "",
         "titles": table_titles(section),
         "rows": table_rows(section),
-        "overview": [_store(section, picture, folder) for picture in compared],
-        "layers": [_store(section, picture, folder) for picture in layers],
+        "overview": compared,
+        "layers": layers,
         "commands": [group.first.summary.get("command") or group.label for group in section.groups],
         "facts": provenance(run.summary for group in section.groups for run in group.runs),
     }
 
 
-def _store(section: Section, picture: Picture, folder: Path) -> dict[str, str]:
+def _store(section: Section, picture: Picture, folder: Path) -> Drawn:
     name = f"{section.name}-{picture.name}"
     label = f"{picture.caption} ({section.title})"
     with writing(folder / name, then=AGAIN):
@@ -152,17 +187,18 @@ def read_description(root: Path) -> dict[str, str]:
     """Title and note of the sweep in a folder; a title made from its name if there is none."""
     try:
         found = read_object(root / DESCRIPTION, "description of a sweep")
-        return {"title": str(found["title"]), "note": str(found["note"])}
+        return {name: printable(str(found[name])) for name in ("title", "note")}
     except (RunError, KeyError):
-        return {"title": f"Runs in {root.resolve().name}", "note": ""}
+        return {"title": printable(f"Runs in {root.resolve().name}"), "note": ""}
 
 
 def _markdown(title: str, found: Sequence[Section], problems: Sequence[Problem]) -> str:
-    parts = [f"# {title}"]
+    parts = [f"# {markdown(title)}"]
     for section in found:
-        parts += [f"## {section.title}", section.setting, markdown_table(section)]
+        title, setting = markdown(section.title), markdown(section.setting)
+        parts += [f"## {title}", setting, markdown_table(section)]
     if problems:
-        lines = [f"- `{problem.path}`: {problem.text}" for problem in problems]
+        lines = [f"- {markdown_code(one.path)}: {markdown(one.text)}" for one in problems]
         parts += ["## Problems", "\n".join(lines)]
     return "\n\n".join(part for part in parts if part)
 
@@ -176,7 +212,7 @@ def _html(
         **texts,
         count=count,
         sections=pages,
-        problems=[asdict(problem) for problem in problems],
+        problems=[asdict(one) for one in problems],
         light=palette(dark=False),
         dark=palette(dark=True),
     )

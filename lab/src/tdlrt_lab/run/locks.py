@@ -55,6 +55,8 @@ def exclusive(path: Path) -> Iterator[bool]:
 def sole_owner(directory: RunDirectory, *, new: bool) -> Iterator[None]:
     """Hold the lock of a run directory, so that no other process writes into it.
 
+    A baseline belongs to the run above it: whoever writes into its directory holds both locks.
+
     Args:
         directory: The run directory.
         new: Create the directory if it does not exist; without it, nothing is locked then.
@@ -67,7 +69,7 @@ def sole_owner(directory: RunDirectory, *, new: bool) -> Iterator[None]:
         return
     with ExitStack() as stack:
         try:
-            acquired = stack.enter_context(exclusive(directory.lock))
+            acquired = all(stack.enter_context(exclusive(lock)) for lock in _locks(directory))
         except OSError as error:
             raise RunError(
                 f"{directory.path}: cannot be written ({error.strerror}); expected a directory for "
@@ -80,3 +82,9 @@ def sole_owner(directory: RunDirectory, *, new: bool) -> Iterator[None]:
             )
         directory.remove_parts()
         yield
+
+
+def _locks(directory: RunDirectory) -> list[Path]:
+    above = RunDirectory(directory.path.absolute().parent)
+    is_baseline = above.baseline.path == directory.path.absolute() and above.lock.exists()
+    return [above.lock, directory.lock] if is_baseline else [directory.lock]

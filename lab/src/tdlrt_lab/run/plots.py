@@ -1,6 +1,7 @@
 """Plots of a run over its epochs: accuracy, loss, compression and ranks."""
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,12 @@ MODE_NAMES = {
     4: ("output", "input", "height", "width"),
     5: ("output", "input", "depth", "height", "width"),
 }
+
+MAX_LAYERS = 80
+"""Small plots in a figure: each takes a quarter of a second."""
+
+MAX_TITLE = 40
+"""Letters of the name of a layer above its small plot."""
 
 History = list[EpochMetrics]
 
@@ -123,10 +130,14 @@ def layer_figure(
     """One small plot per layer, one line (x values, y values) per mode.
 
     Args:
-        layers: The lines of each layer, in the order of its modes.
+        layers: The lines of each layer, in the order of its modes. Of more than 80 layers the
+            first ones are drawn.
         x: Label of all horizontal axes.
         y: Label of all vertical axes.
     """
+    if len(layers) > MAX_LAYERS:
+        x += f" (the first {MAX_LAYERS} of {len(layers):,} layers)"
+        layers = dict(itertools.islice(layers.items(), MAX_LAYERS))
     columns = min(4, len(layers))
     rows = math.ceil(len(layers) / columns)
     figure = Figure(
@@ -135,7 +146,7 @@ def layer_figure(
     shown = {}
     for number, (layer, lines) in enumerate(layers.items(), start=1):
         axes = figure.add_subplot(rows, columns, number)
-        axes.set_title(layer, fontsize=9)
+        axes.set_title(layer[:MAX_TITLE], fontsize=9, parse_math=False)
         for mode, (xs, ys) in enumerate(lines):
             (shown[_mode_label(len(lines), mode)],) = axes.plot(
                 xs,

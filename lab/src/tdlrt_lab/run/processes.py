@@ -16,6 +16,7 @@ from tdlrt.errors import ConfigError
 from tdlrt.integrations.distributed import keep_group, wrap
 from tdlrt.optim import TDLRT
 from tdlrt_lab.config import RunConfig
+from tdlrt_lab.run.liveness import companions_watched
 
 __all__ = [
     "any_process",
@@ -34,6 +35,8 @@ __all__ = [
 def processes(config: RunConfig, out: Path, resume: bool) -> Iterator[Path]:
     """Initialise the process group: NCCL with one GPU per process, or gloo on CPUs.
 
+    Each process watches the others and torchrun (`liveness.py`).
+
     Yields:
         The run directory. Every process but the first gets a temporary copy, so that code which
         writes files need not ask which process it runs in.
@@ -47,7 +50,7 @@ def processes(config: RunConfig, out: Path, resume: bool) -> Iterator[Path]:
     dist.init_process_group(_backend(config))
     keep_group()
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with companions_watched(), tempfile.TemporaryDirectory() as folder:
             own = out if is_first() else Path(folder) / "run"
             if resume and not is_first() and out.exists():
                 shutil.copytree(out, own)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -19,6 +20,7 @@ from tdlrt_lab.data import ImageData
 from tdlrt_lab.rank_option import format_rank
 from tdlrt_lab.run.environment import versions
 from tdlrt_lab.run.files import write_text
+from tdlrt_lab.run.liveness import SECONDS_OF_SILENCE, Silence
 from tdlrt_lab.run.locks import exclusive
 from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.runner import Interrupted, Observer, run
@@ -26,12 +28,15 @@ from tdlrt_lab.run.signals import stop_requests
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.sweep.plan import SweepError, SweepRun
 
-__all__ = ["Emit", "Event", "command", "execute", "fail", "pending", "work"]
+__all__ = ["ALIVE", "Emit", "Event", "command", "execute", "fail", "pending", "work"]
 
 Event = dict[str, Any]
 Emit = Callable[[Event], None]
 """Called with each event, {"event": KIND, "run": NAME, ...}. The kinds are "started", "epoch",
 "finished", "failed", and "busy" for a run that is skipped because another process does it."""
+
+ALIVE: Event = {"event": "alive"}
+"""What a worker writes between its other events; it is not emitted."""
 
 WORKER = "tdlrt_lab.sweep.worker"
 SHOWN = ("accuracy", "compression", "network_compression", "parameters", "seconds")
@@ -181,6 +186,8 @@ class _Pool:
             self._runs.put(one)
         self._processes: set[subprocess.Popen[str]] = set()
         self._stopping = threading.Event()
+        self._silence = Silence(SECONDS_OF_SILENCE)
+        self._killed: set[subprocess.Popen[str]] = set()
         environments = [
             _environment(jobs, devices[n % len(devices)] if devices else None) for n in range(jobs)
         ]
@@ -193,10 +200,14 @@ class _Pool:
                 thread.start()
             try:
                 while any(thread.is_alive() for thread in self._threads):
-                    if stop.wait(0.1) and not self._stopping.is_set():
+                    if stop.is_set() and not self._stopping.is_set():
                         self._stop()
+                    self._kill_silent()
+                    time.sleep(0.1)
             except KeyboardInterrupt:  # the second Ctrl-C
-                self._stop()
+                self._stopping.set()
+                for process in list(self._processes):
+                    process.kill()
                 raise
             finally:
                 for thread in self._threads:
@@ -209,6 +220,12 @@ class _Pool:
         for process in list(self._processes):
             process.terminate()
 
+    def _kill_silent(self) -> None:
+        """Kill processes that are stopped: they would be waited for without end."""
+        for process in self._processes & set(self._silence.silent()):
+            self._killed.add(process)
+            process.kill()
+
     def _tell(self, event: Event) -> None:
         with self._emitting:
             self._emit(event)
@@ -219,7 +236,7 @@ class _Pool:
                 one = self._runs.get_nowait()
             except queue.Empty:
                 return
-            with tempfile.TemporaryFile("w+") as errors:
+            with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
                 self._do(one, environment, errors)
 
     def _do(self, one: SweepRun, environment: dict[str, str], errors: IO[str]) -> None:
@@ -237,17 +254,20 @@ class _Pool:
         if self._stopping.is_set():
             process.terminate()
         with process:
-            kinds = [self._pass_on(line) for line in self._exchange(process, json.dumps(given))]
+            kinds = []
+            for line in self._exchange(process, json.dumps(given)):
+                self._silence.heard(process)
+                kinds.append(self._pass_on(json.loads(line)))
+        self._silence.forget(process)
         self._processes.discard(process)
-        if process.returncode and not self._stopping.is_set():
+        if process in self._killed:
+            number, seconds = process.pid, f"{SECONDS_OF_SILENCE:g} seconds"
+            text = f"its process {number} gave no sign of life for {seconds} and was killed"
+            fail(one, self._tell, text)
+        elif process.returncode and not self._stopping.is_set() and "failed" not in kinds:
             errors.seek(0)
             last = (errors.read().splitlines() or ["no message"])[-1]
-            if "failed" not in kinds:
-                fail(
-                    one,
-                    self._tell,
-                    f"its process ended with exit code {process.returncode}: {last}",
-                )
+            fail(one, self._tell, f"its process ended with exit code {process.returncode}: {last}")
 
     def _exchange(self, process: "subprocess.Popen[str]", given: str) -> Iterator[str]:
         """Send the run to a worker, and yield the lines that it prints."""
@@ -260,9 +280,9 @@ class _Pool:
             return
         yield from process.stdout
 
-    def _pass_on(self, line: str) -> str:
-        event = json.loads(line)
-        self._tell(event)
+    def _pass_on(self, event: Event) -> str:
+        if event != ALIVE:
+            self._tell(event)
         return str(event["event"])
 
 

@@ -24,6 +24,7 @@ EXPERIMENTS = {
         "mnist_tuning",
         "mnist_methods",
         "mnist_modes",
+        "mnist_reshape",
         "mnist_initial_rank",
         "mnist_robustness",
         "mnist_adapt_every",
@@ -52,6 +53,7 @@ BEFORE = {
     "dense_until": 0.6,
     "skip_nonfinite": 0,
     "modes": "all",
+    "reshape": None,
     "basis_every": 1,
 }
 """Options that are newer than some results, and what runs did before there was a choice."""

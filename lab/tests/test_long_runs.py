@@ -175,9 +175,10 @@ def test_death_between_the_two_renamings_loses_nothing(tmp_path, whole):
 
 
 def test_a_run_that_died_over_its_first_file_is_started_again(tmp_path):
-    (tmp_path / "config.yaml.part").write_text("model: le")
+    part = tmp_path / f"config.yaml.{'0' * 16}.part"
+    part.write_text("model: le")
     killed_at(1, tmp_path)
-    assert not (tmp_path / "config.yaml.part").exists()
+    assert not part.exists()
 
 
 FILES = ("new.pt", "metrics.jsonl", "model.safetensors", "summary.json", "loss.png")
@@ -185,19 +186,19 @@ FILES = ("new.pt", "metrics.jsonl", "model.safetensors", "summary.json", "loss.p
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_full_disk_is_a_clear_error_and_the_run_goes_on_later(tmp_path, whole, monkeypatch, name):
-    directory, move = killed_at(8, tmp_path, Checkpoints(steps=4)), Path.replace
+    directory, move = killed_at(8, tmp_path, Checkpoints(steps=4)), os.replace
     before = contents(tmp_path)
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def replace_unless_full(self, target):
-        return full() if self.name == f"{name}.part" else move(self, target)
+    def replace_unless_full(source, target):
+        return full() if Path(target).name == name else move(source, target)
 
     with monkeypatch.context() as patch:
         if name.endswith(".png"):
             patch.setattr("tdlrt_lab.run.plots._draw_loss", full)
-        patch.setattr(Path, "replace", replace_unless_full)
+        patch.setattr(os, "replace", replace_unless_full)
         with pytest.raises(
             RunError, match=r"cannot be written \(No space left on device\); .*--res"
         ):

@@ -5,6 +5,7 @@ import pytest
 from tdlrt.errors import RunError
 from tdlrt.files import write_atomically
 from tdlrt_lab.config import RunConfig
+from tdlrt_lab.run.locks import sole_owner
 from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.results import RunDirectory
 
@@ -26,13 +27,26 @@ def metrics(epoch):
     )
 
 
+SUMMARY = {
+    **{"model": "lenet5", "data": "digits", "method": "dense", "seed": 0, "layers": []},
+    **{"accuracy": 1.0, "compression": 0.0, "network_compression": 0.0, "seconds": 1.0},
+    **{
+        "macs": 100,
+        "dense_macs": 100,
+        "parameters": 10,
+        "network_parameters": 10,
+        "network_dense_parameters": 10,
+    },
+}
+
+
 @pytest.fixture
 def finished(tmp_path):
     """A run directory with every file a run writes, a baseline, and one file of the user's."""
     for directory in (RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run").baseline):
         directory.write_config(CONFIG)
         directory.write_metrics([metrics(1)])
-        directory.write_summary({"accuracy": 1.0})
+        directory.write_summary(SUMMARY)
         write_atomically(directory.checkpoint, lambda file: file.write(b"x"))
         write_atomically(directory.model, lambda file: file.write(b"x"))
         for name in ("accuracy", "loss", "compression", "ranks"):
@@ -95,6 +109,50 @@ def test_metrics_are_read_as_they_were_written(tmp_path):
     directory.write_metrics([metrics(1), metrics(2), metrics(3)])
     assert directory.read_metrics() == [metrics(1), metrics(2), metrics(3)]
     assert json.loads(directory.metrics.read_text().splitlines()[2])["loss"] == 1 / 3
+
+
+WRONG_SUMMARIES = {
+    "empty": ("{}", "no accuracy; expected the result of a run of this version"),
+    "list": ("[]", "got list, expected an object"),
+    "deep": ("[" * 100_000, "cannot read the result of a finished run"),
+    "surrogate": (json.dumps(SUMMARY | {"model": "\ud800"}), "surrogates not allowed"),
+    "huge": (json.dumps(SUMMARY | {"seconds": 10**400}), "seconds is 1000.*; expected a finite nu"),
+    "seed": (json.dumps(SUMMARY | {"seed": "0"}), "seed is '0'; expected an integer from 0"),
+    "layers": (json.dumps(SUMMARY | {"layers": [{}]}), r"layers is \[\{\}\]; expected name, shape"),
+    "long": (" " * 2**22 + "{}", "more than 4,194,304 bytes"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG_SUMMARIES.values(), ids=WRONG_SUMMARIES)
+def test_a_summary_that_no_run_writes(finished, text, message):
+    finished.summary.write_text(text)
+    with pytest.raises(RunError, match=rf"summary\.json: .*{message}"):
+        finished.read_summary()
+
+
+def test_checkpoints_of_the_user_are_left_alone(finished):
+    names = ("previous-copy.pt", "previous-0.pt", "previous--1.pt", "previous-1.pt.mine")
+    for name in (*names, "previous-1.pt", "previous-12.pt"):
+        (finished.checkpoint.parent / name).write_bytes(b"mine")
+    found = [path.name for path in finished.checkpoints]
+    assert found == ["last.pt", "previous-1.pt", "previous-12.pt"]
+    finished.clear()
+    left = sorted(path.name for path in finished.checkpoint.parent.iterdir())
+    assert left == sorted(names)
+
+
+def test_parts_that_killed_runs_left_are_deleted_by_the_next_owner(finished):
+    folders = [finished.path, finished.checkpoint.parent, finished.baseline.plots]
+    parts = [folder / f"file.{'a' * 16}.part" for folder in folders]
+    for part in parts:
+        part.write_bytes(b"half")
+    with sole_owner(finished, new=False):
+        assert not any(part.exists() for part in parts)
+
+
+def test_a_directory_that_cannot_be():
+    with pytest.raises(RunError, match=r"out 'a\\x00b': contains a NUL"):
+        RunDirectory("a\0b")
 
 
 def test_broken_summary(finished):

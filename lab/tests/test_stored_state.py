@@ -70,6 +70,7 @@ METRICS = {
     "ranks": {"conv1": [2, 1, 3, 3]},
 }
 STATE = {"model": {}, "epoch": 1, "batch": 2, "history": [METRICS], "lr": 0.1, "seconds": 1.0}
+STATE |= {"loss_sum": torch.zeros(()), "correct": torch.zeros((), dtype=torch.int64)}
 WRONG = {
     "far epoch": (
         {"epoch": 10**9},
@@ -99,6 +100,10 @@ WRONG = {
     "other metrics": ({"history": [METRICS | {"more": 1}]}, "not the metrics of an epoch"),
     "rate": ({"lr": float("nan")}, "lr nan: expected a finite number"),
     "time": ({"seconds": None}, "seconds None: expected"),
+    "seen": ({"seen": -1}, "seen -1: expected an integer from 0"),
+    "skipped": ({"skipped_steps": 0.5}, "skipped_steps 0.5: expected an integer"),
+    "sum": ({"loss_sum": 0.5}, "loss_sum 0.5: expected a tensor of one number"),
+    "counts": ({"correct": torch.zeros(2)}, "correct .*: expected a tensor of one number"),
     "weights": ({"model": [1]}, "model: expected tensors by name"),
 }
 

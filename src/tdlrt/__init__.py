@@ -35,7 +35,7 @@ from tdlrt.ranks import (
 from tdlrt.regularization import spectral_penalty
 from tdlrt.report import metrics, summary
 from tdlrt.serialization import load, save
-from tdlrt.surgery import factorize_, to_dense, to_plain
+from tdlrt.surgery import factorize_, flattened_modes, to_dense, to_plain
 from tdlrt.tuning import autotune_
 
 __all__ = [
@@ -62,6 +62,7 @@ __all__ = [
     "add_adapters_",
     "autotune_",
     "factorize_",
+    "flattened_modes",
     "input_covariances",
     "load",
     "load_adapters",

@@ -305,16 +305,14 @@ def _cost(module: nn.Module, calls: Sequence[LayerCall]) -> _Cost:
 
 
 def _call_cost(module: nn.Module, call: LayerCall) -> _Cost:
-    shape = weight_shape(module)
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        dense = call.input.numel() * math.prod(shape[1:])
-        return _Cost(dense, dense, None)
-    dense = math.prod(call.output) * math.prod(shape[1:])
-    if not isinstance(module, TuckerLayer):
-        return _Cost(dense, dense, None)
-    planned = module.plan_shape(call.input.shape, channels_last=call.channels_last)
-    path = module.planned_path(planned, "inference")
-    return _Cost(path_macs(path, planned), dense, path)
+    if isinstance(module, TuckerLayer):
+        planned = module.plan_shape(call.input.shape, channels_last=call.channels_last)
+        path = module.planned_path(planned, "inference")
+        return _Cost(path_macs(path, planned), path_macs("dense", planned), path)
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    positions = call.input.numel() if transposed else math.prod(call.output)
+    dense = positions * math.prod(weight_shape(module)[1:])
+    return _Cost(dense, dense, None)
 
 
 def _total(values: Sequence[int | None]) -> int | None:

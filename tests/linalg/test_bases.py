@@ -135,6 +135,21 @@ def test_orthonormalize_leaves_an_orthonormal_basis_alone(device: str, dtype: to
 
 @on_every_device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("share", "independent"), [(4, False), (32, True), (1000, True)])
+def test_orthonormalize_tells_dependent_columns_by_eight_eps(
+    device: str, dtype: torch.dtype, share: float, independent: bool
+) -> None:
+    """R_22 is so many eps of the length of its column."""
+    matrix = torch.zeros(1, 9, 2, dtype=dtype, device=device)
+    matrix[0, 0], matrix[0, 1, 1] = 1.0, share * torch.finfo(dtype).eps
+    basis = orthonormalize(matrix, torch.zeros_like(matrix))[0]
+    assert bool(basis.any()) == independent
+    if independent:
+        assert_orthonormal(basis)
+
+
+@on_every_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 @pytest.mark.parametrize("scale", [1.0, 1e-15, 1e15])
 def test_orthonormalize_falls_back_where_a_matrix_is_deficient(

@@ -24,6 +24,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     rank: Any = 2
     modes: str = "all"
+    reshape: Any = None
 
     def plain(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> nn.Module:
         torch.manual_seed(0)
@@ -35,8 +36,18 @@ class Case:
     def factorize(self, plain: nn.Module, rank: Any = None) -> TuckerLayer:
         rank = self.rank if rank is None else rank
         if self.kind is nn.Linear:
-            return TuckerLinear.from_linear(plain, rank=rank)
+            return TuckerLinear.from_linear(plain, rank=rank, reshape=self.reshape)
         return CONV[self.kind].from_conv(plain, rank=rank, modes=self.modes)
+
+
+def tensor(
+    name: str,
+    input_shape: tuple[int, ...],
+    reshape: Any = ((10,), (3, 2, 2)),
+    rank: Any = (4, 2, 2, 1),
+    **options: Any,
+) -> Case:
+    return Case(name, nn.Linear, (12, 10), input_shape, options, rank, reshape=reshape)
 
 
 def conv1d(name: str, rank: Any = 2, **options: Any) -> Case:
@@ -57,6 +68,15 @@ CASES = [
     Case("linear unbatched", nn.Linear, (7, 5), (7,)),
     Case("linear without bias", nn.Linear, (7, 5), (4, 7), {"bias": False}),
     Case("linear full rank", nn.Linear, (5, 7), (4, 5), rank="full"),
+    tensor("linear as tensor", (4, 12)),
+    tensor("linear as tensor on sequences", (2, 3, 12)),
+    tensor("linear as tensor unbatched", (12,)),
+    tensor("linear as tensor full rank", (4, 12), rank="full"),
+    tensor("linear as tensor without bias", (4, 12), bias=False),
+    tensor("linear as tensor rank 1", (4, 12), rank=1),
+    tensor("linear of split rows", (4, 12), ((2, 5), (3, 4)), (2, 2, 2, 3)),
+    tensor("linear of split rows on sequences", (2, 3, 12), ((2, 5), (3, 4)), (2, 2, 2, 3)),
+    tensor("linear of split rows without bias", (4, 12), ((5, 2), (12,)), (3, 2, 4), bias=False),
     conv1d("conv1d"),
     conv1d("conv1d strided, dilated", stride=2, dilation=2, padding=3),
     conv1d("conv1d same", padding="same"),

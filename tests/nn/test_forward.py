@@ -23,7 +23,7 @@ each_path = pytest.mark.parametrize("path", PATHS)
 
 def through_dense_weight(plain: nn.Module, layer: TuckerLayer, x: Tensor) -> Tensor:
     """What torch's layer gives with the weight of the Tucker layer in its place."""
-    tensors = {"weight": layer.dense_weight()}
+    tensors = {"weight": layer.dense_weight().reshape(plain.weight.shape)}
     if layer.bias is not None:
         tensors["bias"] = layer.bias
     return functional_call(plain, tensors, x)
@@ -93,7 +93,9 @@ def test_every_path_is_the_dense_layer_gradients_included(
 @each_case
 def test_constructor_takes_the_arguments_of_the_torch_layer(case: Case) -> None:
     options: dict[str, Any] = {"dtype": torch.float64, "rank": case.rank, **case.options}
-    if case.kind is not nn.Linear:
+    if case.kind is nn.Linear:
+        options["reshape"] = case.reshape
+    else:
         options["modes"] = case.modes
     torch.manual_seed(0)
     layer = {nn.Linear: TuckerLinear, **CONV}[case.kind](*case.arguments, **options)
@@ -119,7 +121,7 @@ def test_repr_shows_the_arguments_and_the_ranks(case: Case) -> None:
 def test_start_is_the_truncated_hosvd_of_the_weight(device: str, case: Case) -> None:
     plain = case.plain(device=device)
     layer = case.factorize(plain)
-    weight = reference.as_double(plain.weight)
+    weight = reference.as_double(plain.weight).reshape(layer.shape)
     modes = range(weight.ndim) if case.modes == "all" else (0, 1)
     core, factors = reference.truncate(weight, ranks=layer.ranks, modes=modes)
     assert core.shape == layer.core.shape

@@ -8,8 +8,11 @@ import tdlrt
 from reference.cases import gaussian
 from tdlrt import nn as tnn
 
+SPLIT = ((4, 5), (3, 2, 3))
 LAYERS = {
     "linear": (lambda **k: tnn.TuckerLinear(9, 7, **k), (6, 9)),
+    "tensor": (lambda **k: tnn.TuckerLinear(12, 10, reshape=((10,), (3, 2, 2)), **k), (6, 12)),
+    "split rows": (lambda **k: tnn.TuckerLinear(18, 20, reshape=SPLIT, **k), (6, 18)),
     "conv1d": (lambda **k: tnn.TuckerConv1d(5, 6, 3, stride=2, padding=1, **k), (3, 5, 11)),
     "conv2d": (
         lambda **k: tnn.TuckerConv2d(5, 6, (3, 2), stride=(2, 1), dilation=(1, 2), **k),
@@ -46,7 +49,8 @@ class Regression:
     def dense_gradient(self, weight: Tensor) -> Tensor:
         """grad_W L with the bias where the layer has it now, from torch's own layer."""
         weight = weight.clone().requires_grad_()
-        arguments = {"weight": weight, "bias": self.layer.bias.detach()}
+        matrix = weight.reshape(self.plain.weight.shape)
+        arguments = {"weight": matrix, "bias": self.layer.bias.detach()}
         loss = self.loss(torch.func.functional_call(self.plain, arguments, (self.inputs,)))
         return torch.autograd.grad(loss, weight)[0]
 

@@ -135,6 +135,8 @@ def test_a_closure_that_fails_in_the_core_phase(failing_call):
     model = network()
     optimizer = optimizer_for(model, integrator="bug", core_steps=2)
     train(model, optimizer, 1)
+    truncated = [layer.ranks for layer in tucker_layers(model)]
+    optimizer.rank_policy = tdlrt.FixedRank()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     state = copy.deepcopy(optimizer.state_dict())
     calls = 0
@@ -153,8 +155,37 @@ def test_a_closure_that_fails_in_the_core_phase(failing_call):
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter, before[name])
         assert_same(state, optimizer.state_dict())
+    else:  # one was, and what it took is truncated
+        assert [layer.ranks for layer in tucker_layers(model)] == truncated
     for layer in tucker_layers(model):
         layer.check_invariants()
+    optimizer.step(good)
+
+
+@pytest.mark.parametrize("where", ["core", "bias"])
+def test_a_later_core_step_that_is_refused_ends_in_ordinary_bases(where):
+    model, twin = network(), network()
+    policy = {"tau": None, "rank_policy": tdlrt.FixedRank(), "integrator": "bug"}
+    optimizer = optimizer_for(model, core_steps=2, **policy)
+    good = closure_for(model, *batch())
+    calls = []
+
+    def closure():
+        calls.append(good())
+        if len(calls) == 3:
+            layer = tucker_layers(model)[0]
+            (layer.core if where == "core" else layer.bias).grad.fill_(float("nan"))
+        return calls[-1]
+
+    with pytest.raises(tdlrt.NonFiniteError):
+        optimizer.step(closure)
+    # The core step before it stands, so that this is a step with one.
+    optimizer_for(twin, core_steps=1, **policy).step(closure_for(twin, *batch()))
+    assert [layer.ranks for layer in tucker_layers(model)] == [
+        layer.ranks for layer in tucker_layers(twin)
+    ]
+    for found, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(found, expected, atol=1e-5)
     optimizer.step(good)
 
 
@@ -239,15 +270,92 @@ def test_a_closure_in_the_middle_of_an_alternation():
         (lambda state: state.pop("tdlrt"), "without a 'tdlrt' entry"),
         (lambda state: state["tdlrt"].update(integrator="bug"), "of integrator='bug'"),
         (lambda state: state["param_groups"][0]["params"].pop(), "belongs to another model"),
+        (lambda state: state["param_groups"][1].pop("lr"), r"param_groups\[1\] .*KeyError: 'lr'"),
+        (lambda state: state["param_groups"][0].update(fused=True), "with options that TDLRT can"),
+        (lambda state: state.update(state=None), "got state=None, expected a value of type dict"),
+        (lambda state: state.pop("param_groups"), "got param_groups=None, expected .* list"),
+        (lambda state: state["state"][0].clear(), r"\.core has no momentum_buffer"),
+        *(
+            (lambda state, name=name: state["tdlrt"].pop(name), f"got {name}=None, expected")
+            for name in ("steps", "frozen", "settling", "core_steps_left", "resting_ranks")
+        ),
+        (lambda state: state["tdlrt"].update(steps=-1), "got steps=-1, expected"),
+        (lambda state: state["tdlrt"].update(steps=True), "got steps=True, expected"),
+        (lambda state: state["tdlrt"].update(frozen=1), "got frozen=1, expected"),
+        (
+            lambda state: state["tdlrt"].update(resting_ranks={"0": [1, 1, 1, 1]}),
+            r"resting_ranks={.*} with core_steps_left=0",
+        ),
+        (
+            lambda state: state["tdlrt"].update(
+                core_steps_left=1, resting_ranks={"other": [1, 1, 1, 1]}
+            ),
+            "got resting_ranks of layers 'other', expected those of '0'",
+        ),
+        (
+            lambda state: state["tdlrt"].update(core_steps_left=1, resting_ranks={"0": [1, 1]}),
+            r"resting_ranks \[1, 1\] of 0",
+        ),
+        (
+            lambda state: state["tdlrt"].update(
+                core_steps_left=1, resting_ranks={"0": [99, 1, 1, 1]}
+            ),
+            r"resting_ranks \[99, .* of 0",
+        ),
+        (
+            lambda state: state["tdlrt"]["curvatures"].update(other=torch.ones(())),
+            "got curvatures of layers 'other'",
+        ),
+        (
+            lambda state: state["tdlrt"]["curvatures"].update({"0": 1.0}),
+            r"curvatures: 0: got 1\.0",
+        ),
+        (
+            lambda state: state["tdlrt"]["resting_bases"].update(since={"other": 1}),
+            r"got resting_bases\.since of layers 'other'",
+        ),
     ],
 )
 def test_a_state_that_does_not_fit(break_it, message):
     model = network()
     optimizer = optimizer_for(model)
-    state = optimizer.state_dict()
+    train(model, optimizer, 2)
+    before = copy.deepcopy(optimizer.state_dict())
+    state = copy.deepcopy(optimizer.state_dict())
     break_it(state)
     with pytest.raises(tdlrt.IntegratorStateError, match=message):
         optimizer.load_state_dict(state)
+    assert_same(before, optimizer.state_dict())
+
+
+def test_a_state_of_layers_with_other_names_in_the_middle_of_bug():
+    models = [
+        nn.ModuleDict({name: nn.Linear(9, 7), "head": nn.Linear(7, 7)}) for name in ("one", "other")
+    ]
+    optimizers = []
+    for model in models:
+        tdlrt.factorize_(model, rank=0.5, include="*")
+        optimizers.append(optimizer_for(model, integrator="bug"))
+    first, *_ = models
+    first["head"](first["one"](torch.ones(2, 9))).square().sum().backward()
+    optimizers[0].step()
+    models[1].load_state_dict(
+        {name.replace("one", "other"): value for name, value in first.state_dict().items()}
+    )
+    before = copy.deepcopy(optimizers[1].state_dict())
+    with pytest.raises(tdlrt.IntegratorStateError, match=r"resting_ranks of layers 'one'"):
+        optimizers[1].load_state_dict(optimizers[0].state_dict())
+    assert_same(before, optimizers[1].state_dict())
+
+
+def test_an_option_that_the_state_lacks_keeps_its_default():
+    model = network()
+    optimizer = optimizer_for(model)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        del group["nesterov"]
+    optimizer.load_state_dict(state)
+    train(model, optimizer, 1)
 
 
 def test_a_state_of_other_ranks():

@@ -18,7 +18,7 @@ def two_threads():
 
 @pytest.mark.parametrize(("least", "expected"), [(0.0, 2), (1e12, 1)])
 def test_a_small_step_uses_one_thread(two_threads, monkeypatch, least, expected):
-    monkeypatch.setattr("tdlrt.optim.optimizer._LEAST_WORK", least)
+    monkeypatch.setattr("tdlrt.optim.threads._LEAST_WORK", least)
     problem, seen, advance = Small("sgd"), [], SGDRule.advance
     problem.call()  # which finds out how large a step is
     monkeypatch.setattr(

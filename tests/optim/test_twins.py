@@ -13,7 +13,14 @@ from reference.cases import relative_error
 from reference.integrators import CORE
 
 EXACT = 1e-10
-RANKS = {"linear": 0.4, "conv1d": 0.5, "conv2d": 0.5, "conv3d": (2, 2, 1, 2, 1)}
+RANKS = {
+    "linear": 0.4,
+    "tensor": 0.5,
+    "split rows": (2, 3, 2, 2, 2),
+    "conv1d": 0.5,
+    "conv2d": 0.5,
+    "conv3d": (2, 2, 1, 2, 1),
+}
 
 
 def snapshot(layer):
@@ -76,6 +83,8 @@ SCENARIOS = {
     "grow": ("conv2d", 0.5, tdlrt.RelativeTolerance(0.1)),
     "cut": ("conv1d", "full", tdlrt.RelativeTolerance(0.5)),
     "grow linear": ("linear", 0.4, tdlrt.RelativeTolerance(0.02)),
+    "grow tensor": ("tensor", 0.5, tdlrt.RelativeTolerance(0.1)),
+    "grow split rows": ("split rows", (2, 3, 2, 2, 2), tdlrt.RelativeTolerance(0.1)),
     "cut linear": ("linear", "full", tdlrt.RelativeTolerance(0.3)),
     "fixed linear": ("linear", 0.4, tdlrt.FixedRank()),
     "exact linear": ("linear", 0.4, tdlrt.RelativeTolerance(0.0)),
@@ -176,7 +185,10 @@ CASES = [
     ),
     *itertools.product(
         ["amsgrad"],
-        ["exact linear", "exact conv1d", "exact conv2d", "grow conv3d"],
+        [
+            *("exact linear", "exact conv1d", "exact conv2d", "grow conv3d"),
+            *("grow tensor", "grow split rows"),
+        ],
         ["parallel", "bug"],
     ),
 ]

@@ -140,6 +140,24 @@ def test_a_basis_with_dependent_columns_is_refused_by_name(integrator):
     assert_same(before, problem.model.state_dict())
 
 
+@pytest.mark.parametrize(("share", "refused"), [(4, True), (32, False), (1000, False)])
+def test_columns_are_dependent_from_eight_eps_on(share, refused):
+    problem = Small("momentum", lr=1e-12, dtype=torch.float64, **FIXED)
+    problem.call(2)
+    basis = problem.layers[1].factors[0]
+    with torch.no_grad():
+        basis[:, :2] = 0.0
+        basis[0, :2], basis[1, 1] = 1.0, share * torch.finfo(torch.float64).eps
+        basis[:2, 2:] = 0.0
+    problem.backward()
+    if refused:
+        with pytest.raises(tdlrt.IntegratorStateError, match=r"3\.factors\.0: got a basis"):
+            problem.optimizer.step()
+    else:
+        problem.optimizer.step()
+        problem.layers[1].check_invariants()
+
+
 def test_parameters_that_were_replaced_are_refused_by_name():
     problem = Small("momentum", **FIXED)
     problem.call()
@@ -320,3 +338,159 @@ def test_a_failed_freeze_leaves_ranks_to_adapt():
     ranks = problem.ranks
     problem.call(3)
     assert problem.ranks == ranks
+
+
+def turn(layer, *, through_data=False):
+    """Other bases of the same ranges, and the core in them: the same weight."""
+    with torch.no_grad():
+        for mode in (0, 1):
+            size = layer.ranks[mode]
+            turned = torch.linalg.qr(gaussian((size, size), mode, layer.core.dtype))[0]
+            basis = layer.factors[mode] @ turned
+            core = turned.T @ layer.core if mode == 0 else layer.core @ turned
+            if through_data:
+                layer.factors[mode].data.copy_(basis)
+                layer.core.data.copy_(core)
+            else:
+                layer.factors[mode].copy_(basis)
+                layer.core.copy_(core)
+
+
+def assert_follows(problem, layer, look, **options):
+    """The first moments as tensors stay when bases are turned and the optimiser looks."""
+    before = moments_in_full(problem, layer)
+    assert before
+    turn(layer, **options)
+    look()
+    after = moments_in_full(problem, layer)
+    assert before.keys() == after.keys()
+    for name, moment in after.items():
+        assert relative_error(moment, before[name]) < 1e-9
+
+
+LINEAR_WITH_STATE = pytest.mark.parametrize("optimizer_name", ["momentum", "adam", "amsgrad"])
+THROUGH_DATA = pytest.mark.parametrize("through_data", [False, True], ids=["in place", "data"])
+
+
+@THROUGH_DATA
+@LINEAR_WITH_STATE
+@pytest.mark.parametrize(("integrator", "calls"), [("parallel", 1), ("bug", 2)])
+def test_the_state_follows_right_after_a_change_of_ranks(
+    integrator, calls, optimizer_name, through_data
+):
+    problem = Small(optimizer_name, integrator=integrator, dtype=torch.float64, tau=0.5)
+    before = problem.ranks
+    problem.call(calls)
+    assert all(now != then for now, then in zip(problem.ranks, before, strict=True))
+    look = problem.optimizer.state_dict
+    assert_follows(problem, problem.layers[1], look, through_data=through_data)
+
+
+@THROUGH_DATA
+@LINEAR_WITH_STATE
+@INTEGRATORS
+def test_the_state_follows_right_after_it_was_loaded(integrator, optimizer_name, through_data):
+    options = {"integrator": integrator, "dtype": torch.float64, **FIXED}
+    problem, other = (Small(optimizer_name, **options) for _ in range(2))
+    problem.call(4)
+    other.model.load_state_dict(copy.deepcopy(problem.model.state_dict()))
+    other.optimizer.load_state_dict(copy.deepcopy(problem.optimizer.state_dict()))
+    look = other.optimizer.state_dict
+    assert_follows(other, other.layers[1], look, through_data=through_data)
+
+
+def test_a_state_loaded_before_its_weights_waits_for_them():
+    """With the same ranks nothing tells the order, and the state is not moved to other bases."""
+    problem, other, twin = (Small("adam", seed=seed, **FIXED) for seed in (0, 1, 0))
+    for one in (problem, twin):
+        one.call(3)
+    other.optimizer.load_state_dict(copy.deepcopy(problem.optimizer.state_dict()))
+    other.model.load_state_dict(copy.deepcopy(problem.model.state_dict()))
+    for one in (other, twin):
+        one.call(2)
+    assert_same(twin.model.state_dict(), other.model.state_dict())
+
+
+@THROUGH_DATA
+@LINEAR_WITH_STATE
+@INTEGRATORS
+def test_the_state_of_a_resting_layer_follows_while_other_ranks_change(
+    integrator, optimizer_name, through_data
+):
+    problem = Small(optimizer_name, integrator=integrator, dtype=torch.float64, tau=0.0)
+    problem.call(4)
+    problem.optimizer.rank_policy = tdlrt.RelativeTolerance(0.7)
+    ranks = problem.ranks[0]
+
+    def look():
+        for _ in range(2):
+            problem.backward()
+            for parameter in problem.layers[1].parameters():
+                parameter.grad = None
+            problem.optimizer.step()
+        assert problem.ranks[0] != ranks
+
+    assert_follows(problem, problem.layers[1], look, through_data=through_data)
+
+
+@THROUGH_DATA
+@LINEAR_WITH_STATE
+def test_the_state_of_the_core_follows_between_the_passes_of_bug(optimizer_name, through_data):
+    problem = Small(optimizer_name, integrator="bug", dtype=torch.float64, **FIXED)
+    problem.call(3)
+    layer = problem.layers[1]
+
+    def in_full():
+        state = problem.optimizer.state[layer.core]
+        name = "momentum_buffer" if "momentum_buffer" in state else "exp_avg"
+        return layer.factors[0] @ state[name] @ layer.factors[1].T
+
+    before = in_full().detach()
+    squares = problem.optimizer.state[layer.core].get("exp_avg_sq", torch.ones(1)).clone()
+    turn(layer, through_data=through_data)
+    problem.optimizer.state_dict()
+    assert relative_error(in_full(), before) < 1e-10
+    after = problem.optimizer.state[layer.core].get("exp_avg_sq", torch.ones(1))
+    assert after.min() >= squares.min() * (1 - 1e-9)
+    assert after.max() <= squares.max() * (1 + 1e-9)
+    problem.call(3)
+
+
+@THROUGH_DATA
+def test_weights_written_between_the_passes_of_bug_are_those_of_the_next(through_data):
+    """A turn does not change the weight, so that the step is the same without a state."""
+    problems = [Small("sgd", integrator="bug", dtype=torch.float64, tau=0.2) for _ in range(2)]
+    for problem in problems:
+        problem.call(3)
+    turn(problems[0].layers[1], through_data=through_data)
+    for problem in problems:
+        problem.call()
+    for weight, expected in zip(*map(weights, problems), strict=True):
+        assert relative_error(weight, expected) < 1e-9
+
+
+def test_a_freeze_takes_the_weights_that_the_model_has():
+    policy = tdlrt.RelativeTolerance(0.1, spare=0.5)
+    problem = Small("momentum", tau=None, rank_policy=policy, dtype=torch.float64)
+    problem.call(2)
+    with torch.no_grad():
+        through_data(problem.model.parameters())
+    before = weights(problem)
+    problem.optimizer.freeze_ranks()
+    for weight, expected in zip(weights(problem), before, strict=True):
+        assert relative_error(weight, expected) < 0.15
+
+
+def test_a_model_that_changes_its_type_goes_on_in_it():
+    model = nn.Sequential(nn.Linear(6, 6, bias=False))  # torch's own optimiser refuses it
+    tdlrt.factorize_(model, rank=3, include="*")
+    optimizer = tdlrt.TDLRT(model, torch.optim.Adam, lr=0.1, **FIXED)
+    for dtype in (torch.float32, torch.float64):
+        model.to(dtype)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.eye(6, dtype=dtype)).square().sum().backward()
+            optimizer.step()
+    core = model[0].core
+    assert optimizer.state[core]["exp_avg"].dtype == torch.float64
+    assert not torch.equal(core, core.float().double())

@@ -1,6 +1,7 @@
 """Files that cannot be saved or loaded: one clear error each, and nothing is changed."""
 
 import json
+import os
 import random
 
 import pytest
@@ -50,7 +51,10 @@ def test_a_state_that_cannot_be_stored_leaves_the_file(tmp_path, model, message)
 
 
 def test_a_folder_is_no_file_to_save_to(tmp_path):
-    with pytest.raises(tdlrt.CheckpointError, match="is a folder, expected the name of a file"):
+    with pytest.raises(
+        tdlrt.CheckpointError,
+        match=r"cannot be written \(is a folder\); expected",
+    ):
         tdlrt.save(dense(), tmp_path)
 
 
@@ -102,6 +106,24 @@ def test_no_such_file(tmp_path, model):
 
 def test_a_folder_in_place_of_a_file(tmp_path, model):
     assert_refused(tmp_path, model, "is a folder, expected a file that tdlrt.save wrote")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_place_of_a_file(tmp_path, model):
+    os.mkfifo(tmp_path / "pipe")
+    assert_refused(tmp_path / "pipe", model, r"cannot be read .*is not a regular file")
+    with pytest.raises(tdlrt.CheckpointError, match=r"pipe: cannot be written \(is not a reg"):
+        tdlrt.save(model, tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_header_that_would_not_be_read_again_is_not_written(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(tdlrt.CheckpointError, match=r"metadata: .* header takes 4,19\d,\d+ bytes"):
+        tdlrt.save(dense(), path, metadata={"note": "a" * 2**22})
+    assert not path.exists()
+    tdlrt.save(dense(), path, metadata={"note": "a" * (2**22 - 10_000)})
+    assert len(tdlrt.load(path, dense())["note"]) == 2**22 - 10_000
 
 
 def test_an_unreadable_file(path, model, monkeypatch):
@@ -258,6 +280,8 @@ def test_a_crafted_header(path, model, change, message):
 def test_a_header_of_another_length(path, model, length):
     path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
     assert_refused(path, model, NO_FILE)
+    if length > 2**22:
+        assert_refused(path, model, rf"header of {length:,} bytes, expected at most 4,194,304")
 
 
 def test_a_huge_tensor_is_refused_before_it_is_read(path, model):

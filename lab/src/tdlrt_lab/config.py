@@ -23,6 +23,7 @@ from tdlrt_lab.models import MODELS
 from tdlrt_lab.names import pick
 from tdlrt_lab.options import RunOptions
 from tdlrt_lab.rank_option import check_rank
+from tdlrt_lab.reshape_option import is_reshape
 
 __all__ = [
     "AUGMENTATIONS",
@@ -270,6 +271,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tau": (_or_none(_is_share_below_one), "a tolerance in [0, 1)"),
     "budget": (_or_none(lambda value: 0 < value <= 1), "a share in (0, 1]"),
     "spare": (_is_not_negative, "a share of at least 0"),
+    "reshape": (_or_none(is_reshape), "LAYER=ROWS:COLUMNS,..., such as fc1=20x25:50x4x4"),
     "init_scale": (_is_scale, "a positive number or 'auto'"),
     "adapt_every": (_is_count, "at least 1 step"),
     "core_steps": (_is_count, "at least 1 step"),

@@ -118,6 +118,16 @@ class RunOptions:
     modes: Annotated[
         Modes, Option(METHOD, "Kernel modes to factorise: all, or channels (output and input).")
     ] = "all"
+    reshape: Annotated[
+        str | None,
+        Option(
+            METHOD,
+            "Linear layers whose matrix is a tensor, with the modes of its rows and columns, such "
+            "as fc1=20x25:50x4x4 or fc1=500:50x4x4.",
+            unset="none",
+            metavar="MODES",
+        ),
+    ] = None
     init_scale: Annotated[
         float | Literal["auto"],
         Option(

@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from tdlrt.files import read_text
+
 __all__ = ["read_yaml"]
 
 MAX_BYTES = 2**18
@@ -22,13 +24,7 @@ def read_yaml(path: Path) -> Any:
             of size or depth, or has an alias that contains itself.
     """
     try:
-        if path.exists() and not path.is_file():  # opening a named pipe would block
-            raise ValueError("not a regular file")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES:,} bytes")
-        return yaml.load(content.decode(), _Loader)
+        return yaml.load(read_text(path, max_bytes=MAX_BYTES), _Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"cannot be read as YAML ({' '.join(str(error).split())})") from error
 

@@ -24,11 +24,13 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from kinds import CONTENTS, PLACES
 from loaders import LOADERS, Loader
 
 from tdlrt.errors import TdlrtError
@@ -40,17 +42,22 @@ ROOT = Path(__file__).parents[3]
 RESULT = ROOT / "benchmarks/results/fuzz.json"
 DOCUMENT = ROOT / "docs/robust-input.md"
 INPUTS = {
-    "model": 38_000,
-    "plain": 20_000,
-    "imagefolder": 14_000,
-    "results": 18_000,
-    "sweep": 5_000,
-    "config": 2_500,
-    "parquet": 2_000,
-    "checkpoint": 700,
+    "model": 20_000,
+    "plain": 15_000,
+    "imagefolder": 15_000,
+    "metrics": 15_000,
+    "summary": 10_000,
+    "results": 8_000,
+    "data": 6_000,
+    "failure": 5_000,
+    "description": 2_000,
+    "sweep": 2_500,
+    "config": 1_000,
+    "parquet": 500,
+    "checkpoint": 300,
 }
-SECONDS = 10
-MEMORY = 2**31
+SECONDS = 5
+MEMORY = 2**28
 """Bytes of address space that a loader may take beyond what it has after the first file."""
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -167,7 +174,7 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[bytes | None]:
 
 def work(name: str, seed: int, first: int, stop: int) -> None:
     """Read files in this process, and tell of each what came of it."""
-    signal.signal(signal.SIGALRM, _hang)
+    signal.signal(signal.SIGALRM, hang)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         loader, watch = LOADERS[name](Path(folder)), Watch(Path(folder))
@@ -179,7 +186,7 @@ def work(name: str, seed: int, first: int, stop: int) -> None:
         for index in range(first, stop):
             started = time.perf_counter()
             signal.alarm(SECONDS)
-            outcome = attempt(loader, watch, random.Random(f"{seed}/{name}/{index}"))
+            outcome = changed(loader, watch, random.Random(f"{seed}/{name}/{index}"))
             signal.alarm(0)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
             report = {
@@ -190,9 +197,33 @@ def work(name: str, seed: int, first: int, stop: int) -> None:
             print(json.dumps(report), flush=True)
 
 
-def attempt(loader: Loader, watch: "Watch", rng: random.Random) -> str:
-    """Let a loader read one file: "accepted", "refused" or what went wrong."""
+def changed(loader: Loader, watch: "Watch", rng: random.Random) -> str:
+    """Let a loader read one file with changes by chance; see `attempt`."""
     loader.path.write_bytes(loader.content(rng))
+    return attempt(loader, watch)
+
+
+def kinds_of(loader: Loader) -> Iterator[tuple[str, Callable[[Path], object]]]:
+    """The name of each kind of wrong file, and what puts it where nothing is."""
+    sample = loader.samples[0]
+    for name, put in PLACES.items():
+        yield name, partial(_put, put, sample)
+    for name, change in CONTENTS.items():
+        yield name, partial(_write, change(sample))
+    for name, content in loader.fields():
+        yield name, partial(_write, content)
+
+
+def _put(put: Callable[[Path, bytes], object], sample: bytes, path: Path) -> None:
+    put(path, sample)
+
+
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+
+
+def attempt(loader: Loader, watch: "Watch") -> str:
+    """Let a loader read its file: "accepted", "refused" or what went wrong."""
     try:
         with watch:
             loader.load()
@@ -240,7 +271,8 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _hang(*_: object) -> None:
+def hang(*_: object) -> None:
+    """End the reading of a file that takes too long."""
     raise HangError
 
 

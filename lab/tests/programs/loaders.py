@@ -2,35 +2,46 @@
 
 import io
 import json
+import os
 import random
+import reprlib
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
-from mutations import ODD_VALUES, mutate_bytes, mutate_tree
+from kinds import changed, fields
+from mutations import ODD_VALUES, mutate_bytes, mutate_tree, nested
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
 import tdlrt
+from tdlrt.errors import RunError
 from tdlrt.export.plain_files import load_plain
 from tdlrt.export.writing import export
 from tdlrt.serialization.header import Header, checksum
+from tdlrt_lab.cli.terminal_tables import closing_line, layer_table
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import load_data
+from tdlrt_lab.reports.collect import collect
+from tdlrt_lab.reports.write import read_description
 from tdlrt_lab.run.checkpoint import load_checkpoint, save_checkpoint
 from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.sweep.plan import read_sweep
 from tdlrt_lab.sweep.recorded import read_results
+
+DEEP_VALUES = (*ODD_VALUES, nested(15), nested(500))
+"""Values in the place of a field."""
 
 TYPES = (torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.float8_e5m2)
 
@@ -67,6 +78,10 @@ class Loader(ABC):
     @abstractmethod
     def changed(self, sample: bytes, rng: random.Random) -> bytes:
         """A file that is well-formed, but says something else."""
+
+    def fields(self) -> Iterator[tuple[str, bytes]]:
+        """Files in which one field in turn is another or missing, each with its name."""
+        return iter(())
 
     @abstractmethod
     def load(self) -> None:
@@ -191,6 +206,13 @@ class _Sweep(Loader):
     def changed(self, sample: bytes, rng: random.Random) -> bytes:
         return yaml.safe_dump(mutate_tree(yaml.safe_load(sample), rng)).encode()
 
+    def fields(self) -> Iterator[tuple[str, bytes]]:
+        tree = yaml.safe_load(self.samples[0])
+        for path in fields(tree):
+            for value in ((), *((odd,) for odd in (*ODD_VALUES, nested(15), nested(50)))):
+                name = f"{path} as {reprlib.repr(value)}"
+                yield name, yaml.safe_dump(changed(tree, path, *value)).encode()
+
     def load(self) -> None:
         out = self.folder / "out"
         for run in read_sweep(self.path).runs(out):
@@ -211,39 +233,147 @@ class _Config(Loader):
         self.samples = [self.path.read_bytes()]
 
     changed = _Sweep.changed
+    fields = _Sweep.fields
 
     def load(self) -> None:
         self.run.check_resume(self.config)
 
 
-class _Results(Loader):
-    """The summary of a run, its metrics, and a recorded result."""
+SUMMARY = {
+    **{"model": "lenet5", "data": "digits", "method": "dense", "seed": 0, "accuracy": 99.1},
+    **{"compression": 0.5, "network_compression": 0.4, "seconds": 1.5, "parameters": 10},
+    **{"network_parameters": 20, "network_dense_parameters": 30, "tau": 0.1},
+    **{"macs": 100, "dense_macs": 200},
+    "ranks": {"conv1": [2, 1, 3, 3]},
+    "layers": [
+        {"name": "conv1", "shape": [20, 1, 5, 5], "ranks": [2, 1, 3, 3], "parameters": 10}
+        | {"macs": 5, "compression": 0.5}
+    ],
+    "versions": {"tdlrt": "0.1.0"},
+}
+METRICS = {
+    **{"epoch": 1, "loss": 0.5, "train_accuracy": 90.0, "test_accuracy": 91.0, "lr": 0.05},
+    **{"compression": 0.9, "network_compression": 0.8, "parameters": 10, "seconds": 1.0},
+    "ranks": {"conv1": [2, 1, 3, 3]},
+}
 
-    samples = (
-        b'{"row": "a", "model": "lenet5", "accuracy": 99.1, "seed": 0,'
-        b' "ranks": {"conv1": [2, 1, 3, 3]},'
-        b' "layers": [{"name": "conv1", "shape": [20, 1, 5, 5]}], "versions": {"tdlrt": "0.1.0"}}',
-        b'{"epoch": 1, "loss": 0.5, "train_accuracy": 90.0, "test_accuracy": 91.0, "compression":'
-        b' 0.9, "network_compression": 0.8, "parameters": 10, "ranks": {"conv1": [2, 1, 3, 3]},'
-        b' "lr": 0.05, "seconds": 1.0}',
-    )
+
+class _Json(Loader):
+    """A file of JSON."""
+
+    example: ClassVar[dict[str, Any]]
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.run = RunDirectory(folder)
-        self.path = self.run.summary
+        self.samples = [json.dumps(self.example).encode()]
+        self.run = RunDirectory(folder / "run")
+        self.run.path.mkdir()
 
     def changed(self, sample: bytes, rng: random.Random) -> bytes:
         return json.dumps(mutate_tree(json.loads(sample), rng)).encode()
 
+    def fields(self) -> Iterator[tuple[str, bytes]]:
+        for path in fields(self.example):
+            for value in ((), *((odd,) for odd in DEEP_VALUES)):
+                name = f"{path} as {reprlib.repr(value)}"
+                yield name, json.dumps(changed(self.example, path, *value)).encode()
+
+
+class _Summary(_Json):
+    """The result of a finished run, and what is shown of it."""
+
+    example = SUMMARY
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.path = self.run.summary
+
     def load(self) -> None:
-        self.run.metrics.write_bytes(self.path.read_bytes())
+        summary = self.run.read_summary()
+        Console(file=io.StringIO()).print(layer_table(summary))
+        closing_line(summary)
+
+
+class _Metrics(_Json):
+    """The metrics of the epochs of a run."""
+
+    example = METRICS
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.path = self.run.metrics
+
+    def load(self) -> None:
         try:
-            self.run.read_metrics()
-        except ValueError:  # where a run is read again, it is one without curves
-            pass
-        self.run.read_summary()
-        read_results(self.path)
+            found = self.run.read_metrics()
+        except (OSError, ValueError) as error:  # those that the method promises
+            raise RunError(str(error)) from error
+        check(all(metrics.epoch is not None for metrics in found))
+
+
+class _Data(_Json):
+    """The record of the data of a run that is resumed."""
+
+    example: ClassVar[dict[str, Any]] = {
+        part: {"images": 3, "sha256": "a" * 64} for part in ("training", "test")
+    }
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.path = self.run.data
+        self.run.summary.write_text("{}")
+
+    def load(self) -> None:
+        if not self.path.exists():
+            raise RunError("earlier versions made no record")
+        self.run.check_data(self.example)
+
+
+class _Failure(_Json):
+    """Why a run of a sweep failed."""
+
+    example: ClassVar[dict[str, Any]] = {
+        "error": "no data",
+        "traceback": "",
+        "versions": {},
+        "config": {},
+    }
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.path = folder / "run.error.json"
+
+    def load(self) -> None:
+        _, problems = collect(self.folder)
+        if not problems[0].text.startswith("left out: failed: "):
+            raise RunError(problems[0].text)
+
+
+class _Results(_Json):
+    """The recorded results of an experiment."""
+
+    example: ClassVar[dict[str, Any]] = {"row": "a", **SUMMARY}
+
+    def load(self) -> None:
+        if not os.path.lexists(self.path):
+            raise RunError("no results")
+        check(all(isinstance(result["row"], str) for result in read_results(self.path)))
+
+
+class _Description(_Json):
+    """Title and note of a sweep, which its report shows."""
+
+    example: ClassVar[dict[str, Any]] = {"title": "a title", "note": "a note"}
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.path = folder / "sweep.json"
+
+    def load(self) -> None:
+        found = read_description(self.folder)
+        check(isinstance(found["title"], str) and isinstance(found["note"], str))
+        if found["title"].startswith("Runs in"):
+            raise RunError("no description")
 
 
 class _Plain(Loader):
@@ -267,6 +397,19 @@ class _Plain(Loader):
             header = mutate_tree(header, rng)
         text = json.dumps(header).encode()
         return len(text).to_bytes(8, "little") + text + sample[8 + length :]
+
+    def fields(self) -> Iterator[tuple[str, bytes]]:
+        sample = self.samples[0]
+        length = int.from_bytes(sample[:8], "little")
+        header = json.loads(sample[8 : 8 + length])
+        layers = json.loads(header["__metadata__"]["layers"])
+        places = [path for path in fields(layers) if path[:1] == (next(iter(layers)),)]
+        for path in places:
+            for value in ((), *((odd,) for odd in DEEP_VALUES)):
+                header["__metadata__"]["layers"] = json.dumps(changed(layers, path, *value))
+                text = json.dumps(header).encode()
+                name = f"{path} as {reprlib.repr(value)}"
+                yield name, len(text).to_bytes(8, "little") + text + sample[8 + length :]
 
     def load(self) -> None:
         load_plain(self.path, self.model)
@@ -332,7 +475,12 @@ LOADERS: dict[str, type[Loader]] = {
     "plain": _Plain,
     "sweep": _Sweep,
     "config": _Config,
+    "metrics": _Metrics,
+    "summary": _Summary,
+    "data": _Data,
+    "failure": _Failure,
     "results": _Results,
+    "description": _Description,
     "parquet": _Parquet,
     "imagefolder": _Folder,
 }

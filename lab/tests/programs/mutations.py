@@ -41,6 +41,14 @@ ODD_TEXTS = tuple(
 )
 
 
+def nested(depth: int) -> list[Any]:
+    """Lists in lists."""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 def mutate_bytes(content: bytes, others: Sequence[bytes], rng: random.Random) -> bytes:
     """Bits flipped, parts replaced, cut out, doubled, cut off or taken from another file."""
     data = bytearray(content)

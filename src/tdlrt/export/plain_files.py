@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import reprlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,20 +15,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tdlrt.errors import ExportError
+from tdlrt.export.plain_layers import changed_layers, made, parsed
 from tdlrt.export.source import Source
-from tdlrt.nn import TuckerLayer
 from tdlrt.surgery import replace_modules, take_over_hooks
+from tdlrt.tensor_files import header_length, open_tensors
 
 __all__ = ["dump", "load", "load_plain"]
 
 VERSION = "1"
-
-_CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-_ARGUMENTS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("Conv1d", "Conv2d", "Conv3d"), (*_CONV, "padding_mode")),
-    "Linear": ("in_features", "out_features"),
-    "Identity": (),
-}
 
 
 def load_plain(path: str | Path, model: nn.Module) -> nn.Module:
@@ -41,13 +36,24 @@ def load_plain(path: str | Path, model: nn.Module) -> nn.Module:
         A copy of the model with the layers and weights of the file.
 
     Raises:
-        ExportError: The file is broken, has another format or version, or belongs to another
-            network.
+        ExportError: The file cannot be read, is broken, has another format or version, or belongs
+            to another network.
     """
     try:
-        return load(Path(path).read_bytes(), model)
+        with open_tensors(path) as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            return _network(file.metadata() or {}, shapes, file.get_tensor, model)
     except ExportError as error:
         raise ExportError(f"{path}: {error}") from error
+    except (SafetensorError, RuntimeError, MemoryError) as error:
+        raise ExportError(
+            f"{path}: not a readable export ({error}); export the network again"
+        ) from error
+    except OSError as error:
+        raise ExportError(
+            f"{path}: cannot be read ({error.strerror or error}); expected a file that tdlrt "
+            "exported in format 'plain'"
+        ) from error
 
 
 def dump(source: Source) -> bytes:
@@ -61,84 +67,60 @@ def dump(source: Source) -> bytes:
         **source.metadata,
         "format": "pt",
         "plain": VERSION,
-        "layers": json.dumps(_changed_layers(source.model, source.plain)),
+        "layers": json.dumps(changed_layers(source.model, source.plain)),
     }
     return save(tensors, header)
 
 
 def load(data: bytes, model: nn.Module) -> nn.Module:
-    """The network in a file's content. Layers are made on the meta device, then get its weights."""
-    tensors, layers = _read(data)
+    """The network in a file's content."""
+    tensors = load_tensors(data)
+    metadata = json.loads(data[8 : 8 + header_length(data)])["__metadata__"]
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return _network(metadata, shapes, tensors.__getitem__, model)
+
+
+def _network(
+    metadata: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], Tensor],
+    model: nn.Module,
+) -> nn.Module:
+    """The network that a file describes; its tensors are read once all of their shapes fit."""
+    version = metadata.get("plain")
+    if version != VERSION:
+        raise ExportError(
+            f"version {reprlib.repr(version)}; expected a file that tdlrt exported in format "
+            f"'plain', version {VERSION!r}"
+        )
+    layers = parsed(metadata.get("layers", ""), shapes)
     result = copy.deepcopy(model)
     try:
+        for name in layers:
+            model.get_submodule(name)  # raises where there is none, before anything is made
         for name, stages in layers.items():
-            made = [_make(**stage) for stage in stages]
-            layer = made[0] if len(made) == 1 else nn.Sequential(*made)
-            result = _with_layer(result, name, layer)
+            result = _with_layer(result, name, made(stages))
+        _check_shapes(shapes, result)
         tied = _tied_parameters(result)
+        # Cloned, since a tensor that is mapped from a file changes with it.
+        tensors = {name: read(name).clone() for name in shapes}
         result.load_state_dict(tensors, assign=True)
         for names in tied:  # assign makes a parameter for each name
             _tie(result, names)
-    except ExportError:
-        raise
-    except Exception as error:  # arguments of any type and size can raise nearly anything
+    except Exception as error:  # a layer of any size, under any name, can raise nearly anything
         raise ExportError(
             f"does not fit the model ({error}); pass the network as it was before factorize_"
         ) from error
     return result
 
 
-def _read(data: bytes) -> tuple[dict[str, Tensor], dict[str, list[dict[str, Any]]]]:
-    """The tensors and the descriptions of the layers in a file's content."""
-    try:
-        tensors = load_tensors(data)
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
-        if header.get("plain") != VERSION:
-            raise ExportError(
-                f"version {header.get('plain')!r}; expected a file that tdlrt exported in format "
-                f"'plain', version {VERSION!r}"
+def _check_shapes(found: Mapping[str, tuple[int, ...]], network: nn.Module) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"{name}: shape {found.get(name)} in the file, {expected.get(name)} in the network"
             )
-        return tensors, json.loads(header["layers"])
-    except (SafetensorError, KeyError, ValueError, RecursionError, MemoryError) as error:
-        raise ExportError(f"not a readable export ({error}); export the network again") from error
-
-
-def _changed_layers(model: nn.Module, plain: nn.Module) -> dict[str, list[dict[str, Any]]]:
-    """Descriptions, by name, of the layers that differ between `plain` and the dense network."""
-    modules = dict(plain.named_modules(remove_duplicate=False))
-    return {
-        name: [_describe(stage) for stage in _stages(modules[name])]
-        for name, layer in model.named_modules(remove_duplicate=False)
-        if isinstance(layer, TuckerLayer) or (name in modules and _is_fused(layer, modules[name]))
-    }
-
-
-def _is_fused(layer: nn.Module, plain: nn.Module) -> bool:
-    """Whether a layer was fused with a batch norm, or is a batch norm that was fused."""
-    gone = type(layer) is not type(plain)
-    return gone or (getattr(layer, "bias", None) is None) != (getattr(plain, "bias", None) is None)
-
-
-def _stages(module: nn.Module) -> list[nn.Module]:
-    return list(module) if isinstance(module, nn.Sequential) else [module]
-
-
-def _describe(layer: nn.Module) -> dict[str, Any]:
-    """Class and arguments of a plain layer."""
-    kind = type(layer).__name__
-    described = {"kind": kind} | {name: getattr(layer, name) for name in _ARGUMENTS[kind]}
-    return described if kind == "Identity" else described | {"bias": layer.bias is not None}
-
-
-def _make(kind: str, **arguments: Any) -> nn.Module:
-    """The layer that a description stands for, on the meta device."""
-    if kind not in _ARGUMENTS:
-        raise ExportError(f"layer of class {kind!r}; expected one of {', '.join(_ARGUMENTS)}")
-    make: Any = getattr(nn, kind)
-    with torch.device("meta"):
-        layer: nn.Module = make(**arguments)
-    return layer
 
 
 def _with_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:

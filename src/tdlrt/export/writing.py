@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from tdlrt.errors import ExportError, NonFiniteError, UnknownNameError
 from tdlrt.export import onnx, plain_files, pt2
 from tdlrt.export.source import Source
-from tdlrt.files import write_atomically
+from tdlrt.files import open_regular, write_atomically
 from tdlrt.paths import Preference
 from tdlrt.surgery import copied, to_plain, without_adapters
 
@@ -109,7 +110,8 @@ def export(
     Raises:
         UnknownNameError: The format is not known.
         PathError: prefer is neither 'size' nor 'speed'.
-        ExportError: The path exists, the inputs do not fit, or the model cannot be traced.
+        ExportError: The path exists or cannot be written, the inputs do not fit, or the model
+            cannot be traced.
         NonFiniteError: The outputs of the model are not finite.
         MissingExtraError: A package that the format needs is not installed.
     """
@@ -137,7 +139,13 @@ def export(
     data = FORMATS[format].dump(source)
     with torch.no_grad():
         found = FORMATS[format].load(data, model)(inputs)
-    write_atomically(path, lambda file: file.write(data))
+    try:
+        write_atomically(path, lambda file: file.write(data))
+    except OSError as error:
+        raise ExportError(
+            f"{path}: cannot be written ({error.strerror or error}); expected the name of a file, "
+            "in a folder that may be written and on a disk with room"
+        ) from error
     return ExportReport(
         path=path,
         format=format,
@@ -159,11 +167,19 @@ def load_network(path: str | Path, format: str, model: nn.Module) -> Network:
         model: The model that was exported; only format "plain" needs it.
 
     Raises:
-        ExportError: A file of format "plain" is broken or has another format.
+        ExportError: The file cannot be read; or one of format "plain" is broken or has another
+            format.
     """
     if format == "plain":
         return plain_files.load_plain(path, model)
-    return FORMATS[format].load(Path(path).read_bytes(), model)
+    try:
+        with open_regular(path) as file:
+            data = file.read()
+    except OSError as error:
+        raise ExportError(
+            f"{path}: cannot be read ({error.strerror or error}); expected an exported file"
+        ) from error
+    return FORMATS[format].load(data, model)
 
 
 def _check(
@@ -176,9 +192,9 @@ def _check(
             f"format {format!r} with calibration: torch's plain layers compute in floats; use "
             "format 'onnx' or 'pt2' for int8"
         )
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises for names that are too long
         raise ExportError(f"{path}: is a folder; expected the path of a file")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise ExportError(f"{path}: exists already; choose another path, or allow overwriting")
     if inputs.ndim == 0 or len(inputs) == 0:
         raise ExportError(

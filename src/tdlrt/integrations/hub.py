@@ -14,7 +14,7 @@ from torch.utils.benchmark import Timer
 
 from tdlrt.errors import CheckpointError
 from tdlrt.extras import needs_extra
-from tdlrt.files import write_atomically
+from tdlrt.files import read_text, write_atomically
 from tdlrt.nn.calls import Inputs, call_model, zeros_for
 from tdlrt.report import summary
 from tdlrt.serialization import load, save
@@ -179,10 +179,11 @@ class TuckerHubMixin(
             options: See `huggingface_hub.PyTorchModelHubMixin`.
 
         Raises:
-            CheckpointError: The state cannot be stored.
+            CheckpointError: The state cannot be stored, or the README.md that is there cannot be
+                read.
         """
         path, given = Path(save_directory) / "README.md", model_card_kwargs or {}
-        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        old = _text(path) if path.exists() else ""
         url = super().save_pretrained(save_directory, model_card_kwargs=given, **options)
         new = _BLOCK.search(str(self.generate_model_card(**given)))
         if new and _BLOCK.search(old):
@@ -234,3 +235,10 @@ class TuckerHubMixin(
             f"{model_file}: is a pickle, and pickles are not read; expected a repository with a "
             "model.safetensors that save_pretrained wrote"
         )
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); expected UTF-8 text") from error

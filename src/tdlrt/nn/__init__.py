@@ -1,5 +1,7 @@
 """Layers in Tucker format, used like the torch.nn layers that they are named after."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 from tdlrt.nn.conv import TuckerConv1d, TuckerConv2d, TuckerConv3d
@@ -9,7 +11,7 @@ from tdlrt.nn.linear import TuckerLinear
 __all__ = ["TuckerConv1d", "TuckerConv2d", "TuckerConv3d", "TuckerLayer", "TuckerLinear"]
 
 # The constructor that factorises each torch layer. A new layer type is one more line here.
-FACTORIZERS = {
+FACTORIZERS: dict[type[nn.Module], Callable[..., TuckerLayer]] = {
     nn.Conv1d: TuckerConv1d.from_conv,
     nn.Conv2d: TuckerConv2d.from_conv,
     nn.Conv3d: TuckerConv3d.from_conv,

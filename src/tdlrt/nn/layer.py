@@ -26,6 +26,7 @@ from tdlrt.linalg import (
 )
 from tdlrt.nn.factors import FactorList, check_shapes
 from tdlrt.nn.loading import check_bias, stored_weight
+from tdlrt.nn.reshape import Reshape, tensor_shape
 from tdlrt.nn.start import Modes, Start, initial_tensor, learned_modes, weight_obstacle
 from tdlrt.nn.weight_value import WeightValue
 from tdlrt.paths import (
@@ -53,6 +54,8 @@ class TuckerLayer(nn.Module):
         recompute: Whether the backward pass computes the maps between the stages again instead of
             storing them, which saves memory and takes time. Not for torch.func's transforms.
         path_is_measured: Whether `autotune_` has set `path`, to the fastest one.
+        reshape: Sizes of the modes of the rows and of the columns, if the layer is linear and its
+            matrix is a tensor of more than two modes; otherwise None.
 
     Source: arXiv:2305.19059, section 2.
     """
@@ -63,11 +66,17 @@ class TuckerLayer(nn.Module):
 
     recompute: bool = False
     path_is_measured: bool = False
+    reshape: Reshape | None = None
     _init_scale: float | None = None
     _path: PathChoice = "auto"
 
     def _factorize(
-        self, layer: nn.Module, rank: Start, modes: Modes, init_scale: float | None
+        self,
+        layer: nn.Module,
+        rank: Start,
+        modes: Modes,
+        init_scale: float | None,
+        reshape: Reshape | None = None,
     ) -> None:
         """Initialise from the weight and bias of a torch layer; called once instead of __init__.
 
@@ -82,11 +91,14 @@ class TuckerLayer(nn.Module):
                 "leave this layer dense"
             )
         weight = layer.get_parameter("weight")
-        learned = learned_modes(modes, weight.ndim)
-        start = initial_tensor(weight.detach(), rank, learned, init_scale)
-        check_shapes(weight.shape, learned, *start)
+        tensor = weight.detach().reshape(tensor_shape(weight.shape, reshape))
+        learned = learned_modes(modes, tensor.ndim)
+        start = initial_tensor(tensor, rank, learned, init_scale)
+        check_shapes(tensor.shape, learned, *start)
         super().__init__()
         self._init_scale = init_scale
+        if reshape is not None:
+            self.reshape = reshape
         self.core = nn.Parameter(start.core, requires_grad=weight.requires_grad)
         self.factors = FactorList(start.factors, learned)
         self.factors.requires_grad_(weight.requires_grad)
@@ -192,13 +204,22 @@ class TuckerLayer(nn.Module):
         """
         if self._path != "auto" and (prefer == "speed" or not self.path_is_measured):
             return self._path
-        shapes = calls or (LayerShape(self.shape, self.ranks),)
+        shapes = calls or (self._shape_of_many,)
         return choose_path(shapes, "plain", prefer)
 
     @property
     def plain_parameters(self) -> int:
         """Number of weight parameters of the torch layers that `to_plain` makes, without biases."""
-        return path_parameters(self.plain_path(), LayerShape(self.shape, self.ranks))
+        return path_parameters(self.plain_path(), self._shape_of_many)
+
+    @property
+    def _shape_of_many(self) -> LayerShape:
+        """The shapes of the layer and of an input with many positions."""
+        return LayerShape(self.shape, self.ranks, row_modes=self._row_modes)
+
+    @property
+    def _row_modes(self) -> int:
+        return 0 if self.reshape is None else len(self.reshape[0])
 
     def _chosen_plain_path(self, path: PathChoice) -> PathName:
         return self.plain_path() if check_path(path) == "auto" else cast("PathName", path)
@@ -258,7 +279,8 @@ class TuckerLayer(nn.Module):
         """
         dense: Any = self.to_dense()
         dense.reset_parameters()
-        start = initial_tensor(dense.weight, self.ranks, self.learned_modes, self._init_scale)
+        weight = dense.weight.reshape(self.shape)
+        start = initial_tensor(weight, self.ranks, self.learned_modes, self._init_scale)
         self.resize_(*start)
         if self.bias is not None:
             self.bias.copy_(dense.bias)

@@ -7,8 +7,9 @@ import sys
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from tdlrt.linalg import (
@@ -19,7 +20,7 @@ from tdlrt.linalg import (
     relative_spectrum,
     truncate_stack,
 )
-from tdlrt.optim.finite import Finite, Given, core_norms
+from tdlrt.optim.finite import Finite, Given
 from tdlrt.optim.members import Members
 from tdlrt.optim.slot import LayerSlot
 from tdlrt.optim.steps import Augmented, Lifted
@@ -124,20 +125,23 @@ class Adaptation:
         """Whether the curvatures are still needed."""
         return not self.frozen or self.settling
 
-    def load(
-        self,
-        steps: int,
-        frozen: bool,
-        settling: bool,
-        postponed: bool,
-        curvatures: Mapping[str, Tensor],
-    ) -> None:
-        """Go on from a stored state."""
-        self.steps, self.frozen, self.settling = steps, frozen, settling
-        self.postponed = postponed
+    def state_dict(self) -> dict[str, Any]:
+        """What a training that goes on must know."""
+        return {
+            "steps": self.steps,
+            "frozen": self.frozen,
+            "settling": self.settling,
+            "postponed": self.postponed,
+            "curvatures": {name: value.clone() for name, value in self.curvatures.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.steps, self.frozen = state["steps"], state["frozen"]
+        self.settling, self.postponed = state["settling"], state.get("postponed", False)
         self.curvatures.clear()
-        self.curvatures.update(curvatures)
-        self._examined = dict.fromkeys(self._slots, steps)
+        self.curvatures.update(state.get("curvatures", {}))
+        self._examined = dict.fromkeys(self._slots, self.steps)
 
     def end_step(self, examined: Iterable[str], *, postponed: bool = False) -> None:
         """Count a whole step in which the ranks of these layers were examined, or were to be."""
@@ -167,11 +171,11 @@ class Adaptation:
             NonFiniteError: As `finite` says; nothing was changed.
         """
         policy = self.policy
-        norms = [core_norms(step.core) for _, step in steps]
+        sizes = [members.sizes_after(step) for members, step in steps]
         candidates = {name: self._candidate(name)._replace(resting=True) for name in self._slots}
         available: list[Sequence[Sequence[int]]] = []
         if policy.needs_spectra:
-            available = self._read_spectra(steps, curvatures, finite, given, norms, candidates)
+            available = self._read_spectra(steps, curvatures, finite, given, sizes, candidates)
         for name, ranks in ranks_before.items():
             candidates[name] = candidates[name]._replace(ranks=tuple(ranks))
         for members, _ in steps:
@@ -199,7 +203,7 @@ class Adaptation:
                 for (members, _), cuts, of in zip(steps, own, available, strict=True)
             ]
         else:
-            read = finite.check(given, norms, [t.ranks for t in truncations])
+            read = finite.check(given, sizes, [t.ranks for t in truncations])
             kept = [_ranks(numbers, len(cuts)) for numbers, cuts in zip(read, own, strict=True)]
         return [
             _fitting(members, step, truncation, ranks)
@@ -212,23 +216,23 @@ class Adaptation:
         curvatures: Sequence[Tensor],
         finite: Finite,
         given: Given,
-        norms: Sequence[Tensor],
+        sizes: Sequence[Tensor],
         candidates: dict[str, Candidate],
     ) -> list[Sequence[Sequence[int]]]:
         """Bring singular values, norms and curvatures of all layers to the host."""
         wanted, layers = [], []
-        for (members, step), norm, curvature in zip(steps, norms, curvatures, strict=True):
+        for (members, step), curvature in zip(steps, curvatures, strict=True):
             modes = members.layout.modes
             decided = modes[:1] if _is_matrix(members.layout) else modes
             spectra = [relative_spectrum(step.core, mode) for mode in decided]
-            wanted += [step.ranks, norm, curvature, *spectra]
+            wanted += [step.ranks, _core_norms(step.core), curvature, *spectra]
             layers.append((members, decided))
-        numbers = iter(finite.check(given, norms, wanted))
+        numbers = iter(finite.check(given, sizes, wanted))
         available: list[Sequence[Sequence[int]]] = []
         for members, decided in layers:
             count = len(members.places)
             ranks = _ranks(next(numbers), count)
-            sizes, curves = next(numbers), next(numbers)
+            norms, curves = next(numbers), next(numbers)
             tables = {mode: _rows(next(numbers), count) for mode in decided}
             for number, slot in enumerate(members.slots):
                 own = {
@@ -240,7 +244,7 @@ class Adaptation:
                 seen = curves[number]
                 candidates[slot.name] = candidates[slot.name]._replace(
                     available=tuple(ranks[number]),
-                    squared_norm=sizes[number] ** 2,
+                    squared_norm=norms[number] ** 2,
                     spectra=own,
                     curvature=None if math.isnan(seen) else seen,
                 )
@@ -271,6 +275,12 @@ class Adaptation:
                 "adapt_every, check that these layers get a gradient, or call freeze_ranks()",
                 stacklevel=_level_of_the_user(),
             )
+
+
+def _core_norms(core: Tensor) -> Tensor:
+    """||C|| of each member of a stack, B numbers in float64."""
+    norms: Tensor = torch.linalg.vector_norm(core.flatten(1), dim=1, dtype=torch.float64)
+    return norms
 
 
 def _is_matrix(layout: Layout) -> bool:

@@ -13,10 +13,10 @@ from tdlrt.linalg import Layout, TangentSpace, TangentVector
 from tdlrt.optim.packing import member_views, put
 from tdlrt.optim.rules import Rule
 from tdlrt.optim.slot import BASIS_CORE, MASTER, LayerSlot, OptimizerState, working_dtype
-from tdlrt.optim.steps import Iterate, Lifted, brought_along
+from tdlrt.optim.steps import Iterate, Lifted, brought_along, core_brought_along
 from tdlrt.optim.written import Turned, made_orthonormal, not_orthonormal, turn_gradients_
 
-__all__ = ["Batch", "Versions"]
+__all__ = ["Batch"]
 
 # Share of the past in the running mean of squared gradients of the cores.
 _CURVATURE_DECAY = 0.9
@@ -43,6 +43,9 @@ class Batch:
         curvatures: Mean squares of the gradients by layer.
         space: The tangent space that a step has left at these weights, if it is known.
         written: Whether others may have written the weights.
+
+    Attributes:
+        turned: Layers by place whose parameters have the bases that others have written.
     """
 
     def __init__(
@@ -60,20 +63,20 @@ class Batch:
         layers = [slot.layer for slot in slots]
         core = layers[0].core
         self._dtype, self._device = working_dtype(core), core.device
+        self._kind = core.dtype, core.device
         sizes, ranks = [layer.shape for layer in layers], [layer.ranks for layer in layers]
         self.layout = Layout(sizes, ranks, layers[0].learned_modes, core.device)
         self._weights, self._weight_views = self._stacks()
-        self._gradients, self._gradient_views = self._stacks()
+        self._gradients: list[Tensor] = []  # made when a step first needs them
+        self._gradient_views: list[list[Tensor]] = []
         steps = [slot.steps(state) for slot in slots]
         self._steps = self._scalars(steps, torch.float32, 0.0)
         self._curvature = self._scalars([None] * len(steps), torch.float64, math.nan)
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self._basis_cores: Tensor | None = None
-        self._turned: dict[int, Turned] = {}
+        self.turned: dict[int, Turned] = {}
         self._versions: Versions = []
         self._space: TangentSpace | None = None
-        self._just_read = False
-        self._given: list[Tensor] = []
         self._moments: dict[str, list[Tensor]] = {}
         self._moment_views: list[dict[str, list[Tensor]]] = []
         self._read_weights(written=written)
@@ -82,7 +85,6 @@ class Batch:
         if space is not None and space.layout.ranks == self.layout.ranks:
             weights, factors = self._weights[0], self._factors()
             self._space = TangentSpace(weights, factors, self.layout, space.factorizations)
-            self._given = [space.core, *(space.factor(mode) for mode in self.layout.modes)]
 
     @property
     def _exact(self) -> bool:
@@ -108,6 +110,9 @@ class Batch:
         """Whether the ranks and the state of the layers are still those of the stacks."""
         counts = int(self._rule.counts_steps)
         for place, slot in enumerate(self.slots):
+            core = slot.layer.core
+            if (core.dtype, core.device) != self._kind:
+                return False
             if slot.layer.ranks != self.layout.ranks[place]:
                 return False
             views = self._moment_views[place]
@@ -131,15 +136,23 @@ class Batch:
 
     def reread(self) -> None:
         """Read weights that were written from outside, and transport the state to them."""
-        known = self._moments and all(len(of) > 1 for of in self._moments.values())
         # Weights that are not finite will be refused: the state waits until they are restored.
-        before = self._copied() if known and self._is_finite() else None
+        known = self._moments and self._is_finite()
+        if known and any(len(of) == 1 for of in self._moments.values()):
+            bases = [None if basis is None else basis.clone() for basis in self._factors()]
+            self._read_weights(written=True)
+            if self._is_finite():
+                state, new = self.lifted().moments, self._factors()
+                moved = core_brought_along(state, bases, new, self.layout, self._rule)
+                put(list(state.values()), list(moved.values()), None)
+            return
+        before = self._copied() if known else None
         self._read_weights(written=True)
         if before is not None and self._is_finite():
             self._wake_bases()
             today = self._stored()
-            moved = brought_along(before.moments, before.space, today.space, self._rule)
-            put(self._tensors_of(today), self._tensors_of(today._replace(moments=moved)), None)
+            moments = brought_along(before.moments, before.space, today.space, self._rule)
+            put(self._tensors_of(today), self._tensors_of(today._replace(moments=moments)), None)
 
     def _is_finite(self) -> bool:
         return bool(torch.stack([stack.isfinite().all() for stack in self._weights]).all())
@@ -156,10 +169,10 @@ class Batch:
         return Iterate(own, copies, steps)
 
     def _read_weights(self, *, written: bool) -> None:
-        self._versions, self._turned = [], {}
+        self._versions, self.turned = [], {}
         weights = [weight for slot in self.slots for weight in slot.weights(self._state)]
         torch._foreach_copy_([view for of in self._weight_views for view in of], weights)
-        self._space, self._just_read, self._given = None, True, []
+        self._space = None
         if written:
             self._make_orthonormal()
         self._versions = [slot.versions() for slot in self.slots]
@@ -177,29 +190,25 @@ class Batch:
             views = dict(zip(modes, own, strict=True))
             slot, written = self.slots[place], {mode: views[mode] for mode in wrong}
             new, orthonormal, turns = made_orthonormal(slot.name, core, written)
-            self._turned[place] = Turned(turns, [p.detach().clone() for p in slot.parameters])
+            self.turned[place] = Turned(turns, [p.detach().clone() for p in slot.parameters])
             core.copy_(new)
             for mode, basis in orthonormal.items():
                 views[mode].copy_(basis)
 
     def differs(self) -> bool:
         """Whether parameters differ from the stacks; waits for the device."""
-        return any(self._differences())
+        return any(self.changes())
 
     def changes(self) -> list[Tensor]:
-        """Norms of the differences between the parameters and the stacks; all should be zero."""
-        just_read, self._just_read = self._just_read, False
-        return [] if just_read and not self._given else self._differences()
+        """Norms of the differences between parameters and stacks; all should be zero.
 
-    def _differences(self) -> list[Tensor]:
-        """The same, from what was read or written last; masters are compared rounded."""
-        if self._given:
-            return list(torch._foreach_norm(torch._foreach_sub(self._weights, self._given)))
+        Parameters smaller than float32 are compared with the stacks after rounding.
+        """
         parameters = [p.detach() for slot in self.slots for p in slot.parameters]
         expected = [
             tensor
             for place, views in enumerate(self._weight_views)
-            for tensor in (self._turned[place].parameters if place in self._turned else views)
+            for tensor in (self.turned[place].parameters if place in self.turned else views)
         ]
         if not self._exact:
             expected = [e.to(p.dtype) for e, p in zip(expected, parameters, strict=True)]
@@ -316,6 +325,8 @@ class Batch:
 
     def gradients(self, places: Iterable[int], *, core_alone: bool = False) -> TangentVector:
         """The gradients of these members; `.grad` is read and not changed."""
+        if not self._gradients:
+            self._gradients, self._gradient_views = self._stacks()
         views, gradients, places = [], [], list(places)
         for place in places:
             own = self.slots[place].parameters[: 1 if core_alone else None]
@@ -326,10 +337,10 @@ class Batch:
         if views:
             torch._foreach_copy_(views, gradients)
         for place in places:
-            if place in self._turned:
+            if place in self.turned:
                 core, *bases = self._gradient_views[place]
                 by_mode = dict(zip(self.layout.modes, bases, strict=True))
-                turn_gradients_(core, by_mode, self._turned[place].turns)
+                turn_gradients_(core, by_mode, self.turned[place].turns)
         return self._vector(self._gradients)
 
     # --- what a step writes -----------------------------------------------------------------------
@@ -390,7 +401,7 @@ class Batch:
         elif self._basis_cores is None:
             self._rest_bases()
         put(self._tensors_of(self.lifted()), self._tensors_of(result), index)
-        self._write_weights(places, core_alone=not self._turned)
+        self._write_weights(places, core_alone=not self.turned)
 
     def _tensors_of(self, iterate: Iterate | Lifted) -> list[Tensor]:
         steps = iterate.steps.to(self._steps)
@@ -405,14 +416,13 @@ class Batch:
         return tensors
 
     def _write_weights(self, places: Iterable[int], *, core_alone: bool = False) -> None:
-        self._given = []
         places, count = list(places), 1 if core_alone else None
         parameters = [p.detach() for place in places for p in self.slots[place].parameters[:count]]
         views = [view for place in places for view in self._weight_views[place][:count]]
         torch._foreach_copy_(parameters, views)
         for place in places:
             self._versions[place] = self.slots[place].versions()
-            self._turned.pop(place, None)
+            self.turned.pop(place, None)
 
     def curvature(self, *, observed: bool) -> Tensor:
         """Running mean squares of the entries of grad_C L; `observed` adds the last gradients."""

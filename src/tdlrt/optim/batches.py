@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tdlrt.linalg import TangentSpace
 from tdlrt.nn.layer import resize_layers_
-from tdlrt.optim.batch import Batch, Versions
+from tdlrt.optim.batch import Batch
 from tdlrt.optim.members import Members, members_of
 from tdlrt.optim.packing import member_views
 from tdlrt.optim.partition import partition, work
@@ -52,8 +52,8 @@ class Batches:
         self.work = 0.0
         self._batches: list[Batch] = []
         self._within: tuple[str, ...] = ()
-        # What the last step left: spaces, and the parameters' versions that they belong to.
-        self._left: dict[tuple[str, ...], tuple[TangentSpace | None, Versions]] = {}
+        # Spaces that a step has left at weights of new ranks, until their batches are made.
+        self._left: dict[tuple[str, ...], TangentSpace] = {}
 
     @property
     def device(self) -> torch.device:
@@ -72,45 +72,84 @@ class Batches:
             names: The layers that take part in a step.
             within: The layers that batches are made of: by default all that require gradients.
         """
-        everything = self.slots if within is None else within
-        taking_part = {*names, *self.ranks_before}
-        trained = [
-            n for n in everything if n in taking_part or self.slots[n].layer.core.requires_grad
-        ]
-        if self._within != tuple(trained) or not all(b.is_current() for b in self._batches):
+        self._left = {}  # of a step that failed while its results were put in place
+        trained = self._trained(names, self.slots if within is None else within)
+        if self._within != trained or not self._are_current():
             self.refresh()
-            self._make(tuple(trained))
+            self._make(trained)
         found = [members for b in self._batches if (members := members_of(b, names)) is not None]
         for members in found:
             members.batch.refresh()
         return found
 
-    def changes(self, chosen: Iterable[Members]) -> Tensor:
-        """Differences of the weights from those after the last step, see `Given`."""
-        found = [change for members in chosen for change in members.batch.changes()]
+    def settle(self, within: Collection[str]) -> None:
+        """Make the batches of the next step now, right after the weights were written.
+
+        So the bases that the state belongs to are known when somebody else writes others.
+
+        Args:
+            within: The layers that batches are made of.
+        """
+        spaces, self._left = self._left, {}
+        if not self._within or not self._are_current():
+            turned = {b.slots[place].name for b in self._batches for place in b.turned}
+            known = {slot.name for b in self._batches for slot in b.slots} - turned
+            self._make(self._trained(self._within, within), known, spaces)
+
+    def _are_current(self) -> bool:
+        return all(batch.is_current() for batch in self._batches)
+
+    def _trained(self, names: Collection[str], within: Collection[str]) -> tuple[str, ...]:
+        taking_part = {*names, *self.ranks_before}
+        return tuple(
+            n for n in within if n in taking_part or self.slots[n].layer.core.requires_grad
+        )
+
+    def changes(self, chosen: Iterable[Members] | None = None) -> Tensor:
+        """Differences of the weights from those after the last step, see `Given`.
+
+        Args:
+            chosen: The layers to compare. All by default, as a step needs that may change ranks:
+                for these, batches are made of all layers.
+        """
+        if chosen is None:
+            self.refresh()
+        compared = self._batches if chosen is None else [members.batch for members in chosen]
+        found = [change for batch in compared for change in batch.changes()]
         return torch.stack(found) if found else torch.zeros(0, device=self.device)
 
     def _planned_ranks(self, slot: LayerSlot) -> Sequence[int]:
         return self.ranks_before.get(slot.name, slot.layer.ranks)
 
-    def _make(self, names: tuple[str, ...]) -> None:
-        self._batches = []
+    def _make(
+        self,
+        names: tuple[str, ...],
+        orthonormal: Collection[str] = (),
+        spaces: Mapping[tuple[str, ...], TangentSpace] | None = None,
+    ) -> None:
+        """Make the batches of some layers; those that stay the same stay as they are.
+
+        Args:
+            names: The layers.
+            orthonormal: Those whose bases need no check.
+            spaces: Tangent spaces at the present weights of some batches.
+        """
+        past, batches = [b for b in self._batches if b.is_current()], []
         keyed: dict[tuple[object, ...], list[LayerSlot]] = {}
         for name in names:
             keyed.setdefault(self._key(self.slots[name]), []).append(self.slots[name])
         for slots in keyed.values():
             for part in partition(slots, self._planned_ranks):
                 part = [slot for slot in slots if slot in part]  # in an order that stays
+                same = next((batch for batch in past if batch.slots == part), None)
                 group = self._group_of[part[0].name]
-                space, versions = self._left.get(tuple(s.name for s in part), (None, []))
-                written = versions != [slot.versions() for slot in part]
-                batch = Batch(
+                batch = same or Batch(
                     *(part, group, self._rule, self._state, self._curvatures),
-                    space=None if written else space,
-                    written=written,
+                    space=(spaces or {}).get(tuple(slot.name for slot in part)),
+                    written=not all(slot.name in orthonormal for slot in part),
                 )
-                self._batches.append(batch)
-        self._within, self._left = names, {}
+                batches.append(batch)
+        self._batches, self._within = batches, names
         layers = (self.slots[name].layer for name in names)
         self.work = sum(work([(layer.shape, layer.ranks)]) for layer in layers)
         self.generation += 1
@@ -121,14 +160,19 @@ class Batches:
             if batch.is_current():
                 batch.refresh()
 
+    def bring_up_to_date(self) -> None:
+        """Do the same also where weights were written without a change of their version."""
+        self.refresh()
+        self.reread()
+
     def reread(self) -> None:
         """Read weights again that were written without a change of their version."""
         for batch in self._batches:
-            if batch.differs():
+            if batch.is_current() and batch.differs():
                 batch.reread()
 
     def forget(self) -> None:
-        """Make all batches again from the layers when they are next needed."""
+        """Make all batches again from the layers."""
         self._batches, self._within, self._left = [], (), {}
         self.generation += 1
 
@@ -161,11 +205,11 @@ class Batches:
             batch.store(result, members.places, members.index)
             return
         _write_out(members, result, ranks, self._state, self._rule)
-        self._batches, self._within = [], ()
+        for place in members.places:
+            batch.turned.pop(place, None)
         self.generation += 1
-        names = tuple(slot.name for slot in members.slots)
-        space = result.space if isinstance(result, Iterate) else None
-        self._left[names] = space, [slot.versions() for slot in members.slots]
+        if isinstance(result, Iterate):
+            self._left[tuple(slot.name for slot in members.slots)] = result.space
 
 
 def _write_out(

@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from tdlrt.nn.layer import resize_layers_
-from tdlrt.optim.finite import core_norms
+from tdlrt.optim.finite import Given, sizes
 from tdlrt.optim.integrator import (
     Context,
     Pass,
@@ -45,6 +46,11 @@ class Bug:
         self.core_steps_left = 0
 
     @property
+    def moves_plain(self) -> bool:
+        """Whether other parameters move in the next pass: in core steps alone."""
+        return self.core_steps_left > 0
+
+    @property
     def ranks_before(self) -> Mapping[str, Sequence[int]]:
         """Ranks before the basis step, by name of the layers that took it."""
         return self._context.batches.ranks_before
@@ -70,7 +76,7 @@ class Bug:
         ranks_before = {name: list(batches.slots[name].layer.ranks) for name in active}
         with team.agreement():
             steps, read = on_current_weights(
-                self._context, lambda: self._lifted(team.share(active), team.share(batches.slots))
+                self._context, lambda compares: self._lifted(team, active, compares=compares)
             )
         for (members, step), numbers in zip(steps, read, strict=True):
             width = len(members.layout.columns)
@@ -79,24 +85,24 @@ class Bug:
         team.exchange([batches.slots[name] for name in active], state, adaptation.curvatures)
         self.ranks_before = ranks_before
         self.core_steps_left = self.core_steps
-        return Pass(moves_plain=False, ends_step=False)
+        return Pass(ends_step=False)
 
     def _lifted(
-        self, names: Collection[str], within: Collection[str]
+        self, team: Team, active: Collection[str], *, compares: bool
     ) -> tuple[list[tuple[Members, Lifted]], list[list[float]]]:
         """Basis steps of layers: their weights in augmented bases, and the ranks there."""
         batches, _, finite, *_ = self._context
-        chosen = batches.select(names, within)
-        given = finite.given(batches.device, batches.changes(chosen))
+        chosen = batches.select(team.share(active), team.share(batches.slots))
+        given = finite.given(batches.device, batches.changes() if compares else None)
         pairs = [(members, members.iterate()) for members in chosen]
         gradients = [i.space.gradient(*members.gradients()) for members, i in pairs]
         steps = [
             (members, basis_step(iterate, gradient, self._rule_of(members)))
             for (members, iterate), gradient in zip(pairs, gradients, strict=True)
         ]
-        norms = [gradient.squared_norms() for gradient in gradients]
-        norms += [core_norms(step.core) for _, step in steps]
-        return steps, finite.check(given, norms, [step.ranks for _, step in steps])
+        found = [sizes([g.core, *g.parts.values()], g.core.dtype) for g in gradients]
+        found += [members.sizes_after(step) for members, step in steps]
+        return steps, finite.check(given, found, [step.ranks for _, step in steps])
 
     def _rule_of(self, members: Members) -> Rule:
         return self._context.rule_of(members.batch.group)
@@ -109,7 +115,12 @@ class Bug:
             examined = tuple(self.ranks_before)
             team = Team() if adaptation.is_joint else team
         with team.agreement():
-            results = on_current_weights(self._context, lambda: self._core_results(team, last))
+            results, curvatures = on_current_weights(
+                self._context,
+                lambda compares: self._core_results(team, last=last, compares=compares),
+            )
+        for members, curvature in curvatures:
+            members.set_curvature(curvature)
         for result in results:
             batches.assign(*result)
         slots = [batches.slots[name] for name in self.ranks_before]
@@ -118,14 +129,18 @@ class Bug:
         if last:
             self.ranks_before = {}
             adaptation.settling = False
-        return Pass(moves_plain=True, ends_step=last, examined=examined)
+        return Pass(ends_step=last, examined=examined)
 
-    def _core_results(self, team: Team, last: bool) -> list[Result]:
+    def _core_results(
+        self, team: Team, *, last: bool, compares: bool
+    ) -> tuple[list[Result], list[tuple[Members, Tensor]]]:
+        """Core steps of layers, the last one with the truncation; and new curvatures."""
         batches, adaptation, finite, *_ = self._context
         names = team.share(self.ranks_before)
         moving = [n for n in names if batches.slots[n].layer.core.grad is not None]
         chosen = batches.select(moving, team.share(batches.slots))
-        given = finite.given(batches.device, batches.changes(chosen))
+        changes = batches.changes(None if last else chosen) if compares else None
+        given = finite.given(batches.device, changes)
         lifted = [
             core_step(members.lifted(), members.gradients().core, self._rule_of(members))
             for members in chosen
@@ -146,13 +161,10 @@ class Bug:
                 self._context, steps, [*observed, *left], given, self.ranks_before
             )
         else:
-            finite.check(given, [core_norms(step.core) for step in lifted])
-            advanced = zip(chosen, lifted, strict=True)
+            advanced = list(zip(chosen, lifted, strict=True))
+            finite.check(given, [members.sizes_after(step) for members, step in advanced])
             results = [(members, step, members.layout.ranks) for members, step in advanced]
-        for members, curvature in zip(chosen, observed, strict=True):
-            if observes:
-                members.set_curvature(curvature)
-        return results
+        return results, list(zip(chosen, observed, strict=True)) if observes else []
 
     @contextmanager
     def without_basis_gradients(self) -> Iterator[None]:
@@ -168,7 +180,7 @@ class Bug:
                 basis.requires_grad_(True)
 
     @contextmanager
-    def undone_on_error(self) -> Iterator[None]:
+    def undone_on_error(self, team: Team) -> Iterator[None]:
         """End the step under way if a closure or a pass inside the block raises an error.
 
         Before the first core step the model is restored bit for bit. After it, the core steps that
@@ -182,7 +194,7 @@ class Bug:
             if self.core_steps_left == self.core_steps:
                 before.restore(self.ranks_before)
             elif self.core_steps_left:
-                given = self._context.finite.given(batches.device)
+                given = Given.nothing(batches.device)
                 steps = [(m, m.lifted()) for m in batches.select(self.ranks_before, batches.slots)]
                 curvatures = [members.curvature(observed=False) for members, _ in steps]
                 results = truncate_together(
@@ -191,6 +203,7 @@ class Bug:
                 for result in results:
                     batches.assign(*result)
             self.core_steps_left, self.ranks_before = 0, {}
+            batches.settle(team.share(batches.slots))
             raise
 
 

@@ -1,23 +1,54 @@
-"""Checks that gradients, weights and results are finite, with one transfer to the host."""
+"""Checks that all a step puts in place is finite, with one transfer to the host."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tdlrt.errors import NonFiniteError
+from tdlrt.optim.slot import OptimizerState
+from tdlrt.optim.steps import Augmented, Iterate, Lifted
 
-__all__ = ["Finite", "Given", "WrittenElsewhereError", "core_norms"]
+__all__ = ["Finite", "Given", "WrittenElsewhereError", "sizes", "sizes_after"]
 
 
-def core_norms(core: Tensor) -> Tensor:
-    """||C|| of each member of a stack, B numbers in float64; not finite if an entry is not."""
-    norms: Tensor = torch.linalg.vector_norm(core.flatten(1), dim=1, dtype=torch.float64)
-    return norms
+def sizes_after(step: Iterate | Augmented | Lifted, stored: torch.dtype) -> Tensor:
+    """`sizes` of all that a step puts in place.
+
+    Below 1 they stay finite in a change of bases, too: projections make no norm larger, and second
+    moments stay in their range.
+
+    Args:
+        step: Weights and state.
+        stored: The type of the parameters that the weights are written to.
+
+    Returns:
+        One number for each tensor, in float64.
+    """
+    weights, state = step.weights(), step.state()
+    if weights[0].dtype == stored:
+        return sizes([*weights, *state], stored)
+    return torch.cat([sizes(weights, stored), *([sizes(state, state[0].dtype)] if state else [])])
+
+
+def sizes(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Norms of tensors, in units of half the largest number of a type.
+
+    Below 1 every entry is finite. The other half is for rounding.
+
+    Args:
+        tensors: Tensors on one device.
+        dtype: The type.
+
+    Returns:
+        One number for each tensor, in float64; NaN or infinite if an entry is.
+    """
+    norms = torch._foreach_norm(list(tensors), 2, dtype=torch.float64)
+    return torch.stack(list(norms)) / (torch.finfo(dtype).max / 2)
 
 
 class WrittenElsewhereError(Exception):
@@ -28,24 +59,34 @@ class Given(NamedTuple):
     """Numbers on the device that describe the inputs of a step.
 
     Attributes:
-        norms: Norms of the plain parameters that have a gradient, and of their gradients.
+        norms: Norms of the plain parameters that have a gradient, of their gradients and state.
         changes: Norms of the differences between the Tucker weights and the last step's results.
     """
 
     norms: Tensor
     changes: Tensor
 
+    @classmethod
+    def nothing(cls, device: torch.device) -> Given:
+        """For a truncation that is no step: it uses no gradients, and weights of its own."""
+        return cls(torch.zeros(0, device=device), torch.zeros(0, device=device))
+
 
 class Finite:
     """Refuses steps with gradients, weights or results that are not finite.
 
+    Plain parameters have moved already when a step is checked; a refused step moves them back.
+
     Args:
         names: Names of all parameters of the model.
         plain: The plain parameters among them.
+        state: The optimiser's state.
     """
 
-    def __init__(self, names: Mapping[Tensor, str], plain: Iterable[Tensor]) -> None:
-        self._names, self._plain = names, list(plain)
+    def __init__(
+        self, names: Mapping[Tensor, str], plain: Iterable[Tensor], state: OptimizerState
+    ) -> None:
+        self._names, self._plain, self._state = names, set(plain), state
 
     def given(self, device: torch.device, changes: Tensor | None = None) -> Given:
         """Describe the inputs of a step by numbers that are read together with its results.
@@ -58,10 +99,9 @@ class Finite:
         return Given(self._plain_norms(device), none if changes is None else changes)
 
     def _plain_norms(self, device: torch.device) -> Tensor:
-        """Norms that are not finite if a plain gradient or its parameter is not."""
-        moved = [p for p in self._plain if p.grad is not None]
-        tensors = [p.detach() for p in moved if p.is_floating_point() or p.is_complex()]
-        tensors += [_values(p.grad) for p in moved if p.grad is not None]
+        """Norms that are not finite if a plain parameter, its gradient or its state is not."""
+        moved = [p for p in self._names if p in self._plain and p.grad is not None]
+        tensors = [tensor for p in moved for _, tensor in self._tensors_of(p)]
         if not tensors:
             return torch.zeros(0, dtype=torch.float64, device=device)
         alike: dict[tuple[object, ...], list[Tensor]] = {}
@@ -77,7 +117,7 @@ class Finite:
 
         Args:
             given: `given()`.
-            results: Norms of the results of a step, see `core_norms`.
+            results: See `sizes_after`.
             extra: Further tensors to read.
 
         Returns:
@@ -97,8 +137,8 @@ class Finite:
             self._check_entries()
         if not right:
             raise NonFiniteError(
-                "weight: the step would make it NaN or infinite, expected finite values; nothing "
-                "was changed. Lower lr"
+                "weight: the step would make it NaN or infinite, or the optimiser's state, "
+                "expected finite values; nothing was changed. Lower lr"
             )
         numbers, begin = [], 0
         for part in parts:
@@ -114,21 +154,33 @@ class Finite:
     @staticmethod
     def _found(given: Given, results: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         """Whether the inputs are finite, and whether the results are; false for NaN."""
-        norms = [norm.to(given.norms.device).flatten() for norm in results]
-        found = torch.cat([*norms, given.norms[:0]])
-        return (given.norms < math.inf).all(), (found < math.inf).all()
+        found = torch.cat([*(of.to(given.norms.device) for of in results), given.norms[:0]])
+        return (given.norms < math.inf).all(), (found < 1).all()
 
     def _check_entries(self) -> None:
         """Check every entry, because a norm can overflow although all entries are finite."""
         for parameter, name in self._names.items():
             if parameter.grad is None:
                 continue
-            for what, tensor in (("gradient", parameter.grad), ("value", parameter.detach())):
-                if not torch.isfinite(_values(tensor)).all():
+            for what, tensor in self._tensors_of(parameter):
+                if not torch.isfinite(tensor).all():
+                    after = what != "gradient" and parameter in self._plain
                     raise NonFiniteError(
-                        f"{name}: its {what} has NaN or infinite entries, expected finite ones; "
-                        "nothing was changed. Lower lr, or check the loss"
+                        f"{name}: its {what} has NaN or infinite entries"
+                        f"{', or would have after the step' if after else ''}, expected finite "
+                        "ones; nothing was changed. Lower lr, or check the loss"
                     )
+
+    def _tensors_of(self, parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """What must be finite: the gradient and the value, and the state of a plain parameter."""
+        if parameter.grad is not None:
+            yield "gradient", _values(parameter.grad)
+        yield "value", parameter.detach()
+        if parameter in self._plain:
+            for name, value in self._state.get(parameter, {}).items():
+                # Not the count of steps, which torch keeps on the host.
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    yield name, value
 
 
 def _values(tensor: Tensor) -> Tensor:

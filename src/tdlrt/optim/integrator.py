@@ -65,7 +65,6 @@ class Pass(NamedTuple):
     """The effect of the gradients of one backward pass.
 
     Attributes:
-        moves_plain: Whether parameters that are not in Tucker format move with it.
         ends_step: Whether it was the last of a whole step.
         examined: Layers whose ranks were examined.
         postponed: Whether an examination waits for a step in which no bases rest.
@@ -73,24 +72,27 @@ class Pass(NamedTuple):
             something is not finite; None where that was read and raised.
     """
 
-    moves_plain: bool
     ends_step: bool
     examined: Collection[str] = ()
     postponed: bool = False
     accepted: Tensor | None = None
 
 
-def on_current_weights(context: Context, compute: Callable[[], Computed]) -> Computed:
+def on_current_weights(context: Context, compute: Callable[[bool], Computed]) -> Computed:
     """The result of a step. It is computed again if the stacks held outdated weights.
+
+    Args:
+        context: What the integrator works with.
+        compute: Computes it, told whether it has to compare the stacks with the weights.
 
     Raises:
         NonFiniteError: As `compute` does.
     """
     try:
-        return compute()
+        return compute(True)
     except WrittenElsewhereError:
         context.batches.reread()
-        return compute()
+        return compute(False)
 
 
 def active_layers(batches: Batches) -> list[str]:
@@ -145,11 +147,18 @@ def truncate_together(
 
 def truncate_unmoved(context: Context) -> None:
     """Truncate all trained layers, without a step, to the ranks that the policy chooses."""
-    steps = unmoved(context, context.adaptation.trained)
-    curvatures = [members.curvature(observed=False) for members, _ in steps]
-    given = context.finite.given(context.batches.device)
-    for result in truncate_together(context, steps, curvatures, given):
-        context.batches.assign(*result)
+    batches = context.batches
+
+    def truncated(compares: bool) -> list[Result]:
+        steps = unmoved(context, context.adaptation.trained)
+        curvatures = [members.curvature(observed=False) for members, _ in steps]
+        given = Given.nothing(batches.device)
+        if compares:
+            given = given._replace(changes=batches.changes())
+        return truncate_together(context, steps, curvatures, given)
+
+    for result in on_current_weights(context, truncated):
+        batches.assign(*result)
 
 
 def gradient_norm(

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tdlrt.linalg import Factorization, Layout, TangentSpace, TangentVector
 from tdlrt.optim.batch import Batch
+from tdlrt.optim.finite import sizes_after
 from tdlrt.optim.slot import LayerSlot
-from tdlrt.optim.steps import Iterate, Lifted
+from tdlrt.optim.steps import Augmented, Iterate, Lifted
 
 __all__ = ["Members", "members_of"]
 
@@ -77,6 +78,10 @@ class Members:
     def _taken(self, vector: TangentVector) -> TangentVector:
         parts = {mode: part[self.index] for mode, part in vector.parts.items()}
         return TangentVector(vector.core[self.index], parts)
+
+    def sizes_after(self, step: Iterate | Augmented | Lifted) -> Tensor:
+        """See `tdlrt.optim.finite.sizes_after`."""
+        return sizes_after(step, self.slots[0].layer.core.dtype)
 
     def curvature(self, *, observed: bool) -> Tensor:
         """See `Batch.curvature`."""

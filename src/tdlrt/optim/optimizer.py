@@ -27,21 +27,19 @@ from tdlrt.optim.groups import (
     groups_of,
     tucker_parameters,
 )
-from tdlrt.optim.integrator import Context, active_layers, gradient_norm, truncate_unmoved
+from tdlrt.optim.integrator import Context, Pass, active_layers, gradient_norm, truncate_unmoved
 from tdlrt.optim.parallel import Parallel
 from tdlrt.optim.plain import PlainParameters
 from tdlrt.optim.resting import RestingBases
 from tdlrt.optim.rules import Rule, resolve_rule
 from tdlrt.optim.skipping import SkippedSteps
 from tdlrt.optim.slot import LayerSlot
-from tdlrt.optim.stored import EXTRA, check_state, owned, restore_types
+from tdlrt.optim.stored import EXTRA, are_same, check_state, core_norms, owned, restore_types
 from tdlrt.optim.team import Team
+from tdlrt.optim.threads import threads_for
 from tdlrt.ranks import FixedRank, RankPolicy
 
 __all__ = ["TDLRT"]
-
-# Multiply-adds of a step below which two threads are no faster than one, on a CPU.
-_LEAST_WORK = 2e8
 
 
 class TDLRT(torch.optim.Optimizer):
@@ -169,7 +167,7 @@ class TDLRT(torch.optim.Optimizer):
             self._slots, self._rule_type, self.state, curvatures, self._group_of
         )
         self._bindings = self._bindings + 1
-        finite = Finite(self._names, self._plain.among(self._names))
+        finite = Finite(self._names, self._plain.among(self._names), self.state)
         self._context = Context(
             *(self._batches, self._adaptation, finite, self.state, self._rule_of),
             *(self._resting, self.capturable),
@@ -179,6 +177,11 @@ class TDLRT(torch.optim.Optimizer):
         self._bug.ranks_before = ranks_before or {}
         self._parallel = Parallel(self._context)
 
+    def _settle(self) -> None:
+        """Note which weights the state belongs to, so that it follows when they are written."""
+        with suppress(IntegratorStateError), torch.no_grad():  # the next step raises it
+            self._batches.settle(self.team.share(self._slots))
+
     def _make_rates(self) -> None:
         """Make every lr a tensor if steps are to be captured."""
         if self.capturable:
@@ -187,7 +190,10 @@ class TDLRT(torch.optim.Optimizer):
                 group["lr"] = rate.to(self._device)
 
     def _rule_of(self, group: int) -> Rule:
-        return self._rule_type.from_group(self.param_groups[group], capturable=self.capturable)
+        return self._rule_from(self.param_groups[group])
+
+    def _rule_from(self, group: Mapping[str, Any]) -> Rule:
+        return self._rule_type.from_group(group, capturable=self.capturable)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; torch calls this at construction, and later groups are refused.
@@ -240,6 +246,7 @@ class TDLRT(torch.optim.Optimizer):
             try:
                 with self._plain_arithmetic():
                     truncate_unmoved(self._context)
+                    self._settle()
             except BaseException:
                 adaptation.frozen = adaptation.settling = False
                 raise
@@ -335,7 +342,11 @@ class TDLRT(torch.optim.Optimizer):
                 self._advance()
             self._count_skipped_before()
         else:
-            with self._skipped.allowed(), self._plain_arithmetic(), self._bug.undone_on_error():
+            with (
+                self._skipped.allowed(),
+                self._plain_arithmetic(),
+                self._bug.undone_on_error(self.team),
+            ):
                 self._advance()
                 self._core_passes(closure)
         return loss
@@ -353,19 +364,26 @@ class TDLRT(torch.optim.Optimizer):
 
     def _advance(self) -> None:
         """Let the integrator and then the plain optimiser use the present gradients."""
-        with self._plain_arithmetic(), _threads(self._batches.work):
+        with self._plain_arithmetic(), threads_for(self._batches.work):
             if self._context.state is not self.state:
                 self._bind(self._bug.core_steps_left, self._bug.ranks_before)
-            integrator = self._parallel if self.integrator == "parallel" else self._bug
-            done = integrator.advance(self.team)
-            if done.moves_plain and done.accepted is None:
-                self._plain.move(self.param_groups)
-            elif done.accepted is not None:
-                self._plain.move_if(done.accepted, self.param_groups)
-                self._skipped.note(done.accepted)
+            done = self._advanced()
+            self._settle()
             if done.ends_step:
                 self.end_step(done.examined, postponed=done.postponed)
             self._read_on_host = done.accepted is None
+
+    def _advanced(self) -> Pass:
+        """Move plain parameters, which torch does in place; then check, and move the layers."""
+        integrator = self._parallel if self.integrator == "parallel" else self._bug
+        if not integrator.moves_plain:
+            return integrator.advance(self.team)
+        with self._plain.moved(self.param_groups) as before:
+            done = integrator.advance(self.team)
+            if done.accepted is not None:
+                before.restore_unless(done.accepted)
+                self._skipped.note(done.accepted)
+            return done
 
     def end_step(self, examined: Iterable[str] = (), *, postponed: bool = False) -> None:
         """Count a step; `step` and the replay of a captured step call this."""
@@ -422,7 +440,7 @@ class TDLRT(torch.optim.Optimizer):
         `copy.deepcopy((model, optimizer))` copies both, as it does for torch's optimisers.
         """
         with torch.no_grad():
-            self._batches.refresh()
+            self._batches.bring_up_to_date()
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         # `step` is on the instance where a learning-rate scheduler has wrapped it.
@@ -433,6 +451,7 @@ class TDLRT(torch.optim.Optimizer):
         copied.team = self.team
         copied._plain = self._plain.copied(tucker_parameters(copied._slots.values()), memo)
         copied._bind(self._bug.core_steps_left, self._bug.ranks_before)
+        copied._settle()
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
@@ -449,27 +468,23 @@ class TDLRT(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """State of the optimiser: torch's own keys and the integrator's position under 'tdlrt'."""
         with torch.no_grad():
-            self._batches.refresh()
+            self._batches.bring_up_to_date()
         state: dict[str, Any] = super().state_dict()
         # Tensors of their own in place of views of the stacks.
         state["state"] = {
             key: {name: owned(value) for name, value in of.items()}
             for key, of in state["state"].items()
         }
-        adaptation, bug = self._adaptation, self._bug
+        bug = self._bug
         state[EXTRA] = {
             "integrator": self.integrator,
             "optimizer": self._plain.optimizer_name,
-            "steps": adaptation.steps,
-            "skipped_steps": self._skipped.count + self._skipped.uncounted,
-            "skipped_in_a_row": self._skipped.in_a_row,
-            "frozen": adaptation.frozen,
-            "settling": adaptation.settling,
-            "postponed": adaptation.postponed,
+            **self._adaptation.state_dict(),
+            **self._skipped.state_dict(),
             "resting_bases": self._resting.state_dict(),
             "core_steps_left": bug.core_steps_left,
             "resting_ranks": {name: list(ranks) for name, ranks in bug.ranks_before.items()},
-            "curvatures": {n: owned(value) for n, value in adaptation.curvatures.items()},
+            "norms": core_norms(self._slots.values()),
         }
         return state
 
@@ -484,34 +499,23 @@ class TDLRT(torch.optim.Optimizer):
 
         Raises:
             IntegratorStateError: It is another optimiser's, another integrator's, or another
-                model's, or the model has other ranks. Nothing was changed.
+                model's, it is incomplete, or the model has other ranks. Nothing was changed.
         """
-        own = self._plain.optimizer_name
-        check_state(state_dict, self.integrator, own, self.param_groups, self._names)
+        check_state(
+            *(state_dict, self.integrator, self._plain.optimizer_name),
+            *(self.param_groups, self._names, self._slots),
+            lambda group: self._rule_from({**self.defaults, **group, "lr": group["lr"]}),
+        )
         extra = state_dict[EXTRA]
         super().load_state_dict(state_dict)
+        for group in self.param_groups:  # options that its version of torch did not have
+            group.update({**self.defaults, **group})
         restore_types(self, state_dict, self._slots.values())
         self._make_rates()
-        self._skipped.load(extra.get("skipped_steps", 0), extra.get("skipped_in_a_row", 0))
-        curvatures = extra.get("curvatures", {})
-        self._adaptation.load(
-            *(extra["steps"], extra["frozen"], extra["settling"]),
-            *(extra.get("postponed", False), curvatures),
-        )
+        self._skipped.load_state_dict(extra)
+        self._adaptation.load_state_dict(extra)
         self._resting.load_state_dict(extra.get("resting_bases", {}))
         self._bind(extra["core_steps_left"], dict(extra["resting_ranks"]))
+        if are_same(extra.get("norms", {}), core_norms(self._slots.values())):
+            self._settle()
         self._freeze_if_due()
-
-
-@contextmanager
-def _threads(work: float) -> Iterator[None]:
-    """Use one thread of torch for a small step, because waiting for a second one costs more."""
-    threads = torch.get_num_threads()
-    if work > _LEAST_WORK or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tdlrt.linalg import TangentVector
-from tdlrt.optim.finite import core_norms
 from tdlrt.optim.integrator import (
     Context,
     Pass,
@@ -34,8 +33,13 @@ class Parallel:
     Args:
         context: What it works with.
 
+    Attributes:
+        moves_plain: Whether other parameters move in the next pass.
+
     Source: arXiv:2412.00858.
     """
+
+    moves_plain = True
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -60,7 +64,10 @@ class Parallel:
             team = Team()
         with team.agreement():
             step = on_current_weights(
-                context, lambda: self._computed(team, active, resting, examines=examines)
+                context,
+                lambda compares: self._computed(
+                    team, active, resting, examines=examines, compares=compares
+                ),
             )
         if adaptation.observes:
             for members, curvature in step.curvatures:
@@ -73,7 +80,6 @@ class Parallel:
         team.exchange(slots, context.state, adaptation.curvatures)
         context.resting.end_step(active, resting, context.state)
         return Pass(
-            moves_plain=True,
             ends_step=True,
             examined=active if examines else (),
             postponed=adaptation.examines and not examines,
@@ -84,25 +90,32 @@ class Parallel:
         batches, adaptation, finite, *_ = self._context
         chosen = batches.select(active)
         found = [fixed_rank_step(*self._read(members)) for members in chosen]
-        norms = [core_norms(iterate.space.core) for iterate in found]
-        accepted = finite.accepted(finite.given(batches.device), norms)
+        sizes = [m.sizes_after(iterate) for m, iterate in zip(chosen, found, strict=True)]
+        accepted = finite.accepted(finite.given(batches.device), sizes)
         for members, iterate in zip(chosen, found, strict=True):
             if adaptation.observes:
                 curvature = members.curvature(observed=True)
                 past = members.curvature(observed=False)
                 members.set_curvature(torch.where(accepted, curvature, past))
             members.batch.store(iterate, members.places, members.index, accepted)
-        return Pass(moves_plain=True, ends_step=True, accepted=accepted)
+        return Pass(ends_step=True, accepted=accepted)
 
     def _computed(
-        self, team: Team, active: Collection[str], resting: Collection[str], *, examines: bool
+        self,
+        team: Team,
+        active: Collection[str],
+        resting: Collection[str],
+        *,
+        examines: bool,
+        compares: bool,
     ) -> _Step:
         """The step of the layers of this process."""
         batches, adaptation, finite, *_ = self._context
         within = team.share(batches.slots)
         chosen = batches.select(team.share(active), within)
         still, moving = (chosen, []) if resting else ([], chosen)
-        given = finite.given(batches.device, batches.changes([*still, *moving]))
+        changes = batches.changes(None if examines else chosen) if compares else None
+        given = finite.given(batches.device, changes)
         cores = [
             core_step(members.lifted(), members.core_gradient(), self._rule_of(members))
             for members in still
@@ -116,8 +129,9 @@ class Parallel:
             results = truncate_together(self._context, augmented, curvatures, given)
         else:
             found = [fixed_rank_step(*of) for of in steps]
-            norms = [core_norms(step.core) for step in cores]
-            finite.check(given, [*norms, *(core_norms(iterate.space.core) for iterate in found)])
+            after: list[tuple[Members, Iterate | Lifted]]
+            after = [*zip(still, cores, strict=True), *zip(moving, found, strict=True)]
+            finite.check(given, [members.sizes_after(step) for members, step in after])
             pairs = zip(moving, found, strict=True)
             results = [(members, iterate, members.layout.ranks) for members, iterate in pairs]
         return _Step(

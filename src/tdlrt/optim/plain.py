@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,26 +65,79 @@ class PlainParameters:
                     group["fused"] = True  # otherwise SGD reads lr on the host
             elif group.get("foreach", True) is None and not group.get("fused"):
                 group["foreach"] = True  # the same arithmetic in fewer operations
-        self._optimizer.step()
+        # torch adds Nesterov momentum to the gradients themselves, which are the user's.
+        nesterov = [p.grad for group in own if group.get("nesterov") for p in group["params"]]
+        gradients = [gradient for gradient in nesterov if gradient is not None]
+        copies = _copies(gradients)
+        try:
+            self._optimizer.step()
+        finally:
+            _copy_back(gradients, copies)
 
-    def move_if(self, accepted: Tensor, groups: Sequence[dict[str, Any]]) -> None:
-        """Take one step that changes nothing unless it is accepted, without reading on the host.
+    @contextmanager
+    def moved(self, groups: Sequence[dict[str, Any]]) -> Iterator[Before]:
+        """Take one step for the block, and take it back if the block raises an error.
 
         Args:
-            accepted: Whether the step counts, a boolean on the device.
             groups: The param_groups of `TDLRT`.
         """
         everything = [parameter for group in groups for parameter in group["params"]]
-        moved = [p for p in self.among(everything) if p.grad is not None]
+        moving = [p for p in self.among(everything) if p.grad is not None]
+        before = Before(moving, self._optimizer.state)
+        try:
+            self.move(groups)
+            yield before
+        except BaseException:
+            before.restore()
+            raise
 
-        def state() -> list[Tensor]:
-            own = [value for p in moved for value in self._optimizer.state.get(p, {}).values()]
-            return [value for value in own if isinstance(value, Tensor)]
 
-        # torch writes in place, so copies are kept. State that this step creates is set to zero if
-        # the step is not accepted, which is equivalent to no state.
-        before = {id(t): t.clone() for t in (*moved, *state())}
-        self.move(groups)
-        for tensor in (*moved, *state()):
-            old = before.get(id(tensor), torch.zeros_like(tensor))
+class Before:
+    """Copies of parameters and their state, which torch's optimisers change in place.
+
+    Args:
+        parameters: The parameters.
+        state: The optimiser's state.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], state: MutableMapping[Any, Any]) -> None:
+        self._parameters, self._state = parameters, state
+        self._entries = {p: dict(state[p]) for p in parameters if p in state}
+        self._tensors = self._present()
+        self._copies = _copies(self._tensors)
+
+    def _present(self) -> list[Tensor]:
+        own = [value for p in self._parameters for value in self._state.get(p, {}).values()]
+        state = [value for value in own if isinstance(value, Tensor)]
+        return [*self._parameters, *state]
+
+    def restore(self) -> None:
+        """Bring everything back."""
+        _copy_back(self._tensors, self._copies)
+        for parameter in self._parameters:
+            if parameter in self._entries:
+                self._state[parameter].clear()
+                self._state[parameter].update(self._entries[parameter])
+            else:
+                self._state.pop(parameter, None)
+
+    def restore_unless(self, accepted: Tensor) -> None:
+        """Bring everything back where a boolean on the device is false, without reading it.
+
+        State that the step has created becomes zero then, which is equivalent to no state.
+        """
+        copies = dict(zip(map(id, self._tensors), self._copies, strict=True))
+        for tensor in self._present():
+            old = copies.get(id(tensor), torch.zeros_like(tensor))
             tensor.copy_(torch.where(accepted.to(tensor.device), tensor, old))
+
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    _copy_back(copies, tensors)
+    return copies
+
+
+def _copy_back(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+    if tensors:
+        torch._foreach_copy_(list(tensors), list(copies))

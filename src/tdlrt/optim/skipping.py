@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,14 +32,15 @@ class SkippedSteps:
             2, device=device
         )  # skipped in a row; skipped and not yet in count
 
-    @property
-    def uncounted(self) -> int:
-        """Steps skipped on the device that `count` does not include yet; waits for the device."""
-        return int(self._on_device[1])
+    def state_dict(self) -> dict[str, int]:
+        """The counts; waits for the device."""
+        uncounted = int(self._on_device[1])
+        return {"skipped_steps": self.count + uncounted, "skipped_in_a_row": self.in_a_row}
 
-    def load(self, count: int, in_a_row: int) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from stored counts."""
-        self.count, self.in_a_row = count, in_a_row
+        self.count = state.get("skipped_steps", 0)
+        self.in_a_row = state.get("skipped_in_a_row", 0)
         self._on_device.zero_()
 
     @contextmanager

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tdlrt.errors import IntegratorStateError
+from tdlrt.errors import IntegratorStateError, UnsupportedOptimizerError
 from tdlrt.optim.slot import LayerSlot
+from tdlrt.optim.stored_values import check_entries, check_layer_values
 
-__all__ = ["EXTRA", "check_state", "owned", "restore_types"]
+__all__ = ["EXTRA", "are_same", "check_state", "core_norms", "owned", "restore_types"]
 
 EXTRA = "tdlrt"
 """Key of the integrator's own state in the state_dict, next to torch's keys."""
@@ -22,12 +24,28 @@ def owned(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value._base is not None else value
 
 
+def core_norms(slots: Iterable[LayerSlot]) -> dict[str, Tensor]:
+    """||C|| = ||W|| of each layer, by which a stored state knows its weights again."""
+    own = list(slots)
+    norms = torch._foreach_norm([slot.layer.core.detach() for slot in own], 2, dtype=torch.float64)
+    return {slot.name: norm for slot, norm in zip(own, norms, strict=True)}
+
+
+def are_same(norms: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    """Whether norms of layers agree up to rounding; waits for the device."""
+    return norms.keys() == others.keys() and all(
+        math.isclose(float(norm), float(others[name]), rel_tol=1e-6) for name, norm in norms.items()
+    )
+
+
 def check_state(
     state_dict: Mapping[str, Any],
     integrator: str,
     optimizer: str,
     groups: Sequence[Mapping[str, Any]],
     names: Mapping[Tensor, str],
+    slots: Mapping[str, LayerSlot],
+    rule_of: Callable[[Mapping[str, Any]], object],
 ) -> None:
     """Refuse a state_dict that does not fit the optimiser.
 
@@ -37,16 +55,33 @@ def check_state(
         optimizer: Name of the plain optimiser's class.
         groups: The param_groups.
         names: Names of the parameters in them.
+        slots: The layers by name.
+        rule_of: Reads the rule of a group, or raises an error.
 
     Raises:
-        IntegratorStateError: It belongs to another optimiser, integrator or model, or to other
-            ranks.
+        IntegratorStateError: It is incomplete, or belongs to another optimiser, integrator or
+            model, or to other ranks.
     """
+    outer: dict[str, type] = {"state": dict, "param_groups": list}
+    for key, kind in outer.items():
+        if not isinstance(state_dict.get(key), kind):
+            raise IntegratorStateError(
+                f"state_dict: got {key}={state_dict.get(key)!r}, expected a value of type "
+                f"{kind.__name__}; it is incomplete or damaged, so load another"
+            )
     extra = state_dict.get(EXTRA)
-    if extra is None:
+    if not isinstance(extra, Mapping):
         raise IntegratorStateError(
             "state_dict: got one without a 'tdlrt' entry, expected the result of TDLRT.state_dict()"
         )
+    for name, (kind, default) in _FIELDS.items():
+        value = extra.get(name, default)
+        is_flag, is_negative = isinstance(value, bool), isinstance(value, int) and value < 0
+        if not isinstance(value, kind) or is_flag != (kind is bool) or is_negative:
+            raise IntegratorStateError(
+                f"state_dict['tdlrt']: got {name}={value!r}, expected a value of type "
+                f"{kind.__name__}; it is incomplete or damaged, so load another"
+            )
     if extra["integrator"] != integrator:
         raise IntegratorStateError(
             f"state_dict: got one of integrator={extra['integrator']!r}, expected "
@@ -57,13 +92,81 @@ def check_state(
             f"state_dict: got one of {extra['optimizer']}, expected one of {optimizer}; construct "
             "TDLRT with the same optimizer_cls"
         )
-    _check_shapes(state_dict, groups, names)
+    _check_shapes(state_dict, groups, names, rule_of)
+    check_layer_values(extra)
+    _check_layers(extra, slots)
+    check_entries(state_dict, groups, names, slots.values(), extra["resting_ranks"])
+
+
+def _saved_state(
+    state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
+) -> dict[Tensor, Mapping[str, Any]]:
+    """The stored state by parameter: torch numbers the parameters in the order of the groups."""
+    return {
+        parameter: state_dict["state"].get(key, {})
+        for saved, own in zip(state_dict["param_groups"], groups, strict=True)
+        for key, parameter in zip(saved["params"], own["params"], strict=True)
+    }
+
+
+# What the integrator's own state consists of: types, and defaults of what older versions lack.
+_FIELDS: dict[str, tuple[type, Any]] = {
+    "integrator": (str, None),
+    "steps": (int, None),
+    "skipped_steps": (int, 0),
+    "skipped_in_a_row": (int, 0),
+    "frozen": (bool, None),
+    "settling": (bool, None),
+    "postponed": (bool, False),
+    "resting_bases": (Mapping, {}),
+    "core_steps_left": (int, None),
+    "resting_ranks": (Mapping, None),
+    "curvatures": (Mapping, {}),
+    "norms": (Mapping, {}),
+}
+
+
+def _check_layers(extra: Mapping[str, Any], slots: Mapping[str, LayerSlot]) -> None:
+    """Refuse what is stored of layers that the model does not have, or has in other sizes."""
+    resting = extra.get("resting_bases", {})
+    by_name = {name: extra.get(name, {}) for name in ("resting_ranks", "curvatures")}
+    by_name |= {f"resting_bases.{name}": resting.get(name, {}) for name in ("since", "taken")}
+    for field, found in by_name.items():
+        unknown = [repr(name) for name in found if name not in slots]
+        if unknown:
+            raise IntegratorStateError(
+                f"state_dict['tdlrt']: got {field} of layers {', '.join(unknown)}, expected those "
+                f"of {', '.join(map(repr, slots))}; it belongs to another model"
+            )
+    if extra["resting_ranks"] and not extra["core_steps_left"]:
+        raise IntegratorStateError(
+            f"state_dict['tdlrt']: got resting_ranks={dict(extra['resting_ranks'])} with "
+            "core_steps_left=0, expected none between steps; it is damaged, so load another"
+        )
+    for name, ranks in extra["resting_ranks"].items():
+        present = slots[name].layer.ranks
+        if len(ranks) != len(present) or not all(map(_is_rank, ranks, present)):
+            raise IntegratorStateError(
+                f"state_dict['tdlrt']: got resting_ranks {ranks!r} of {name}, expected ranks of at "
+                f"most {present}; load the model's state_dict before the optimiser's"
+            )
+    for name, value in extra.get("curvatures", {}).items():
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise IntegratorStateError(
+                f"state_dict['tdlrt']: got curvature {value!r} of {name}, expected a tensor with "
+                "one number; it is damaged, so load another"
+            )
+
+
+def _is_rank(value: object, most: int) -> bool:
+    return isinstance(value, int) and 1 <= value <= most
 
 
 def _check_shapes(
     state_dict: Mapping[str, Any],
     groups: Sequence[Mapping[str, Any]],
     names: Mapping[Tensor, str],
+    rule_of: Callable[[Mapping[str, Any]], object],
 ) -> None:
     saved_groups = state_dict["param_groups"]
     got = [len(group["params"]) for group in saved_groups]
@@ -73,15 +176,15 @@ def _check_shapes(
             f"state_dict: got groups of {got} parameters, expected {expected}; it belongs to "
             "another model"
         )
-    for saved, own in zip(saved_groups, groups, strict=True):
-        for key, parameter in zip(saved["params"], own["params"], strict=True):
-            for value in state_dict["state"].get(key, {}).values():
-                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                    raise IntegratorStateError(
-                        f"{names[parameter]}: got a state of shape {tuple(value.shape)} "
-                        f"for a parameter of shape {tuple(parameter.shape)}; load the model's "
-                        "state_dict before the optimiser's"
-                    )
+    for number, saved in enumerate(saved_groups):
+        try:
+            rule_of(saved)
+        except (KeyError, TypeError, ValueError, UnsupportedOptimizerError) as error:
+            raise IntegratorStateError(
+                f"state_dict: got param_groups[{number}] with options that TDLRT cannot use "
+                f"({type(error).__name__}: {error}); construct TDLRT with the same optimizer_cls "
+                "and options, or load another state"
+            ) from error
 
 
 def restore_types(
@@ -94,14 +197,10 @@ def restore_types(
         state_dict: The state.
         slots: The layers.
     """
-    keys = {
-        parameter: key
-        for saved, own in zip(state_dict["param_groups"], optimizer.param_groups, strict=True)
-        for key, parameter in zip(saved["params"], own["params"], strict=True)
-    }
+    saved = _saved_state(state_dict, optimizer.param_groups)
     for slot in slots:
         for parameter in slot.parameters:
             loaded = optimizer.state.get(parameter, {})
-            for name, value in state_dict["state"].get(keys[parameter], {}).items():
+            for name, value in saved[parameter].items():
                 if isinstance(value, Tensor) and loaded[name].dtype != value.dtype:
                     loaded[name] = value.to(parameter.device, copy=True)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import reduce as reduce_pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdlrt.linalg import multi_mode_product
 from tdlrt.paths.choose import cached_path, choose_path
-from tdlrt.paths.stages import FOLDS_IN, FOLDS_OUT, LayerShape, PathName
+from tdlrt.paths.stages import (
+    FOLDS_IN,
+    FOLDS_OUT,
+    LayerShape,
+    PathName,
+    expanding_modes,
+    reducing_modes,
+)
 
 __all__ = [
+    "ModeMap",
     "conv_stages",
     "fastest_path",
     "is_channels_last",
@@ -116,26 +126,61 @@ def tucker_conv(
     return output if expand is None else convolve(output, expand, bias)
 
 
-def linear_stages(core: Tensor, factors: Sequence[Tensor], path: PathName) -> list[Tensor]:
-    """Matrices that are applied one after the other instead of W = U_0 C U_1^T.
+class ModeMap(NamedTuple):
+    """A matrix M that acts on one mode of vectors, seen as tensors of shape before x n x after.
+
+    Attributes:
+        matrix: M, of shape m x n.
+        before: Product of the sizes of the modes before it.
+        after: Product of the sizes of the modes after it.
+    """
+
+    matrix: Tensor
+    before: int = 1
+    after: int = 1
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """Map (..., before * n * after) to (..., before * m * after)."""
+        if self.before == self.after == 1:
+            return F.linear(input, self.matrix)
+        sizes = self.before, self.matrix.shape[1], self.after
+        modes = input.reshape(*input.shape[:-1], *sizes)
+        return F.linear(modes.mT, self.matrix).mT.flatten(-3)
+
+
+def linear_stages(
+    core: Tensor, factors: Sequence[Tensor], path: PathName, row_modes: int = 1
+) -> list[ModeMap]:
+    """Maps that are applied one after the other instead of a matrix W = U_out C U_in^T.
+
+    For a weight with several modes of rows or columns, U_out and U_in are Kronecker products of
+    bases, which are never formed: each basis acts on its own mode.
 
     Args:
-        core: C, of shape r_0 x r_1.
-        factors: U_0 (n_0 x r_0) and U_1 (n_1 x r_1).
+        core: C, of shape r_1 x ... x r_d.
+        factors: U_i, of shape n_i x r_i; first those of the rows, then those of the columns.
         path: One of `PATHS`.
+        row_modes: How many of the modes are rows.
 
     Returns:
-        U_1^T, C, U_0 for 'three_stage'; C U_1^T, U_0 for 'fold_in'; U_1^T, U_0 C for 'fold_out';
-        U_0 C U_1^T for 'dense'.
+        U_in^T, C, U_out for 'three_stage'; C U_in^T, U_out for 'fold_in'; U_in^T, U_out C for
+        'fold_out'; U_out C U_in^T for 'dense'.
     """
-    expand, reduce = factors[0], factors[1].mT
-    if path == "three_stage":
-        return [reduce, core, expand]
-    if path == "fold_in":
-        return [core @ reduce, expand]
-    if path == "fold_out":
-        return [reduce, expand @ core]
-    return [expand @ (core @ reduce)]
+    sizes, ranks = [factor.shape[0] for factor in factors], list(core.shape)
+    rows, columns = factors[:row_modes], factors[row_modes:]
+    reduce, expand = [], []
+    if path in FOLDS_IN:
+        core = multi_mode_product(core, [*[None] * row_modes, *columns])
+    else:
+        for one in reducing_modes(sizes[row_modes:], ranks[row_modes:]):
+            reduce.append(ModeMap(columns[one.mode].mT, one.before, one.after))
+    if path in FOLDS_OUT:
+        core = multi_mode_product(core, rows)
+    else:
+        for one in expanding_modes(sizes[:row_modes], ranks[:row_modes]):
+            expand.append(ModeMap(rows[one.mode], one.before, one.after))
+    matrix = core.flatten(row_modes).flatten(0, row_modes - 1)
+    return [*reduce, ModeMap(matrix), *expand]
 
 
 def tucker_linear(
@@ -145,23 +190,28 @@ def tucker_linear(
     bias: Tensor | None = None,
     *,
     path: PathName,
+    row_modes: int = 1,
 ) -> Tensor:
-    """Linear map y = x W^T + b with W = U_0 C U_1^T, along one of the paths of `linear_stages`.
+    """Linear map y = x W^T + b with W = C x_i U_i as a matrix of rows times columns.
 
     Args:
-        input: x, of shape (..., n_1).
-        core: C, of shape r_0 x r_1.
-        factors: U_0 (n_0 x r_0) and U_1 (n_1 x r_1).
-        bias: b, of shape (n_0,).
-        path: One of `PATHS`.
+        input: x, of shape (..., columns).
+        core: C, of shape r_1 x ... x r_d.
+        factors: U_i, of shape n_i x r_i; first those of the rows, then those of the columns.
+        bias: b, of shape (rows,).
+        path: One of `PATHS`; see `linear_stages`.
+        row_modes: How many of the modes are rows.
 
     Returns:
-        The output, of shape (..., n_0).
+        The output, of shape (..., rows).
     """
-    *first, last = linear_stages(core, factors, path)
-    for matrix in first:
-        input = F.linear(input, matrix)
-    return F.linear(input, last, bias)
+    *first, last = linear_stages(core, factors, path, row_modes)
+    for stage in first:
+        input = stage(input)
+    if last.before == last.after == 1:
+        return F.linear(input, last.matrix, bias)
+    output = last(input)
+    return output if bias is None else output + bias
 
 
 def fastest_path(shape: LayerShape, tensors: Sequence[Tensor]) -> PathName:

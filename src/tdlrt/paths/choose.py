@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from tdlrt.errors import PathError
 from tdlrt.paths.cost import Purpose, path_cost
-from tdlrt.paths.stages import PATHS, LayerShape, PathName, path_parameters
+from tdlrt.paths.stages import PATHS, LayerShape, PathName, has_plain_form, path_parameters
 
 __all__ = ["Preference", "cached_path", "check_preference", "choose_path"]
 
@@ -33,9 +33,11 @@ def choose_path(
         prefer: 'speed' or 'size'.
     """
     paths = PATHS
+    if purpose == "plain":
+        paths = tuple(path for path in PATHS if all([has_plain_form(path, one) for one in calls]))
     if prefer == "size":
-        sizes = {path: path_parameters(path, calls[0]) for path in PATHS}
-        paths = tuple(path for path in PATHS if sizes[path] == min(sizes.values()))
+        sizes = {path: path_parameters(path, calls[0]) for path in paths}
+        paths = tuple(path for path in paths if sizes[path] == min(sizes.values()))
     costs = [
         (_DENSE_FAVOUR if path == "dense" else 1.0)
         * sum([path_cost(path, call, purpose) for call in calls])

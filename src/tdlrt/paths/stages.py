@@ -9,13 +9,15 @@ the input is looked at, so that there is one stage less.
     fold_out      U_in^T, then U_out C
     dense         U_out C U_in^T in one stage
 
-The spatial factors of a convolution are folded in every path.
+The spatial factors of a convolution are folded in every path. A linear layer whose weight is a
+tensor of rows times columns has several U_in and U_out. Each is a stage of its own, on one mode of
+the input or of the output, and the core between them is the matrix prod r_out x prod r_in.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from tdlrt.errors import PathError
@@ -26,15 +28,19 @@ __all__ = [
     "MANY_ROWS",
     "PATHS",
     "LayerShape",
+    "ModeShape",
     "PathChoice",
     "PathName",
     "Stage",
     "check_path",
     "conv_shape",
+    "expanding_modes",
+    "has_plain_form",
     "linear_shape",
     "path_macs",
     "path_parameters",
     "path_stages",
+    "reducing_modes",
 ]
 
 PathName: TypeAlias = Literal["three_stage", "fold_in", "fold_out", "dense"]
@@ -82,6 +88,8 @@ class LayerShape(NamedTuple):
         channels_last: Whether the input lies in memory with the channels last.
         input_grad: Whether training needs the gradient of the input, which it does not in the first
             layer of a network.
+        row_modes: How many modes of a linear layer's weight index its outputs; 0 for a convolution.
+        is_batch: Whether the input has at most one dimension before its features or channels.
     """
 
     weight: tuple[int, ...]
@@ -90,14 +98,28 @@ class LayerShape(NamedTuple):
     rows_out: int = MANY_ROWS
     channels_last: bool = False
     input_grad: bool = True
+    row_modes: int = 0
+    is_batch: bool = True
 
 
 def linear_shape(
-    weight: Sequence[int], ranks: Sequence[int], input: Sequence[int], input_grad: bool = True
+    weight: Sequence[int],
+    ranks: Sequence[int],
+    input: Sequence[int],
+    input_grad: bool = True,
+    row_modes: int = 1,
 ) -> LayerShape:
-    """The `LayerShape` of a linear layer for an input of shape (..., n_1)."""
+    """The `LayerShape` of a linear layer for an input of shape (..., features)."""
     rows = math.prod(input[:-1])
-    return LayerShape(tuple(weight), tuple(ranks), rows, rows, input_grad=input_grad)
+    return LayerShape(
+        weight=tuple(weight),
+        ranks=tuple(ranks),
+        rows_in=rows,
+        rows_out=rows,
+        input_grad=input_grad,
+        row_modes=row_modes,
+        is_batch=len(input) <= 2,
+    )
 
 
 def conv_shape(
@@ -159,6 +181,8 @@ def path_stages(path: PathName, shape: LayerShape) -> tuple[list[Stage], list[St
 
     The stages that fold depend on the weight alone and do not grow with the input.
     """
+    if shape.row_modes:
+        return _linear_stages(path, shape)
     outputs, inputs, *kernel = shape.weight
     r_out, r_in, *spatial_ranks = shape.ranks
     taps = math.prod(kernel)
@@ -184,6 +208,85 @@ def path_stages(path: PathName, shape: LayerShape) -> tuple[list[Stage], list[St
     if not fold_out:
         passes.append(Stage(outer, rows_out, rows_out, r_out, outputs))
     return folds, passes
+
+
+class ModeShape(NamedTuple):
+    """One mode of a tensor before x size x after, which a matrix maps to before x result x after.
+
+    Attributes:
+        mode: The mode, counted from 0.
+        before: Product of the sizes of the modes before it.
+        after: Product of the sizes of the modes after it.
+        size: Size of the mode.
+        result: Size of the mode in the result.
+    """
+
+    mode: int
+    before: int
+    after: int
+    size: int
+    result: int
+
+
+def reducing_modes(sizes: Sequence[int], ranks: Sequence[int]) -> Iterator[ModeShape]:
+    """The modes of a tensor in the order in which bases reduce them, the first mode first.
+
+    >>> [(one.before, one.after) for one in reducing_modes((50, 4, 4), (9, 3, 2))]
+    [(1, 16), (9, 4), (27, 1)]
+    """
+    for mode, (size, rank) in enumerate(zip(sizes, ranks, strict=True)):
+        yield ModeShape(mode, math.prod(ranks[:mode]), math.prod(sizes[mode + 1 :]), size, rank)
+
+
+def expanding_modes(sizes: Sequence[int], ranks: Sequence[int]) -> Iterator[ModeShape]:
+    """The modes of a core in the order in which bases expand them, the last mode first."""
+    for one in reversed(list(reducing_modes(sizes, ranks))):
+        yield one._replace(size=one.result, result=one.size)
+
+
+def _linear_stages(path: PathName, shape: LayerShape) -> tuple[list[Stage], list[Stage]]:
+    """`path_stages` of a linear layer, whose weight has one or several modes of rows and columns.
+
+    Where several modes follow the one that a stage acts on, its cost is taken for that of a 1x1
+    convolution.
+    """
+    rows, columns = shape.weight[: shape.row_modes], shape.weight[shape.row_modes :]
+    r_rows, r_columns = shape.ranks[: shape.row_modes], shape.ranks[shape.row_modes :]
+    fold_in, fold_out = path in FOLDS_IN, path in FOLDS_OUT
+    core_inputs, core_outputs = math.prod(r_columns), math.prod(r_rows)
+    folds = []
+
+    def fold(one: ModeShape, others: int) -> Stage:
+        positions = others * one.before * one.after
+        return Stage("fold", positions, positions, one.size, one.result)
+
+    if fold_in:
+        folds += [fold(one, core_outputs) for one in expanding_modes(columns, r_columns)]
+        core_inputs = math.prod(columns)
+    if fold_out:
+        folds += [fold(one, core_inputs) for one in expanding_modes(rows, r_rows)]
+        core_outputs = math.prod(rows)
+
+    def stage(one: ModeShape) -> Stage:
+        positions = shape.rows_in * one.before * one.after
+        kind: Literal["pointwise", "linear"] = "linear" if one.after == 1 else "pointwise"
+        return Stage(kind, positions, positions, one.size, one.result)
+
+    core = Stage("linear", shape.rows_in, shape.rows_out, core_inputs, core_outputs)
+    passes = [] if fold_in else [stage(one) for one in reducing_modes(columns, r_columns)]
+    passes.append(core)
+    passes += [] if fold_out else [stage(one) for one in expanding_modes(rows, r_rows)]
+    passes[0] = passes[0]._replace(input_grad=shape.input_grad)
+    return folds, passes
+
+
+def has_plain_form(path: PathName, shape: LayerShape) -> bool:
+    """Whether torch has layers for the stages of a path on an input of this shape.
+
+    A layer that maps a mode which others follow needs an input with one batch dimension.
+    """
+    stages = path_stages(path, shape)[1] if shape.row_modes else []
+    return shape.is_batch or all(stage.kind == "linear" for stage in stages)
 
 
 def path_macs(path: PathName, shape: LayerShape) -> int:

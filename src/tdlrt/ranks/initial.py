@@ -43,8 +43,13 @@ def initial_cutoff(spec: RankSpec, shape: Sequence[int]) -> Cutoff:
     return Cutoff(explicit_ranks(spec, shape))
 
 
-def explicit_ranks(spec: object, shape: Sequence[int]) -> tuple[int, ...]:
+def explicit_ranks(spec: object, shape: Sequence[int], channels: int = 2) -> tuple[int, ...]:
     """The ranks that a fraction, an int, a tuple or 'full' gives a weight of a given shape.
+
+    Args:
+        spec: The rank.
+        shape: (n_1, ..., n_d) of the weight.
+        channels: How many modes are channel modes, to which a fraction applies; they come first.
 
     Raises:
         RankError: The rank is none of these, not positive, or larger than its mode.
@@ -55,7 +60,7 @@ def explicit_ranks(spec: object, shape: Sequence[int]) -> tuple[int, ...]:
         if not 0 < spec <= 1:
             raise RankError(f"rank: got the fraction {spec}, expected {_EXPECTED}")
         return tuple(
-            max(1, math.floor(spec * n + 0.5)) if mode < 2 and n > SMALL_MODE else n
+            max(1, math.floor(spec * n + 0.5)) if mode < channels and n > SMALL_MODE else n
             for mode, n in enumerate(shape)
         )
     if isinstance(spec, int) and not isinstance(spec, bool):

@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import safetensors
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tdlrt.errors import CheckpointError
-from tdlrt.files import write_atomically
+from tdlrt.files import open_regular, write_atomically
 from tdlrt.linalg import TuckerTensor
 from tdlrt.nn import TuckerLayer
 from tdlrt.serialization.header import KEY, Header, LayerFormat, checksum, maps_strings
@@ -25,6 +26,7 @@ from tdlrt.serialization.state_tensors import (
     key,
 )
 from tdlrt.surgery import build_layer, replace_modules
+from tdlrt.tensor_files import MAX_HEADER, header_length, open_tensors
 
 __all__ = ["load", "save"]
 
@@ -48,13 +50,11 @@ def save(
             strings, or safetensors cannot store a value of the state_dict.
     """
     path, metadata = Path(path), dict(metadata or {})
-    if os.path.isdir(path):  # Path.is_dir raises for names that are too long
-        raise CheckpointError(f"{path}: is a folder, expected the name of a file in it")
     if not maps_strings(metadata):
         raise CheckpointError(f"metadata: got {metadata!r}, expected strings for keys and values")
     tensors, aliases = distinct_tensors(model.state_dict())
     layers = {
-        name: LayerFormat(module.ranks, module.learned_modes)
+        name: LayerFormat(module.ranks, module.learned_modes, module.reshape)
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, TuckerLayer)
     }
@@ -66,10 +66,18 @@ def save(
         content = safetensors.torch.save(tensors, {KEY: text})
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"model: safetensors cannot store its state ({error})") from error
+    if header_length(content) > MAX_HEADER:
+        raise CheckpointError(
+            f"metadata: with them the header takes {header_length(content):,} bytes, expected at "
+            f"most {MAX_HEADER:,}; keep long texts in a file of their own"
+        )
     try:
         write_atomically(path, lambda file: file.write(content))
-    except (OSError, ValueError) as error:  # ValueError: the name contains a NUL
-        raise CheckpointError(f"{path}: cannot be written ({error})") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror or error}); expected the name of a file, "
+            "in a folder that may be written and on a disk with room"
+        ) from error
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> dict[str, str]:
@@ -93,7 +101,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> dict[str, str]:
             version, or does not fit the model. The model is not changed then.
     """
     path = Path(path)
-    with _named_after(path), safetensors.safe_open(path, "pt") as file:
+    with _opened(path) as file:
         header, stored_checksum = Header.from_json((file.metadata() or {}).get(KEY))
         expected, dense = expected_tensors(model, header.layers)
         names = file.keys()
@@ -124,31 +132,35 @@ def _tucker_layer(
         module,
         rank=TuckerTensor(state[key(name, "core")], factors),
         modes="all" if len(layer.learned) == len(layer.ranks) else "channels",
+        reshape=layer.reshape,
     )
 
 
 @contextmanager
-def _named_after(path: Path) -> Iterator[None]:
-    """Turn every error that a bad file causes into a `CheckpointError` that names the file."""
+def _opened(path: Path) -> Iterator[Any]:
+    """The tensors in a file; all that is wrong with it is a `CheckpointError` that names it."""
     try:
-        if path.is_dir():
-            raise CheckpointError("is a folder, expected a file that tdlrt.save wrote")
-        if not path.exists():
-            raise CheckpointError("there is no such file")
-        if not path.is_file():  # opening a pipe would block
-            raise CheckpointError("is not a regular file, expected one that tdlrt.save wrote")
-        yield
+        with open_tensors(path) as file:
+            yield file
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there is no such file") from error
+    except IsADirectoryError as error:
+        raise CheckpointError(
+            f"{path}: is a folder, expected a file that tdlrt.save wrote"
+        ) from error
     except (OSError, RuntimeError, MemoryError) as error:  # MemoryError: the file cannot be mapped
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    except safetensors.SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); expected a file that tdlrt.save wrote"
+        ) from error
+    except SafetensorError as error:
         raise CheckpointError(f"{path}: {_kind(path)} ({error})") from error
 
 
 def _kind(path: Path) -> str:
     """What is wrong with a file that safetensors cannot read."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(4)
     if not start:
         return "is empty, expected a file that tdlrt.save wrote"

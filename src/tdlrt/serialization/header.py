@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from tdlrt.errors import CheckpointError
+from tdlrt.nn.reshape import Reshape
 
 __all__ = ["FORMAT", "KEY", "Header", "LayerFormat", "checksum", "maps_strings"]
 
@@ -26,10 +27,12 @@ class LayerFormat(NamedTuple):
     Attributes:
         ranks: (r_1, ..., r_d).
         learned: Modes that are factorised.
+        reshape: Sizes of the modes of rows and columns, if a matrix is in the format of a tensor.
     """
 
     ranks: tuple[int, ...]
     learned: tuple[int, ...]
+    reshape: Reshape | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,7 @@ class Header:
 
     def to_json(self, checksum: int | None = None) -> str:
         """The header as JSON with sorted keys, so that equal headers give equal texts."""
-        layers = {name: layer._asdict() for name, layer in self.layers.items()}
+        layers = {name: _without_none(layer._asdict()) for name, layer in self.layers.items()}
         fields = {"version": FORMAT, "checksum": checksum, **asdict(self), "layers": layers}
         return json.dumps(fields, sort_keys=True)
 
@@ -81,7 +84,11 @@ class Header:
         if version != FORMAT or not _is_well_formed(fields):
             raise CheckpointError("has a damaged header; use another copy of the file")
         layers = {
-            name: LayerFormat(tuple(layer["ranks"]), tuple(layer["learned"]))
+            name: LayerFormat(
+                ranks=tuple(layer["ranks"]),
+                learned=tuple(layer["learned"]),
+                reshape=_as_tuples(layer.get("reshape")),
+            )
             for name, layer in fields["layers"].items()
         }
         header = cls(layers=layers, aliases=fields["aliases"], metadata=fields["metadata"])
@@ -113,10 +120,27 @@ def _is_well_formed(fields: Mapping[str, Any]) -> bool:
         and isinstance(layers, dict)
         and all(
             isinstance(layer, dict)
-            and all(_lists_ints(layer.get(name)) for name in LayerFormat._fields)
+            and all(_lists_ints(layer.get(name)) for name in ("ranks", "learned"))
+            and ("reshape" not in layer or _is_pair(layer["reshape"]))
             for layer in layers.values()
         )
     )
+
+
+def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that have a value; files from before there were reshapes name none."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _as_tuples(reshape: Sequence[Sequence[int]] | None) -> Reshape | None:
+    if reshape is None:
+        return None
+    rows, columns = reshape
+    return tuple(rows), tuple(columns)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_lists_ints, value))
 
 
 def _lists_ints(value: object) -> bool:

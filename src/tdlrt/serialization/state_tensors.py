@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tdlrt.errors import CheckpointError
+from tdlrt.errors import CheckpointError, RankError
 from tdlrt.nn import TuckerLayer
+from tdlrt.nn.reshape import check_reshape
 from tdlrt.serialization.header import LayerFormat
 from tdlrt.surgery import dense_shape, obstacle, tied_weights
 
@@ -100,8 +101,9 @@ def expected_tensors(
         if not isinstance(module, TuckerLayer):
             _check_replaceable(name, module, tied)
             dense.setdefault(module, name)
-        _check_format(name, module, layer)
-        expected |= _expected_parts(name, module, layer)
+        shape = _tensor_shape(name, module, layer)
+        _check_format(name, module, layer, shape)
+        expected |= _expected_parts(name, module, layer, shape)
         expected.pop(key(name, "weight"), None)
     return expected, dense
 
@@ -185,8 +187,29 @@ def _check_replaceable(name: str, module: nn.Module, tied: set[nn.Module]) -> No
         )
 
 
-def _check_format(name: str, module: nn.Module, layer: LayerFormat) -> None:
-    shape, (ranks, learned) = dense_shape(module), layer
+def _tensor_shape(name: str, module: nn.Module, layer: LayerFormat) -> tuple[int, ...]:
+    """Shape of the tensor whose core and bases a file holds for a layer of the model."""
+    if isinstance(module, TuckerLayer) or layer.reshape is None:
+        return dense_shape(module)
+    try:
+        if type(module) is not nn.Linear:
+            raise RankError(f"reshape: got {layer.reshape} for a {type(module).__name__}")
+        rows, columns = check_reshape(layer.reshape, dense_shape(module))
+    except RankError as error:
+        raise CheckpointError(
+            f"layer {name!r}: the file does not fit the model ({error}); expected the network that "
+            "was saved"
+        ) from error
+    return (*rows, *columns)
+
+
+def _check_format(name: str, module: nn.Module, layer: LayerFormat, shape: tuple[int, ...]) -> None:
+    ranks, learned = layer.ranks, layer.learned
+    if isinstance(module, TuckerLayer) and module.reshape != layer.reshape:
+        raise CheckpointError(
+            f"layer {name!r}: its weight is reshaped to {layer.reshape} in the file and to "
+            f"{module.reshape} in the model; load the file into the dense network"
+        )
     every = tuple(range(len(shape)))
     fits = len(ranks) == len(shape) and all(
         1 <= rank <= size and (mode in learned or rank == size)
@@ -204,11 +227,13 @@ def _check_format(name: str, module: nn.Module, layer: LayerFormat) -> None:
         )
 
 
-def _expected_parts(name: str, module: nn.Module, layer: LayerFormat) -> dict[str, ExpectedTensor]:
+def _expected_parts(
+    name: str, module: nn.Module, layer: LayerFormat, shape: tuple[int, ...]
+) -> dict[str, ExpectedTensor]:
     """The core and the bases of a layer that a file holds in Tucker format."""
     own = module.core if isinstance(module, TuckerLayer) else module.get_parameter("weight")
     shapes: dict[str, tuple[int, ...]] = {"core": layer.ranks}
-    for mode, sizes in enumerate(zip(dense_shape(module), layer.ranks, strict=True)):
+    for mode, sizes in enumerate(zip(shape, layer.ranks, strict=True)):
         shapes[f"factors.{mode}"] = sizes
     return {
         key(name, part): ExpectedTensor(shape, own.dtype, (id(module), part))

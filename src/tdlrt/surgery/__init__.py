@@ -5,6 +5,7 @@ from tdlrt.surgery.factorization_report import FactorizationReport, Factorizatio
 from tdlrt.surgery.factorize import DEFAULT_INIT_SCALE, factorize_
 from tdlrt.surgery.hooks import take_over_hooks
 from tdlrt.surgery.layer_types import build_layer, dense_shape, has_own_layout, register_layer
+from tdlrt.surgery.reshaping import flattened_modes
 from tdlrt.surgery.selection import Patterns, obstacle, pattern_list, plan_surgery, tied_weights
 from tdlrt.surgery.swap import replace_modules
 
@@ -17,6 +18,7 @@ __all__ = [
     "copied",
     "dense_shape",
     "factorize_",
+    "flattened_modes",
     "has_own_layout",
     "obstacle",
     "pattern_list",

@@ -14,10 +14,12 @@ from tdlrt.errors import NothingMatchedError, RankError
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.calls import random_state_kept
 from tdlrt.nn.layer import check_model
+from tdlrt.nn.reshape import Reshape
 from tdlrt.nn.start import Modes, weighted_start
 from tdlrt.ranks import RankSpec, RelativeTolerance
 from tdlrt.surgery.factorization_report import FactorizationReport
 from tdlrt.surgery.layer_types import build_layer, dense_weight
+from tdlrt.surgery.reshaping import reshaped_layers
 from tdlrt.surgery.selection import Patterns, plan_surgery
 from tdlrt.surgery.swap import replace_modules
 
@@ -37,6 +39,7 @@ def factorize_(
     exclude: Patterns | None = None,
     init_scale: float | Literal["auto"] | None = "auto",
     covariances: Mapping[str, Tensor] | None = None,
+    reshape: Mapping[str, Reshape] | None = None,
     dry_run: bool = False,
 ) -> FactorizationReport:
     """Put the convolutions and linear layers of a model in Tucker format, in place.
@@ -70,6 +73,10 @@ def factorize_(
             trained network. The truncation then minimises the error of the outputs for such inputs,
             which a tolerance bounds, and init_scale must stay 'auto', which is None here. Layers
             without a covariance are truncated in the usual way.
+        reshape: Linear layers whose matrix is read as a tensor, by name pattern, each with the
+            sizes of the modes of its rows and of its columns, see `TuckerLinear`.
+            {'fc1': ((500,), (50, 4, 4))} suits a layer behind a flattened map of 50 x 4 x 4
+            features; `flattened_modes` finds such layers. The first pattern that matches counts.
         dry_run: Only report what would be done; torch's random state does not change either.
 
     Returns:
@@ -80,9 +87,10 @@ def factorize_(
         NothingMatchedError: No layer can be factorised, or a pattern matches no layer or is no name
             pattern.
         RankError: A rank is not positive, or larger than its mode, or a covariance does not fit its
-            layer or is given together with an init_scale.
+            layer or is given together with an init_scale or a reshape, or the sizes of a reshape do
+            not multiply to those of the matrix.
         UnsupportedLayerError: The model is itself a layer, for which there is for example
-            TuckerConv2d.from_conv, or no module.
+            TuckerConv2d.from_conv, or no module, or a layer to reshape is not linear.
         NonFiniteError: A weight is not finite.
     """
     check_model(model)
@@ -93,6 +101,12 @@ def factorize_(
             f"init_scale: got {init_scale} together with covariances, which preserve the outputs; "
             "leave init_scale out"
         )
+    tensors = reshaped_layers(model, reshape)
+    if weighted.keys() & tensors.keys():
+        raise RankError(
+            "reshape: got a layer with a covariance of its inputs, which belongs to the columns "
+            "of its matrix; leave the layer out of reshape or of covariances"
+        )
 
     def build(module: nn.Module, spec: RankSpec) -> TuckerLayer:
         if module in weighted:
@@ -100,7 +114,8 @@ def factorize_(
             start = weighted_start(weight, spec, modes, weighted[module])
             return build_layer(module, rank=start, modes=modes)
         scale = _resolve_scale(init_scale, spec)
-        return build_layer(module, rank=spec, modes=modes, init_scale=scale)
+        modes_of_it = tensors.get(module)
+        return build_layer(module, rank=spec, modes=modes, init_scale=scale, reshape=modes_of_it)
 
     with random_state_kept(model) if dry_run else nullcontext():
         report, replacements = plan_surgery(
@@ -141,7 +156,7 @@ def _change(dense: nn.Module, tucker: TuckerLayer) -> float | None:
     if weight.is_meta:
         return None
     before = weight if weight.dtype == torch.float64 else weight.float()
-    norm, difference = before.norm(), (before - start).norm()
+    norm, difference = before.norm(), (before - start.reshape(before.shape)).norm()
     return float(difference / norm) if norm > 0 else 0.0
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tdlrt.errors import UnsupportedLayerError
 from tdlrt.nn import FACTORIZERS, TuckerLayer
 from tdlrt.nn.layer import weight_shape
+from tdlrt.nn.reshape import Reshape, tensor_shape
 from tdlrt.nn.start import Modes, Start
 
 __all__ = [
@@ -97,7 +98,12 @@ def has_own_layout(module: nn.Module) -> bool:
 
 
 def build_layer(
-    module: nn.Module, *, rank: Start, modes: Modes, init_scale: float | None = None
+    module: nn.Module,
+    *,
+    rank: Start,
+    modes: Modes,
+    init_scale: float | None = None,
+    reshape: Reshape | None = None,
 ) -> TuckerLayer:
     """The Tucker layer for a layer of a registered type; the layer is not changed.
 
@@ -107,13 +113,16 @@ def build_layer(
         modes: See `factorize_`.
         init_scale: Norm of the initial weight relative to the dense layer's; None keeps the norm of
             the truncated weight.
+        reshape: Modes of the rows and columns of a torch.nn.Linear, see `TuckerLinear`.
 
     Raises:
         UnsupportedLayerError: The registered function does not return a Tucker layer of the shape
             of W.
     """
-    layer = _LAYER_TYPES[type(module)].build(module, rank=rank, modes=modes, init_scale=init_scale)
-    shape = dense_shape(module)
+    options: dict[str, Any] = {} if reshape is None else {"reshape": reshape}
+    build = _LAYER_TYPES[type(module)].build
+    layer = build(module, rank=rank, modes=modes, init_scale=init_scale, **options)
+    shape = tensor_shape(dense_shape(module), reshape)
     if not isinstance(layer, TuckerLayer) or layer.shape != shape:
         got = f"one of shape {layer.shape}" if isinstance(layer, TuckerLayer) else repr(layer)
         raise UnsupportedLayerError(

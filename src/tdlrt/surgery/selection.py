@@ -23,7 +23,14 @@ from tdlrt.surgery.factorization_report import FactorizationReport, Factorizatio
 from tdlrt.surgery.hooks import has_hooks
 from tdlrt.surgery.layer_types import dense_shape, is_registered
 
-__all__ = ["Patterns", "obstacle", "pattern_list", "plan_surgery", "tied_weights"]
+__all__ = [
+    "Patterns",
+    "considered_layers",
+    "obstacle",
+    "pattern_list",
+    "plan_surgery",
+    "tied_weights",
+]
 
 Patterns: TypeAlias = str | Sequence[str]
 
@@ -58,7 +65,7 @@ def plan_surgery(
         NothingMatchedError: No layer can be factorised, or a pattern matches no layer.
         UnsupportedLayerError: The model is itself a layer.
     """
-    considered = _considered(model)
+    considered = considered_layers(model)
     others = other_modules(model, considered.values())
     _check_patterns(considered | others, ranks, include, exclude)
     tied, head = tied_weights(model), _output_head(considered)
@@ -98,7 +105,7 @@ def plan_surgery(
     return report, layers
 
 
-def _considered(model: nn.Module) -> dict[str, nn.Module]:
+def considered_layers(model: nn.Module) -> dict[str, nn.Module]:
     """All layers that get a row in the report, factorised or not, by their first name."""
     if _is_considered(model):
         raise UnsupportedLayerError(
@@ -226,7 +233,8 @@ def _factorized_row(
 def _clipping_note(spec: RankSpec, layer: TuckerLayer) -> str:
     if isinstance(spec, RelativeTolerance) or len(layer.shape) == 2:
         return ""  # a matrix has one rank, whatever was asked for
-    asked = explicit_ranks(spec, layer.shape)
+    channels = 2 if layer.reshape is None else len(layer.shape)
+    asked = explicit_ranks(spec, layer.shape, channels)
     cuts = [(one, other) for one, other in zip(asked, layer.ranks, strict=True) if one > other]
     return "".join(f"rank {one} cut to {other}, the others' product" for one, other in cuts)
 

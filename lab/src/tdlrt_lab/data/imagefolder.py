@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from tdlrt.errors import DataError
+from tdlrt.files import open_regular
 from tdlrt_lab.data.image_data import Split
 from tdlrt_lab.data.images import ImageFileError, decode_image, to_pixels
 from tdlrt_lab.data.pixels import stack_images
@@ -73,10 +74,9 @@ def read_folder(
 
 def _decode(path: Path, mode: Literal["L", "RGB"], size: int) -> Image.Image:
     try:
-        if not path.is_file():  # opening a named pipe would block
-            raise ImageFileError("not a regular file")
-        image = decode_image(path, mode)
-    except ImageFileError as error:
+        with open_regular(path) as file:
+            image = decode_image(file, mode)
+    except (OSError, ImageFileError) as error:
         raise DataError(
             f"{path}: not a readable image ({error}); expected a PNG or JPEG file; remove it"
         ) from error

@@ -2,9 +2,10 @@
 
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tdlrt.errors import DataError
+from tdlrt.files import open_regular
 from tdlrt_lab.data.image_data import Split
 from tdlrt_lab.data.images import ImageFileError, decode_image, to_pixels
 from tdlrt_lab.data.pixels import stack_images
@@ -46,28 +48,34 @@ def read_table(path: Path, columns: Columns) -> pa.Table:
         DataError: The file is missing, damaged, in another layout, or far larger when decompressed
             than a table of images can be.
     """
-    if not path.is_file():
+    try:
+        with open_regular(path) as source:
+            return _read(source, path, columns)
+    except DataError:
+        raise
+    except FileNotFoundError as error:
         raise DataError(
             f"{path}: no such file; expected parquet with {LAYOUT}; put the file there, or leave "
             "out the data directory to download the data from the Hugging Face hub"
-        )
-    try:
-        metadata = pq.read_metadata(path)
-        schema = metadata.schema.to_arrow_schema()
-        image, label = _locate(schema, str(path), columns)
-        leaves = [f"{image}.bytes", label]
-        _check_inflation(path, metadata)
-        # Read as a dictionary, equal images are in memory only once.
-        with pq.ParquetFile(path, metadata=metadata, read_dictionary=leaves[:1]) as file:
-            groups = [file.read_row_group(n, leaves) for n in range(file.num_row_groups)]
-        return pa.concat_tables(groups) if groups else schema.empty_table()
-    except DataError:
-        raise
+        ) from error
     except Exception as error:  # pyarrow raises many types on damaged files
         raise DataError(
             f"{path}: not a readable parquet file ({str(error) or type(error).__name__}); "
             f"expected parquet with {LAYOUT}; copy or download the file again"
         ) from error
+
+
+def _read(source: IO[bytes], path: Path, columns: Columns) -> pa.Table:
+    """The columns of an open file; `path` names it in messages."""
+    metadata = pq.read_metadata(source)
+    schema = metadata.schema.to_arrow_schema()
+    image, label = _locate(schema, str(path), columns)
+    leaves = [f"{image}.bytes", label]
+    _check_inflation(path, os.fstat(source.fileno()).st_size, metadata)
+    # Read as a dictionary, equal images are in memory only once.
+    with pq.ParquetFile(source, metadata=metadata, read_dictionary=leaves[:1]) as file:
+        groups = [file.read_row_group(n, leaves) for n in range(file.num_row_groups)]
+    return pa.concat_tables(groups) if groups else schema.empty_table()
 
 
 def decode_table(
@@ -124,11 +132,10 @@ def _find_column(schema: pa.Schema, source: str, names: Sequence[str], what: str
     )
 
 
-def _check_inflation(path: Path, metadata: pq.FileMetaData) -> None:
+def _check_inflation(path: Path, size: int, metadata: pq.FileMetaData) -> None:
     # Not column by column: pyarrow's `column` crashes the process on some damaged files.
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     declared = metadata.num_rows * BYTES_PER_ROW + sum(group.total_byte_size for group in groups)
-    size = path.stat().st_size
     if declared > max(ALWAYS_ALLOWED_BYTES, MAX_COMPRESSION_RATIO * size):
         raise DataError(
             f"{path}: {metadata.num_rows:,} rows that take {declared:,} bytes, in a file of "

@@ -74,8 +74,13 @@ class MatrixConv(TuckerLayer):
         options._parameters = {"weight": None, "bias": None}
         self.kernel = (tuple(conv.get_parameter("weight").shape[1:]), options)
 
-    def _apply_weight(self, input: Tensor) -> Tensor:
+    @property
+    def _stages(self) -> tuple[Tensor, Tensor]:
         reduce, expand = linear_stages(self.core, self._bases, "fold_out")
+        return reduce.matrix, expand.matrix
+
+    def _apply_weight(self, input: Tensor) -> Tensor:
+        reduce, expand = self._stages
         shape, conv = self.kernel
         hidden = conv._conv_forward(input, reduce.reshape(-1, *shape), None)
         ones, zeros = [1] * (len(shape) - 1), [0] * (len(shape) - 1)
@@ -85,7 +90,7 @@ class MatrixConv(TuckerLayer):
     @torch.no_grad()
     def to_plain(self, path: PathChoice = "auto") -> nn.Module:
         """Two convolutions; the only path."""
-        reduce, expand = linear_stages(self.core, self._bases, "fold_out")
+        reduce, expand = self._stages
         shape, conv = self.kernel
         last = stage(conv, expand)
         if self.bias is not None:

@@ -21,6 +21,7 @@ from tdlrt.surgery import factorize_
 from tdlrt_lab.methods.method import OPTIMIZERS, Method, optimizer_options
 from tdlrt_lab.methods.training_view import TrainingView
 from tdlrt_lab.options import RunOptions
+from tdlrt_lab.reshape_option import parse_reshape
 
 __all__ = ["DEFAULT_TAU", "INTEGRATORS", "RAMPS", "TDLRTMethod"]
 
@@ -52,7 +53,7 @@ class TDLRTMethod(Method):
 
     learning_rates = RATES
     options = frozenset(
-        {"tau", "budget", "ramp", "spare", "rank", "modes", "init_scale", "integrator"}
+        {"tau", "budget", "ramp", "spare", "rank", "modes", "reshape", "init_scale", "integrator"}
         | {"adapt_every", "core_steps", "basis_every", "freeze_at", "spectral_penalty"}
     )
     needs_budget = False
@@ -60,7 +61,13 @@ class TDLRTMethod(Method):
     def prepare(self, model: nn.Module, config: RunOptions) -> dict[str, int]:
         """Factorise the network."""
         rank: Any = config.rank  # checked by RunConfig, down to the spelling of "full"
-        report = factorize_(model, rank=rank, modes=config.modes, init_scale=config.init_scale)
+        report = factorize_(
+            model,
+            rank=rank,
+            modes=config.modes,
+            reshape=None if config.reshape is None else parse_reshape(config.reshape),
+            init_scale=config.init_scale,
+        )
         return {row.name: row.dense_parameters for row in report.factorized}
 
     def optimizer(self, model: nn.Module, config: RunOptions, steps: int) -> torch.optim.Optimizer:

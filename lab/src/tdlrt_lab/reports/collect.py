@@ -1,36 +1,30 @@
 """Reading of run directories, finished or not, with the reasons why any are left out."""
 
 import json
-import math
 import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tdlrt.errors import RunError
+from tdlrt.files import read_text
 from tdlrt_lab.reports.escaping import shorten
 from tdlrt_lab.reports.values import plain_value, printable
 from tdlrt_lab.run.environment import versions
+from tdlrt_lab.run.files import read_object
 from tdlrt_lab.run.metrics import EpochMetrics, is_finite_number
-from tdlrt_lab.run.results import RunDirectory
+from tdlrt_lab.run.results import MAX_METRICS, RunDirectory
 
 __all__ = ["LOCATION", "Problem", "Run", "collect", "problem"]
 
 LOCATION = ("data_dir", "device")
 """Options that say where a run reads and computes, and do not change what it computes."""
 
-REQUIRED_NUMBERS = {
-    "accuracy": (0.0, 100.0),
-    "compression": (-math.inf, 1.0),
-    "network_compression": (-math.inf, 1.0),
-    "network_parameters": (0.0, math.inf),
-    "seconds": (0.0, math.inf),
-}
-"""Numbers that a summary must hold, and their ranges."""
+FAILURE = ".error.json"
+"""Ending of the file beside a run directory that says why the run failed."""
 
-OPTIONAL_NUMBERS = ("tau", "budget", "macs")
-OPTIONAL_TABLES = ("versions", "machine")
 NAMES = ("model", "data", "method")
 REPEATED_OPTIONS = (*NAMES, "seed")
 """Options of the configuration that a summary repeats."""
@@ -118,8 +112,8 @@ def _run_paths(root: Path) -> Iterator[Path]:
         elif {"config.yaml", "metrics.jsonl", "summary.json"} & set(files):
             yield path
         for file in sorted(files):
-            run, ending, _ = file.partition(".error.json")
-            if ending and not os.path.exists(path / run / "config.yaml"):
+            run = file.removesuffix(FAILURE)
+            if run not in ("", file) and not os.path.exists(path / run / "config.yaml"):
                 yield path / run
 
 
@@ -129,7 +123,7 @@ def _read(path: Path, name: str) -> Run:
         raise RunError(_why_unfinished(directory))
     config = _plain(directory.read_config(), "config.yaml")
     summary = _plain(directory.read_summary(), "summary.json")
-    _check_summary(summary, config)
+    _check_options(summary, config)
     history, unread = _read_history(directory)
     return Run(
         path=printable(name),
@@ -165,51 +159,36 @@ def _read_history(directory: RunDirectory) -> tuple[list[EpochMetrics], str]:
     return history, ""
 
 
-def _check_summary(summary: dict[str, Any], config: dict[str, Any]) -> None:
-    """Check the values that a report shows, so that one damaged summary cannot break the report.
+def _check_options(summary: dict[str, Any], config: dict[str, Any]) -> None:
+    """Check that a summary belongs to the options beside it.
 
     Raises:
-        RunError: A value is missing, has another type, is out of range, or contradicts config.yaml.
+        RunError: It contradicts config.yaml, or has a name that cannot be shown.
     """
 
-    def wrong(key: str, expected: object) -> RunError:
-        return RunError(f"summary.json: {key} is {summary[key]}; expected {expected}")
+    def wrong(key: str, expected: str) -> RunError:
+        return RunError(f"summary.json: {key} is {reprlib.repr(summary[key])}; expected {expected}")
 
-    for key in (*REQUIRED_NUMBERS, *REPEATED_OPTIONS):
-        if key not in summary:
-            raise RunError(f"summary.json: no {key}; written by another version?")
-    for key, (low, high) in REQUIRED_NUMBERS.items():
-        if not (is_finite_number(summary[key]) and low <= summary[key] <= high):
-            raise wrong(key, f"a finite number from {low:g} to {high:g}")
-    for key in OPTIONAL_NUMBERS:
-        if not (summary.get(key) is None or is_finite_number(summary[key])):
-            raise wrong(key, "a finite number")
-    for key in OPTIONAL_TABLES:
-        if not isinstance(summary.get(key, {}), dict):
-            raise wrong(key, "a mapping from names to values")
     for key in REPEATED_OPTIONS:
         if key in config and summary[key] != config[key]:
-            raise wrong(key, f"{config[key]}, as in config.yaml")
-    for key in NAMES:
-        # Matplotlib hides labels that begin with an underscore.
-        if not isinstance(summary[key], str) or not summary[key][:1].isalnum():
+            raise wrong(key, f"{reprlib.repr(config[key])}, as in config.yaml")
+    for key in NAMES:  # matplotlib hides labels that begin with an underscore
+        if not summary[key][:1].isalnum():
             raise wrong(key, "a name that begins with a letter or a digit")
-    if not isinstance(summary["seed"], int):
-        raise wrong("seed", "an integer")
 
 
 def _why_unfinished(directory: RunDirectory) -> str:
-    failure = directory.path.with_suffix(".error.json")
+    failure = directory.path.with_suffix(FAILURE)
     if failure.exists():
         try:
-            return f"failed: {json.loads(failure.read_text(encoding='utf-8'))['error']}"
-        except (OSError, ValueError, KeyError, TypeError):
+            return f"failed: {read_object(failure, 'record of a failure')['error']}"
+        except (RunError, KeyError):
             return f"failed; {failure.name} cannot be read"
     if not directory.config.exists():
         return "no config.yaml and no summary.json"
     epochs = directory.read_config().get("epochs")
     try:
-        done = len(directory.metrics.read_text(encoding="utf-8").splitlines())
+        done = len(read_text(directory.metrics, max_bytes=MAX_METRICS).splitlines())
     except (OSError, ValueError):
         done = 0
     return f"not finished: {done} of {epochs} epochs are stored"

@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from tdlrt.errors import RunError
 from tdlrt.linalg import squared_singular_values, unfold
 from tdlrt.surgery import to_plain
+from tdlrt.tensor_files import open_tensors
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import DATA_SETS, ImageData
 from tdlrt_lab.models import build_model
@@ -86,7 +87,7 @@ def core_spectra(run: Run) -> dict[str, list[list[float]]]:
         RunError: The stored network cannot be read, or a core has NaN or infinite values.
     """
     try:
-        with safe_open(run.directory.model, "pt") as file:
+        with open_tensors(run.directory.model) as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
             cores = [key for key, shape in shapes.items() if _is_shown(key, shape)]
             return {

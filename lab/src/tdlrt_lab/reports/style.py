@@ -13,7 +13,8 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from tdlrt_lab.run.plots import MODE_COLOURS
+from tdlrt.files import write_atomically
+from tdlrt_lab.run.plots import MODE_COLOURS, save_figure
 
 __all__ = ["DASHES", "GREY", "SERIES", "drawing", "inline_svg", "palette", "store"]
 
@@ -86,15 +87,19 @@ def store(figure: Figure, path: Path) -> str:
 
     Returns:
         The text of the SVG.
+
+    Raises:
+        OSError: A file cannot be written.
     """
     file = io.StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": path.name}):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # keep the layout just computed
         figure.savefig(file, format="svg", metadata={"Date": None})
-        figure.savefig(path.with_suffix(".png"), dpi=160)
-    path.with_suffix(".svg").write_text(file.getvalue(), encoding="utf-8")
-    return file.getvalue()
+        save_figure(figure, path.with_suffix(".png"), dpi=160)
+    text = file.getvalue()
+    write_atomically(path.with_suffix(".svg"), lambda svg: svg.write(text.encode()))
+    return text
 
 
 def inline_svg(svg: str, name: str, label: str) -> Markup:

@@ -12,7 +12,6 @@ import torch
 from jinja2 import Environment
 
 from tdlrt.errors import RunError
-from tdlrt.files import write_atomically
 from tdlrt_lab.reports.collect import Problem, Run, collect, problem
 from tdlrt_lab.reports.escaping import latex, markdown, markdown_code
 from tdlrt_lab.reports.figures import Picture, comparison_figures, layer_figures
@@ -28,9 +27,12 @@ from tdlrt_lab.reports.tables import (
 )
 from tdlrt_lab.reports.values import printable
 from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.files import own_folder, read_object, write_text, writing
 from tdlrt_lab.sweep.plan import DESCRIPTION
 
-__all__ = ["Report", "write_report"]
+__all__ = ["Report", "read_description", "write_report"]
+
+AGAIN = "write the report again"
 
 Spectra = Mapping[str, Sequence[Sequence[float]]]
 """Singular values by layer and mode."""
@@ -69,12 +71,13 @@ def write_report(
         progress: Called with a description of each slow step before it starts.
 
     Raises:
-        RunError: The folder does not exist, or holds no run directories.
+        RunError: The folder does not exist or holds no run directories, or a file of the report
+            cannot be written.
     """
     root = Path(root)
     runs, problems = collect(root)
     folder = root / "report"
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    own_folder(folder / "figures", within=root)
     if latency_batch is not None:
         _add_latencies(runs, latency_batch, problems, progress, folder)
     spectra = _read_spectra(runs, problems)
@@ -82,10 +85,10 @@ def write_report(
     pages = []
     for section in found:
         progress(f"drawing {section.title}")
-        with drawing():
+        with drawing(), writing(folder / "figures", then=AGAIN):
             pictures = _draw(section, spectra, folder / "figures", problems)
         pages.append(_page(section, *pictures, latency_batch))
-    texts = _read_description(root)
+    texts = read_description(root)
     _write(folder / "tables.md", _markdown(texts["title"], found, problems))
     _write(
         folder / "tables.tex", "\n\n".join(f"% {latex(s.title)}\n{latex_table(s)}" for s in found)
@@ -178,12 +181,12 @@ def _store(section: Section, picture: Picture, folder: Path) -> Drawn:
     return {"svg": svg, "caption": picture.caption}
 
 
-def _read_description(root: Path) -> dict[str, str]:
+def read_description(root: Path) -> dict[str, str]:
     """Title and note of the sweep in a folder; a title made from its name if there is none."""
     try:
-        found = json.loads((root / DESCRIPTION).read_text(encoding="utf-8"))
+        found = read_object(root / DESCRIPTION, "description of a sweep")
         return {name: printable(str(found[name])) for name in ("title", "note")}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (RunError, KeyError):
         return {"title": printable(f"Runs in {root.resolve().name}"), "note": ""}
 
 
@@ -214,4 +217,4 @@ def _html(
 
 
 def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(f"{text.rstrip()}\n".encode()))
+    write_text(path, f"{text.rstrip()}\n", then=AGAIN)

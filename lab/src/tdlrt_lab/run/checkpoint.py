@@ -9,13 +9,13 @@ from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import prune
 
 from tdlrt.errors import CheckpointError, ConfigError, RunError
-from tdlrt.files import write_atomically
+from tdlrt.files import sync_folder, write_atomically
 from tdlrt.serialization import load, save
+from tdlrt.tensor_files import open_tensors
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import ImageData
 from tdlrt_lab.run.files import writing
@@ -128,6 +128,7 @@ def save_checkpoint(training: Training, path: Path, *, keep: int = 1) -> None:
             if newer.exists():
                 newer.replace(numbered_checkpoint(path, number))
         new.replace(path)
+        sync_folder(path.parent)
         for number, older in numbered_checkpoints(path).items():
             if number >= keep:
                 older.unlink()
@@ -247,8 +248,10 @@ def load_model(config: RunConfig, path: Path, data: ImageData) -> nn.Module:
     """
     training = Training(config, data)
     try:
-        training.method.restore(training, load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        with open_tensors(path) as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}
+            training.method.restore(training, stored)
+    except (OSError, SafetensorError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     load(path, training.model)
     for module in training.model.modules():

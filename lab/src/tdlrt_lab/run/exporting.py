@@ -19,6 +19,7 @@ from tdlrt_lab.models import build_model
 from tdlrt_lab.names import pick
 from tdlrt_lab.run.accuracy import accuracy
 from tdlrt_lab.run.checkpoint import load_model
+from tdlrt_lab.run.files import check_own
 from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.timing import (
     Case,
@@ -85,6 +86,8 @@ def export_run(
     config = _finished(directory)
     name = f"{config.model}{'-int8' if int8 else ''}{writer.suffix}"
     path = directory.path / "export" / name if out is None else Path(out)
+    if out is None:
+        check_own(path.parent, within=directory.path)
     if path.exists() and not overwrite:
         raise ExportError(
             f"{path}: already exists; replace it with --overwrite, or choose another path with "

@@ -1,5 +1,8 @@
 """Lock files between processes; the system releases them when their process ends."""
 
+import errno
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,14 +12,34 @@ from filelock import FileLock, Timeout
 from tdlrt.errors import RunError
 from tdlrt_lab.run.results import RunDirectory
 
-__all__ = ["exclusive", "sole_owner"]
+__all__ = ["exclusive", "lock_file", "sole_owner"]
+
+
+def lock_file(path: Path, *, timeout: float = -1) -> FileLock:
+    """The lock that is a file; its folder is made.
+
+    Args:
+        path: The file.
+        timeout: Seconds to wait for another process; without one, as long as it takes.
+
+    Raises:
+        OSError: Something else than a regular file stands there. Some versions of filelock would
+            follow a link and empty the file that it leads to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(errno.EINVAL, "its lock is not a regular file", str(path))
+    return FileLock(path, timeout=timeout)
 
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
-    """Hold a lock file; yields whether it was acquired, False if another process holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=0)
+    """Hold a lock file; yields whether it was acquired, False if another process holds it.
+
+    Raises:
+        OSError: The file cannot be made, or is not a regular one.
+    """
+    lock = lock_file(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -57,6 +80,7 @@ def sole_owner(directory: RunDirectory, *, new: bool) -> Iterator[None]:
                 f"{directory.path}: another process is writing to it; wait until that run ends, "
                 "or choose another directory with --out"
             )
+        directory.remove_parts()
         yield
 
 

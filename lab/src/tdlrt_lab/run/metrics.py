@@ -1,6 +1,7 @@
 """The metrics of an epoch, and their validation when they are read from a file."""
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,4 +79,4 @@ class EpochMetrics:
 def is_finite_number(value: object) -> bool:
     """Whether a value is a number and neither infinite nor NaN."""
     # math.isfinite fails for an integer that is too large for a float.
-    return isinstance(value, int | float) and -math.inf < value < math.inf
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max

@@ -1,5 +1,6 @@
 """Plots of a run over its epochs: accuracy, loss, compression and ranks."""
 
+import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -9,10 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tdlrt.files import write_atomically
+from tdlrt_lab.run.files import own_folder
 from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.results import RunDirectory
 
-__all__ = ["draw_plots", "layer_figure", "rank_figure"]
+__all__ = ["draw_plots", "layer_figure", "rank_figure", "save_figure"]
 
 NAMES = {"tdlrt": "TDLRT", "tucker": "Tucker", "cp": "CP", "matrix_dlrt": "matrix DLRT"}
 COLOUR, DENSE_COLOUR = "#1f5fa8", "#7a7a7a"
@@ -43,14 +46,14 @@ def draw_plots(directory: RunDirectory, method: str) -> None:
     """
     history = directory.read_metrics()
     dense = directory.baseline.read_metrics() if directory.baseline.metrics.exists() else []
-    directory.plots.mkdir(parents=True, exist_ok=True)
+    own_folder(directory.plots, within=directory.path)
     curves = {"dense": dense, method: history} if dense else {method: history}
     _draw_accuracy(curves, directory.plots / "accuracy.png")
     _draw_loss(curves, directory.plots / "loss.png")
     if method != "dense":
         _draw_compression(history, directory.plots / "compression.png")
     if history[-1].ranks:
-        rank_figure(history).savefig(directory.plots / "ranks.png")
+        save_figure(rank_figure(history), directory.plots / "ranks.png")
 
 
 def _draw_accuracy(curves: Mapping[str, History], path: Path) -> None:
@@ -64,7 +67,7 @@ def _draw_accuracy(curves: Mapping[str, History], path: Path) -> None:
         _line(axes, epochs, held_out, label, colour)
         _line(axes, epochs, train, f"{name}, training", colour, dashed=True)
     axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _style(method: str) -> tuple[str, str]:
@@ -80,7 +83,7 @@ def _draw_loss(curves: Mapping[str, History], path: Path) -> None:
         _line(axes, epochs, loss, f"{name}: {loss[-1]:.2g}", colour)
     axes.set_yscale("log")
     axes.legend(frameon=False)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _draw_compression(history: History, path: Path) -> None:
@@ -92,7 +95,18 @@ def _draw_compression(history: History, path: Path) -> None:
     label = f"whole network: {network[-1]:.1f}"
     _line(axes, history, network, label, COLOUR, dashed=True)
     axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path, *, dpi: float | str = "figure") -> None:
+    """Write a figure as PNG, atomically.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    write_atomically(path, lambda file: file.write(content.getbuffer()))
 
 
 def rank_figure(history: History) -> Figure:

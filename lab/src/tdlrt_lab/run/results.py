@@ -1,7 +1,9 @@
 """The run directory: the files of a run, where they are, and how they are written and read."""
 
 import json
+import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,15 @@ from typing import Any
 import yaml
 
 from tdlrt.errors import RunError
+from tdlrt.files import MAX_TEXT, PART, read_text, remove_parts
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import ImageRecord
-from tdlrt_lab.run.files import read_object, write_text
+from tdlrt_lab.run.files import check_own, read_object, write_text
 from tdlrt_lab.run.metrics import EpochMetrics
+from tdlrt_lab.run.stored_summary import checked_summary
 from tdlrt_lab.yaml_files import read_yaml
 
-__all__ = ["RunDirectory", "numbered_checkpoint", "numbered_checkpoints"]
+__all__ = ["MAX_METRICS", "RunDirectory", "numbered_checkpoint", "numbered_checkpoints"]
 
 FILES = (
     "metrics.jsonl",
@@ -23,7 +27,6 @@ FILES = (
     "data.json",
     "diverged.txt",
     "checkpoints/last.pt",
-    "checkpoints/previous-*.pt",
     "checkpoints/new.pt",
     "checkpoints/model.safetensors",
     "plots/accuracy.png",
@@ -34,10 +37,15 @@ FILES = (
 )
 """The files that a run writes. `config.yaml`, which marks a run directory, is deleted last."""
 
-ENDINGS = ("", ".part", ".damaged")
-"""Of a complete file, of one that a killed run left, and of a checkpoint that was damaged."""
+PREVIOUS = re.compile(r"previous-([1-9][0-9]{0,8})\.pt")
+"""Name of a checkpoint that is not the newest; other names are those of files of the user."""
+
+DAMAGED = ".damaged"
 
 FOLDERS = ("checkpoints", "plots")
+
+MAX_METRICS = 2**26
+"""Bytes of `metrics.jsonl`: 16,000 epochs of a network with 100 layers."""
 
 
 class RunDirectory:
@@ -46,9 +54,14 @@ class RunDirectory:
     Args:
         path: Where this process writes.
         public: The directory of the first process, which messages name; None for `path`.
+
+    Raises:
+        RunError: No directory can have that path.
     """
 
     def __init__(self, path: str | Path, public: str | Path | None = None) -> None:
+        if "\0" in str(path):
+            raise RunError(f"out {str(path)!r}: contains a NUL; expected the path of a directory")
         self.path = Path(path)
         self._public = self.path if public is None else Path(public)
         self.config = self.path / "config.yaml"
@@ -95,9 +108,9 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
-            # A run that was killed while it wrote config.yaml leaves only a .part file.
+            # A run that was killed while it wrote config.yaml leaves only a part of it.
             occupied = any(
-                path.suffix != ".part" and path != self.lock for path in self.path.iterdir()
+                path.suffix != PART and path != self.lock for path in self.path.iterdir()
             )
         except OSError as error:
             raise RunError(
@@ -149,29 +162,39 @@ class RunDirectory:
 
     def _check_links(self) -> None:
         """Refuse folders that are links out of the run: a copied run must not write elsewhere."""
-        for name in (*FOLDERS, "baseline", "tensorboard"):
-            folder = self.path / name
-            if folder.is_symlink() and not folder.resolve().is_relative_to(self.path.resolve()):
-                raise RunError(
-                    f"{folder}: is a link to {folder.resolve()}, outside the run; expected a "
-                    "folder; replace the link by one, or choose another directory with --out"
-                )
+        for folder in reversed(list(self._folders())):
+            check_own(folder, within=self.path)
+
+    def _folders(self) -> Iterator[Path]:
+        """The folders of the run and of its baseline, each after those in it."""
+        for path in (self.path / "baseline", self.path):
+            yield from (path / name for name in FOLDERS)
+        yield from self.tensorboard.glob("*")
+        yield from (self.tensorboard, self.path / "baseline")
+
+    def remove_parts(self) -> None:
+        """Delete what killed runs left of files that they were writing."""
+        self._check_links()
+        for folder in (self.path, *self._folders()):
+            remove_parts(folder)
 
     def clear(self) -> None:
         """Delete the files of an earlier run, and nothing else."""
         if self.baseline.config.exists():
             self.baseline.clear()
-        for name in FILES:
-            for file in (file for end in ENDINGS for file in self.path.glob(name + end)):
-                file.unlink()
+        self._check_links()
+        checkpoints = [path for _, path in numbered_checkpoints(self.checkpoint).items()]
+        damaged = list(self.checkpoint.parent.glob(f"*.pt{DAMAGED}"))
+        for file in (*checkpoints, *damaged, *(self.path / name for name in FILES)):
+            file.unlink(missing_ok=True)
         self.clear_events()
-        folders = [self.path / name for name in (*FOLDERS, "baseline", "tensorboard")]
-        for folder in (*self.tensorboard.glob("*"), *folders):
+        for folder in self._folders():
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
     def clear_events(self, method: str = "*") -> None:
         """Delete the TensorBoard files of one method, or of all methods."""
+        self._check_links()
         for file in self.tensorboard.glob(f"{method}/events.out.tfevents.*"):
             file.unlink()
 
@@ -237,9 +260,9 @@ class RunDirectory:
             OSError: The file cannot be read.
             ValueError: A line is not valid.
         """
-        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        lines = read_text(self.metrics, max_bytes=MAX_METRICS).splitlines()
         try:
-            return [EpochMetrics.from_dict(json.loads(line)) for line in lines]
+            return [EpochMetrics.from_dict(json.loads(line)) for line in map(_of_an_epoch, lines)]
         except RecursionError as error:
             raise ValueError(f"not the metrics of an epoch ({error})") from error
 
@@ -251,9 +274,10 @@ class RunDirectory:
         """The result of a finished run.
 
         Raises:
-            RunError: `summary.json` is missing or damaged.
+            RunError: `summary.json` is missing or damaged, or lacks a value.
         """
-        return read_object(self.summary, "result of a finished run")
+        summary = read_object(self.summary, "result of a finished run")
+        return checked_summary(summary, str(self.summary))
 
 
 def numbered_checkpoint(newest: Path, number: int) -> Path:
@@ -263,11 +287,15 @@ def numbered_checkpoint(newest: Path, number: int) -> Path:
 
 def numbered_checkpoints(newest: Path) -> dict[int, Path]:
     """The existing checkpoints by number; 0 is the newest."""
-    found = {
-        int(path.stem.removeprefix("previous-")): path
-        for path in newest.parent.glob("previous-*.pt")
-    }
+    matches = [(PREVIOUS.fullmatch(path.name), path) for path in newest.parent.glob("previous-*")]
+    found = {int(match[1]): path for match, path in matches if match}
     return found | ({0: newest} if newest.exists() else {})
+
+
+def _of_an_epoch(line: str) -> str:
+    if len(line) > MAX_TEXT:
+        raise ValueError(f"a line of more than {MAX_TEXT:,} characters")
+    return line
 
 
 def _describe(record: Any) -> str:

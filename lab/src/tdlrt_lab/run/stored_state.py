@@ -1,6 +1,7 @@
 """Validation of a training checkpoint before a run continues from it."""
 
 import os
+import reprlib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tdlrt.files import open_regular
 from tdlrt_lab.run.metrics import EpochMetrics, is_finite_number
 
 __all__ = ["check_position", "read_state"]
@@ -24,18 +26,20 @@ def read_state(path: Path, device: torch.device) -> Any:
         Exception: Of almost any type, if the file is damaged or would need more memory than its
             size.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if file.read(4) != b"PK\x03\x04":  # torch.load also accepts older formats
             raise ValueError("not an archive of torch.save")
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-            if not stored or sum(entry.file_size for entry in entries) > os.path.getsize(path):
+            size = os.fstat(file.fileno()).st_size
+            if not stored or sum(entry.file_size for entry in entries) > size:
                 raise ValueError("its contents are larger than the file")
             broken = archive.testzip()  # torch.load ignores the checksums
-    if broken is not None:
-        raise ValueError(f"wrong checksum of {broken}")
-    state = torch.load(path, map_location=device, weights_only=True)
+        if broken is not None:
+            raise ValueError(f"wrong checksum of {broken}")
+        file.seek(0)
+        state = torch.load(file, map_location=device, weights_only=True)
     for value in _values(state):
         if isinstance(value, Tensor) and not _has_all_values(value):
             raise ValueError(f"a tensor of shape {tuple(value.shape)} without that many values")
@@ -64,6 +68,14 @@ def check_position(state: dict[str, Any], epochs: int, steps_per_epoch: int) -> 
     for name in ("lr", "seconds"):
         if not is_finite_number(state[name]):
             raise ValueError(f"{name} {state[name]!r}: expected a finite number")
+    for name in ("seen", "skipped_steps", "skipped_in_a_row"):
+        value = state.get(name, 0)  # earlier versions had none of them
+        if type(value) is not int or not 0 <= value < 2**53:
+            raise ValueError(f"{name} {reprlib.repr(value)}: expected an integer from 0")
+    for name in ("loss_sum", "correct"):
+        value = state.get(name)
+        if not isinstance(value, Tensor) or value.ndim or value.is_complex():
+            raise ValueError(f"{name} {reprlib.repr(value)}: expected a tensor of one number")
 
 
 def _values(state: object) -> Iterator[object]:

@@ -24,6 +24,7 @@ from tdlrt_lab.run.finite import check_gradients
 from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.processes import broadcast_buffers, distribute, process_count, share
 from tdlrt_lab.run.schedule import cosine_schedule
+from tdlrt_lab.run.stored_optimizer import check_optimizer, checked_schedule
 
 __all__ = ["Training"]
 
@@ -184,8 +185,11 @@ class Training:
         """Restore a state that `state_dict` returned."""
         self.method.restore(self, state["model"])
         self.model.load_state_dict(state["model"])
+        step = state["epoch"] * self.steps_per_epoch + state["batch"]
+        check_optimizer(state["optimizer"], self.optimizer, self.model)
+        schedule = checked_schedule(state["schedule"], self._schedule, step)
         self.optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
+        self._schedule.load_state_dict(schedule)
         self.epoch, self._batch = state["epoch"], state["batch"]
         self._lr = state["lr"]
         # Earlier versions had no skipped steps.

@@ -11,14 +11,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from typing import IO, Any
 
-from tdlrt.errors import TdlrtError
-from tdlrt.files import write_atomically
+from tdlrt.errors import RunError, TdlrtError
 from tdlrt_lab.config import RunConfig, torch_device
 from tdlrt_lab.data import ImageData
 from tdlrt_lab.rank_option import format_rank
 from tdlrt_lab.run.environment import versions
+from tdlrt_lab.run.files import write_text
 from tdlrt_lab.run.liveness import SECONDS_OF_SILENCE, Silence
 from tdlrt_lab.run.locks import exclusive
 from tdlrt_lab.run.metrics import EpochMetrics
@@ -94,11 +95,11 @@ def work(runs: Sequence[SweepRun], emit: Emit) -> None:
 
 
 def _attempt(one: SweepRun, emit: Emit, stop: threading.Event) -> None:
-    with exclusive(one.lock) as acquired:
-        if not acquired:
-            emit({"event": "busy", "run": one.name})
-            return
+    with ExitStack() as stack:
         try:
+            if not stack.enter_context(exclusive(one.lock)):
+                emit({"event": "busy", "run": one.name})
+                return
             summary = run(
                 one.config,
                 one.directory.path,
@@ -111,7 +112,8 @@ def _attempt(one: SweepRun, emit: Emit, stop: threading.Event) -> None:
         except Exception as error:  # any failure of one run must not stop the others
             fail(one, emit, error)
         else:
-            one.failure.unlink(missing_ok=True)
+            with suppress(OSError):
+                one.failure.unlink(missing_ok=True)
             emit(_finished(one, summary))
 
 
@@ -128,8 +130,10 @@ def fail(one: SweepRun, emit: Emit, error: Exception | str) -> None:
             text = f"{type(error).__name__}: {error}"
     config = one.config.to_dict()
     record = {"error": text, "traceback": trace, "versions": versions(), "config": config}
-    content = json.dumps(record, indent=2) + "\n"
-    write_atomically(one.failure, lambda file: file.write(content.encode()))
+    try:
+        write_text(one.failure, json.dumps(record, indent=2) + "\n", then="repeat the command")
+    except RunError as failure:  # on a full disk, for example: the other runs are still tried
+        text += f"; and {failure}"
     emit({"event": "failed", "run": one.name, "error": text})
 
 

@@ -1,15 +1,18 @@
 """The results of an experiment in one file, one line per run, without the run directories."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from tdlrt.errors import RunError
+from tdlrt.files import read_text
 from tdlrt_lab.run.files import parse_object, write_text
+from tdlrt_lab.run.locks import lock_file
 
 __all__ = ["read_results", "record"]
+
+MAX_BYTES = 2**26
 
 
 def read_results(path: str | Path) -> list[dict[str, Any]]:
@@ -19,10 +22,10 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
         RunError: The file cannot be read, or a line is not valid.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path, max_bytes=MAX_BYTES).splitlines()
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read ({error}); expected JSON lines") from error
     results = []
@@ -49,8 +52,7 @@ def record(path: str | Path, row: str, summary: dict[str, Any]) -> None:
         RunError: The file cannot be read or written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with lock_file(path.with_name(f"{path.name}.lock")):
         results = {(result["row"], result["seed"]): result for result in read_results(path)}
         results[row, summary["seed"]] = {"row": row, **summary}
         write_text(path, "".join(f"{json.dumps(results[key])}\n" for key in sorted(results)))

@@ -31,6 +31,14 @@ class Iterate(NamedTuple):
     steps: Tensor
     basis_steps: Tensor | None = None
 
+    def weights(self) -> list[Tensor]:
+        """The core and the bases."""
+        return _present(self.space.core, self.space.factors)
+
+    def state(self) -> list[Tensor]:
+        """The moments."""
+        return [block for of in self.moments.values() for block in (of.core, *of.parts.values())]
+
 
 class Augmented(NamedTuple):
     """Tucker weights in augmented bases [U_i | V_i] after a step of `parallel`.
@@ -46,6 +54,14 @@ class Augmented(NamedTuple):
     factors: Factors
     ranks: Tensor
     origin: Iterate
+
+    def weights(self) -> list[Tensor]:
+        """The core and the bases."""
+        return _present(self.core, self.factors)
+
+    def state(self) -> list[Tensor]:
+        """The moments."""
+        return self.origin.state()
 
 
 class Lifted(NamedTuple):
@@ -64,3 +80,15 @@ class Lifted(NamedTuple):
     ranks: Tensor
     moments: Mapping[str, Tensor]
     steps: Tensor
+
+    def weights(self) -> list[Tensor]:
+        """The core and the bases."""
+        return _present(self.core, self.factors)
+
+    def state(self) -> list[Tensor]:
+        """The moments."""
+        return list(self.moments.values())
+
+
+def _present(core: Tensor, factors: Factors) -> list[Tensor]:
+    return [core, *(factor for factor in factors if factor is not None)]

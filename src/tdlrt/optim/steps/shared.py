@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -12,13 +14,22 @@ from tdlrt.linalg import (
     TangentVector,
     Transport,
     Truncation,
+    multi_mode_product,
     new_directions,
     polish_basis,
+    stochastic,
 )
 from tdlrt.optim.rules import Moments, Rule
 from tdlrt.optim.steps.points import Factors, Iterate
 
-__all__ = ["NewBases", "brought_along", "direction_of", "moved_state", "truncated"]
+__all__ = [
+    "NewBases",
+    "brought_along",
+    "core_brought_along",
+    "direction_of",
+    "moved_state",
+    "truncated",
+]
 
 
 def brought_along(
@@ -38,6 +49,35 @@ def brought_along(
     """
     transport = Transport(source, target.factors, target.layout)
     return moved_state(rule, moments, transport, target)
+
+
+def core_brought_along(
+    moments: Mapping[str, Tensor],
+    source: Factors,
+    target: Factors,
+    layout: Layout,
+    rule: type[Rule],
+) -> dict[str, Tensor]:
+    """State of the core alone in other bases V_j of the same ranks, with R_j = V_j^T U_j.
+
+    A first moment M becomes M x_j R_j, a second moment v becomes v x_j A(R_j), see `stochastic`.
+
+    Args:
+        moments: The state.
+        source: U_j.
+        target: V_j.
+        layout: The true sizes.
+        rule: The optimiser.
+    """
+    turns = [
+        None if u is None or v is None else v.mT @ u for u, v in zip(source, target, strict=True)
+    ]
+    moved = {}
+    for name, moment in moments.items():
+        shares = [layout.shares(mode, layout, moment.dtype) for mode in range(len(turns))]
+        squares = [r if r is None else stochastic(r, s) for r, s in zip(turns, shares, strict=True)]
+        moved[name] = multi_mode_product(moment, turns if name in rule.first_moments else squares)
+    return moved
 
 
 def direction_of(

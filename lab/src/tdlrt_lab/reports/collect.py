@@ -113,7 +113,7 @@ def _run_paths(root: Path) -> Iterator[Path]:
             yield path
         for file in sorted(files):
             run = file.removesuffix(FAILURE)
-            if run not in ("", file) and not (path / run / "config.yaml").exists():
+            if run not in ("", file) and not os.path.exists(path / run / "config.yaml"):
                 yield path / run
 
 
@@ -163,21 +163,18 @@ def _check_options(summary: dict[str, Any], config: dict[str, Any]) -> None:
     """Check that a summary belongs to the options beside it.
 
     Raises:
-        RunError: It contradicts config.yaml.
+        RunError: It contradicts config.yaml, or has a name that cannot be shown.
     """
+
+    def wrong(key: str, expected: str) -> RunError:
+        return RunError(f"summary.json: {key} is {reprlib.repr(summary[key])}; expected {expected}")
+
     for key in REPEATED_OPTIONS:
         if key in config and summary[key] != config[key]:
-            raise RunError(
-                f"summary.json: {key} is {reprlib.repr(summary[key])}; expected "
-                f"{reprlib.repr(config[key])}, as in config.yaml"
-            )
-    for key in NAMES:
-        # Matplotlib hides labels that begin with an underscore.
+            raise wrong(key, f"{reprlib.repr(config[key])}, as in config.yaml")
+    for key in NAMES:  # matplotlib hides labels that begin with an underscore
         if not summary[key][:1].isalnum():
-            raise RunError(
-                f"summary.json: {key} is {reprlib.repr(summary[key])}; expected a name that begins "
-                "with a letter or a digit"
-            )
+            raise wrong(key, "a name that begins with a letter or a digit")
 
 
 def _why_unfinished(directory: RunDirectory) -> str:

@@ -85,7 +85,7 @@ def write_report(
     pages = []
     for section in found:
         progress(f"drawing {section.title}")
-        with drawing():
+        with drawing(), writing(folder / "figures", then=AGAIN):
             pictures = _draw(section, spectra, folder / "figures", problems)
         pages.append(_page(section, *pictures, latency_batch))
     texts = read_description(root)
@@ -177,9 +177,7 @@ def _page(
 def _store(section: Section, picture: Picture, folder: Path) -> Drawn:
     name = f"{section.name}-{picture.name}"
     label = f"{picture.caption} ({section.title})"
-    with writing(folder / name, then=AGAIN):
-        text = store(picture.figure, folder / name)
-    svg = inline_svg(text, name, label)
+    svg = inline_svg(store(picture.figure, folder / name), name, label)
     return {"svg": svg, "caption": picture.caption}
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from report_page.runs import write_directory
 from tdlrt.errors import DataError, RunError
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.run.results import RunDirectory
@@ -131,7 +132,8 @@ def test_directories_of_other_runs_are_refused(tmp_path):
         check_directories([run])
     directory.write_config(run.config)
     check_directories([run])
-    directory.write_summary({"versions": {"tdlrt": "0.0.1"}})
+    other = write_directory(tmp_path, "other", numbers={"versions": {"tdlrt": "0.0.1"}})
+    directory.write_summary(json.loads(other.summary.read_text()))
     with pytest.raises(RunError, match=r"seed0: written by tdlrt 0\.0\.1, this is"):
         check_directories([run])
     directory.config.unlink()

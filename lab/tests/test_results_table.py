@@ -161,6 +161,28 @@ def test_findings_compare_with_factors_of_the_same_size(findings):
     assert findings.against([]) == []
 
 
+def test_findings_show_a_linear_layer_as_a_tensor_beside_a_matrix_and_masks(findings):
+    def reshaped(budget, accuracies, reshape):
+        found = sized("tdlrt", budget, accuracies)
+        return [one | {"config": one["config"] | {"reshape": reshape}} for one in found]
+
+    results = [
+        *sized("tdlrt", 0.02, (98.9, 99.0)),
+        *sized("magnitude", 0.02, (99.1, 99.2)),
+        *sized("snip", 0.02, (99.0,)),
+    ]
+    split = [
+        *reshaped(0.02, (99.3, 99.4), "fc1=20x25:50x4x4"),
+        *reshaped(0.01, (99.0,), "fc1=20x25:50x4x4"),
+        *reshaped(0.02, (10.0,), "fc1=500:50x4x4"),
+        *reshaped(0.02, (11.0,), None),
+    ]
+    assert findings.as_tensor(results, split).splitlines()[2:] == [
+        "| 98 | 2: 98.95 ± 0.07 | 2: 99.35 ± 0.07 | 2: 99.15 ± 0.07 |",
+        "| 99 | - | 1: 99.00 | - |",
+    ]
+
+
 def test_findings_are_empty_without_their_experiments(findings):
     assert findings.findings({}) == ""
     mnist = [

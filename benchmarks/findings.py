@@ -61,6 +61,7 @@ time to it: {reached}.
 def findings(results: Mapping[str, Sequence[Result]]) -> str:
     """The section, of the experiments by name; nothing without those that it is about."""
     mnist = results.get("mnist_methods", ())
+    sizes = [*mnist, *results.get("mnist_budget", ())]
     ours = [result for result in mnist if result["method"] == "tdlrt"]
     if not ours or not any(result["method"] == "dense" for result in mnist):
         return ""
@@ -70,7 +71,7 @@ def findings(results: Mapping[str, Sequence[Result]]) -> str:
     return TEXT.format(
         level=LEVEL,
         mnist=equal_sizes(mnist),
-        bounds=bounds([*mnist, *results.get("mnist_budget", ())]),
+        bounds=bounds(sizes),
         masks=", ".join(MASKS),
         tensors=as_tensor(
             [*mnist, *results.get("mnist_budget", ())], results.get("mnist_reshape", ())

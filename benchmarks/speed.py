@@ -449,6 +449,9 @@ or, pruned, the same number of parameters; TensorLy-Torch factorises convolution
 a GPU, is inference as one CUDA graph, without the time of launching kernels one by one. On a CPU
 the allocator keeps freed memory ([why](training-loops.md#time-on-a-cpu)), for all methods.
 
+The times of *step* are from before layers of similar size took their steps in batches; the present
+ones, for some of these settings, are those of [the integrators](integrator-cost.md).
+
 {chr(10).join(section(result) for result in results)}"""
 
 

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 import tdlrt
 from saved import saved_bytes
-from tdlrt.nn.layer import tucker_layers
+from tdlrt.nn.models import tucker_layers
 from tdlrt_lab.models import build_model
 from tdlrt_lab.run.environment import machine, versions
 from tdlrt_lab.run.files import write_text

@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tdlrt
 from tdlrt.integrations.distributed import wrap
-from tdlrt.nn.layer import tucker_layers
+from tdlrt.nn.models import tucker_layers
 from tdlrt_lab.models import build_model
 from tdlrt_lab.run.environment import machine, versions
 from tdlrt_lab.run.files import write_text

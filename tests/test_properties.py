@@ -15,7 +15,7 @@ import tdlrt
 from reference import kept_rank
 from reference.cases import laws, relative_error, rounding, seeds
 from tdlrt.linalg import check_ranks
-from tdlrt.nn.layer import tucker_layers
+from tdlrt.nn.models import tucker_layers
 
 few = settings(laws, max_examples=60)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tdlrt.errors import DataError, MissingExtraError, UnknownNameError
-from tdlrt.nn.layer import tucker_layers
+from tdlrt.nn.models import tucker_layers
 from tdlrt.surgery import factorize_
 from tdlrt_lab.models import MODELS, build_model
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tdlrt.errors import NothingMatchedError
 from tdlrt.nn import FACTORIZERS
 from tdlrt.nn.calls import evaluating
-from tdlrt.nn.layer import check_model
+from tdlrt.nn.models import check_model
 
 __all__ = ["input_covariances"]
 

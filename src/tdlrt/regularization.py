@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tdlrt.linalg import unfold
-from tdlrt.nn.layer import tucker_layers
+from tdlrt.nn.models import tucker_layers
 
 __all__ = ["spectral_penalty"]
 

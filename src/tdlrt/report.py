@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.calls import Inputs, LayerCall, calls_for
-from tdlrt.nn.layer import check_model, weight_shape
+from tdlrt.nn.models import check_model, weight_shape
 from tdlrt.nn.others import other_modules, other_reason, other_shape, other_size
 from tdlrt.paths import PathName, path_macs
 from tdlrt.text_tables import format_shape, format_table

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tdlrt.errors import PathError
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.calls import Inputs, LayerCall, watch_calls
-from tdlrt.nn.layer import tucker_layers
+from tdlrt.nn.models import tucker_layers
 from tdlrt.paths import PATHS, PathName
 from tdlrt.text_tables import format_shape, format_table
 

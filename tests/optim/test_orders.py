@@ -11,7 +11,7 @@ from torch import nn
 
 import tdlrt
 from reference.cases import laws, relative_error
-from tdlrt.nn.layer import tucker_layers
+from tdlrt.nn.models import tucker_layers
 
 OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),

@@ -12,7 +12,7 @@ import tdlrt
 from optim.problems import EVERY_OPTIMIZER, Small, assert_same
 from optim.test_loops import load, saved
 from reference.cases import gaussian, relative_error
-from tdlrt.nn.layer import tucker_layers
+from tdlrt.nn.models import tucker_layers
 
 MLP = (20, 24, 16, 4)
 FIXED = {"rank_policy": tdlrt.FixedRank(), "tau": None}

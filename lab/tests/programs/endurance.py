@@ -26,7 +26,7 @@ from torch.nn import functional as F
 import tdlrt
 from tdlrt.files import write_atomically
 from tdlrt.linalg import orthonormality_error
-from tdlrt.nn.layer import tucker_layers
+from tdlrt.nn.models import tucker_layers
 from tdlrt_lab.run.environment import machine, versions
 
 ROOT = Path(__file__).parents[3]

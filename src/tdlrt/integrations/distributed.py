@@ -19,7 +19,7 @@ from torch.utils.hooks import unserializable_hook
 from tdlrt.errors import IntegratorStateError
 from tdlrt.integrations.sharding import ShardedTeam
 from tdlrt.nn import TuckerLayer
-from tdlrt.nn.layer import tucker_layers
+from tdlrt.nn.models import tucker_layers
 from tdlrt.optim import TDLRT
 
 __all__ = ["check_replicas", "keep_group", "prepare", "wrap"]

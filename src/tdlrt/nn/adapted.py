@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tdlrt.nn.layer import TuckerLayer, check_model
+from tdlrt.nn.layer import TuckerLayer
+from tdlrt.nn.models import check_model
 from tdlrt.nn.weight_value import WeightValue
 
 __all__ = ["AdaptedModule", "AdapterLayer", "TrainedCopy", "adapted_modules", "adapter_parts"]

@@ -8,13 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
-from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
 from tdlrt.errors import (
     IntegratorStateError,
     NonFiniteError,
-    NothingMatchedError,
     RankError,
     UnsupportedLayerError,
 )
@@ -41,7 +39,7 @@ from tdlrt.paths import (
 )
 from tdlrt.paths.apply import fastest_path, is_channels_last, known_shape
 
-__all__ = ["TuckerLayer", "check_model", "resize_layers_", "tucker_layers", "weight_shape"]
+__all__ = ["TuckerLayer", "resize_layers_"]
 
 
 class TuckerLayer(nn.Module):
@@ -369,55 +367,3 @@ def resize_layers_(layers: Sequence[TuckerLayer], values: Sequence[Sequence[Tens
             targets.append(parameter)
             sources.append(value)
     torch._foreach_copy_(targets, sources)
-
-
-def check_model(model: object) -> None:
-    """Refuse what is no module.
-
-    Raises:
-        UnsupportedLayerError: It is none.
-    """
-    if not isinstance(model, nn.Module):
-        raise UnsupportedLayerError(
-            f"model: got {type(model).__name__}, expected a torch.nn.Module; pass the network "
-            "itself, which is changed in place by functions whose name ends in _"
-        )
-
-
-def tucker_layers(model: nn.Module) -> dict[str, TuckerLayer]:
-    """The Tucker layers of a model by name.
-
-    Raises:
-        NothingMatchedError: The model has no Tucker layer.
-        UnsupportedLayerError: The model is no module.
-    """
-    check_model(model)
-    layers = {
-        name: module for name, module in model.named_modules() if isinstance(module, TuckerLayer)
-    }
-    if not layers:
-        raise NothingMatchedError(
-            "model: got one without Tucker layers, expected at least one; call "
-            "tdlrt.factorize_(model) first"
-        )
-    return layers
-
-
-def weight_shape(module: nn.Module) -> tuple[int, ...]:
-    """Shape of a layer's weight, in Tucker format or dense; empty if it has none yet.
-
-    A weight that is computed from other parameters is not computed here, because that may change
-    the layer: spectral norm takes a step of its power iteration in training mode.
-    """
-    if isinstance(module, TuckerLayer):
-        return module.shape
-    weight = module._parameters.get("weight")
-    if weight is None and isinstance(module, nn.Linear):
-        return (module.out_features, module.in_features)
-    if weight is None and isinstance(module, nn.modules.conv._ConvNd):
-        modes = [module.out_channels, module.in_channels // module.groups]
-        if module.transposed:
-            modes = [module.in_channels, module.out_channels // module.groups]
-        return (*modes, *module.kernel_size)
-    weight = getattr(module, "weight", None) if weight is None else weight
-    return tuple(weight.shape) if isinstance(weight, Tensor) and not is_lazy(weight) else ()

@@ -15,7 +15,7 @@ from tdlrt.errors import (
     IntegratorStateError,
     NonFiniteError,
 )
-from tdlrt.nn.layer import tucker_layers
+from tdlrt.nn.models import tucker_layers
 from tdlrt.optim.adaptation import Adaptation
 from tdlrt.optim.arguments import (
     Argument,

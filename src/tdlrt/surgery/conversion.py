@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.calls import Inputs, calls_for, random_state_kept
-from tdlrt.nn.layer import check_model
+from tdlrt.nn.models import check_model
 from tdlrt.paths import LayerShape, Preference, check_preference
 from tdlrt.surgery.fusion import fuse_batch_norms_
 from tdlrt.surgery.hooks import copy_parameter_hooks, take_over_hooks

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tdlrt.errors import NothingMatchedError, RankError
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.calls import random_state_kept
-from tdlrt.nn.layer import check_model
+from tdlrt.nn.models import check_model
 from tdlrt.nn.reshape import Reshape
 from tdlrt.nn.start import Modes, auto_scale, weighted_start
 from tdlrt.ranks import RankSpec

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tdlrt.errors import UnsupportedLayerError
 from tdlrt.nn import FACTORIZERS, TuckerLayer
-from tdlrt.nn.layer import weight_shape
+from tdlrt.nn.models import weight_shape
 from tdlrt.nn.reshape import Reshape, tensor_shape
 from tdlrt.nn.start import Modes, Start
 

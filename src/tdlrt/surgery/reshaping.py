@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from tdlrt.errors import NothingMatchedError, RankError, UnsupportedLayerError
 from tdlrt.nn.calls import Inputs, calls_for
-from tdlrt.nn.layer import check_model, weight_shape
+from tdlrt.nn.models import check_model, weight_shape
 from tdlrt.nn.reshape import Reshape, check_reshape
 from tdlrt.surgery.selection import considered_layers, pattern_list
 

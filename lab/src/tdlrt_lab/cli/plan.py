@@ -10,7 +10,7 @@ from torch import nn
 
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.calls import watch_calls, zeros_for
-from tdlrt.nn.layer import tucker_layers
+from tdlrt.nn.models import tucker_layers
 from tdlrt.paths import LayerShape, Purpose, dense_cost, path_cost
 from tdlrt.surgery import factorize_
 from tdlrt.text_tables import format_shape

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tdlrt.nn.calls import watch_calls
-from tdlrt.nn.layer import tucker_layers
+from tdlrt.nn.models import tucker_layers
 from tdlrt.optim import TDLRT
 from tdlrt.ranks import RankPolicy
 from tdlrt.surgery import factorize_, to_plain

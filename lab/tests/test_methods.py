@@ -110,6 +110,12 @@ def test_size_is_met_from_the_start(method, digits):
         assert 0.9 * budget <= size.parameters / size.dense_parameters <= budget
 
 
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_a_training_of_one_step_has_its_size(method, digits):
+    options = {"epochs": 1, "batch_size": 1437, "freeze_at": 0.01}
+    assert train(training(config(method, **options), digits))[-1].compression >= 0.89
+
+
 def test_bases_of_the_channel_modes_alone(digits):
     model = training(config("tdlrt", modes="channels"), digits).model
     kernels = [layer for layer in model.modules() if isinstance(layer, TuckerConv2d)]

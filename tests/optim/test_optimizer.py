@@ -271,6 +271,10 @@ def test_a_training_along_the_recipe_ends_within_its_budget(integrator):
             r"total_steps: got 0, expected an int of at least 1",
         ),
         ({"rank_policy": 3, "tau": None}, r"rank_policy: got 3, expected RelativeTolerance"),
+        (
+            {"rank_policy": tdlrt.BudgetRecipe(0.1, 9), "tau": None},
+            r"rank_policy: got a BudgetRecipe.*rank_policy=recipe\.rank_policy, adapt_every=",
+        ),
         ({"lr": -1.0}, "Invalid learning rate"),
     ],
 )

@@ -36,6 +36,8 @@ def test_a_training_of_one_step():
         ({"ramp_share": -0.1}, r"ramp_share: got -0.1, expected a number in \[0, 1\]"),
         ({"spare": -1.0}, "spare: got -1.0, expected a share of at least 0"),
         ({"adapt_every": 0}, "adapt_every: got 0"),
+        ({"ramp": "cubic"}, "ramp: got 'cubic', expected the class CubicSchedule"),
+        ({"ramp": tdlrt.CubicSchedule(0.5, 0.1, 10)}, "ramp: got CubicSchedule"),
     ],
 )
 def test_bad_values(options, message):

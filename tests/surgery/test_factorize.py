@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -191,6 +192,7 @@ def test_a_pattern_that_matches_nothing(argument):
         (0.0, "the fraction 0.0"),
         (1.5, "the fraction 1.5"),
         (True, "rank: got True"),
+        (np.array([4, 4]), r"rank: got array"),
         ("half", "rank: got 'half'"),
         (None, "rank: got None"),
         ((4, 3), "2 ranks .* for a weight of 4 modes"),

@@ -79,8 +79,11 @@ BAD = {
     "option": ([*DIGITS, "--set", "taau=1"], "options: unknown option 'taau'; did you mean tau"),
     "pair": ([*DIGITS, "--set", "epochs"], "--set epochs: expected OPTION=VALUES"),
     "other method": ([*DIGITS, "--set", "cp.lr=1"], "--set cp.: expected one of the methods tdlrt"),
-    "range": ([*DIGITS, "--tau", "1.5"], "options: rows.tdlrt: tau 1.5: expected a tolerance"),
-    "type": ([*DIGITS, "--tau", "much"], "options: rows.tdlrt.tau 'much': expected float"),
+    "range": (
+        [*DIGITS, "--tau", "1.5"],
+        "error: the command line: rows.tdlrt: tau 1.5: expected a tolerance",
+    ),
+    "type": ([*DIGITS, "--tau", "much"], "command line: rows.tdlrt.tau 'much': expected float"),
     "seeds": ([*DIGITS, "--seeds", "0,a"], "--seeds 0,a: expected different integers"),
     "device": ([*DIGITS, "--devices", "cuda:99"], "device 'cuda:99': not available"),
     "device and ray": (

@@ -102,7 +102,7 @@ def auto_scale(
 
     Source: He et al., arXiv:1502.01852, for the norm of a layer that keeps its signal.
     """
-    if isinstance(rank, RelativeTolerance) or rank == "full":
+    if isinstance(rank, RelativeTolerance | str):  # explicit_ranks refuses other words
         return None
     shape = tensor_shape(weight.shape, reshape)
     learned = learned_modes(modes, len(shape))

@@ -145,6 +145,12 @@ def resolve_policy(
         return RelativeTolerance(DEFAULT_TAU if tau is None else tau)
     if isinstance(rank_policy, Mapping):
         return ByName(rank_policy)
+    if isinstance(rank_policy, BudgetRecipe):
+        raise RankError(
+            "rank_policy: got a BudgetRecipe, which is a policy and more; give its parts: "
+            "rank_policy=recipe.rank_policy, adapt_every=recipe.adapt_every, "
+            "freeze_after=recipe.freeze_after"
+        )
     if not isinstance(rank_policy, RankPolicy):
         raise RankError(
             f"rank_policy: got {rank_policy!r}, expected RelativeTolerance(...), "

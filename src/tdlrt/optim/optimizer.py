@@ -70,7 +70,8 @@ class TDLRT(torch.optim.Optimizer):
         budget: Share in (0, 1] of the dense parameters that the Tucker layers may have. With
             total_steps it is met as BudgetRecipe(budget, total_steps) says, and without from the
             first step on, as by ParameterBudget(budget).
-        total_steps: Number of steps of the whole training, for the recipe of a budget.
+        total_steps: Number of whole steps of the training, for the recipe of a budget. Without a
+            closure a whole step of `bug` is 1 + core_steps calls of `step`.
         rank_policy: `RelativeTolerance(...)`, `ParameterBudget(...)`, `FixedRank()`, or a dict from
             layer-name pattern to one of these (the first that matches; layers that none matches
             keep their ranks).

@@ -61,7 +61,7 @@ def explicit_ranks(spec: object, shape: Sequence[int], channels: int = 2) -> tup
     Raises:
         RankError: The rank is none of these, not positive, or larger than its mode.
     """
-    if spec == "full":
+    if isinstance(spec, str) and spec == "full":  # an array has no single truth value
         return tuple(shape)
     if isinstance(spec, float):
         if not 0 < spec <= 1:

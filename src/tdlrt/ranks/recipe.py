@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tdlrt.errors import RankError
 from tdlrt.ranks.bounds import check_bounds, check_number, check_positive_integer
 from tdlrt.ranks.budget import ParameterBudget
 from tdlrt.ranks.schedule import CubicSchedule, Schedule
@@ -24,7 +25,7 @@ class BudgetRecipe:
 
     Args:
         budget: b in (0, 1], a share of the parameters of the dense weights of the Tucker layers.
-        total_steps: N, the number of steps of the training.
+        total_steps: N, the number of whole steps of the training.
         start: Share before the first step.
         freeze_at: Share of the training after which ranks are frozen.
         ramp_share: Share of the F steps in which the budget falls.
@@ -60,6 +61,11 @@ class BudgetRecipe:
         check_bounds(min_rank=1, max_rank=None, multiple_of=1, spare=self.spare)
         check_positive_integer("total_steps", self.total_steps)
         check_positive_integer("adapt_every", self.adapt_every)
+        if self.ramp is not None and not callable(self.ramp):
+            raise RankError(
+                f"ramp: got {self.ramp!r}, expected the class CubicSchedule or LinearSchedule, a "
+                "function of start, end and steps that returns a schedule, or None"
+            )
 
     @property
     def freeze_after(self) -> int:

@@ -215,7 +215,7 @@ def _make_sweep(
         rows=rows,
         seeds=_parse_seeds(seeds) if seeds else (0,),
         title=f"{model} on {data}",
-        source="options",
+        source="the command line",
     )
 
 

@@ -65,7 +65,7 @@ class TDLRTMethod(Method):
 
     def optimizer(self, model: nn.Module, config: RunOptions, steps: int) -> torch.optim.Optimizer:
         """`tdlrt.TDLRT` around the chosen optimiser."""
-        freeze_after = round(config.freeze_at * steps)
+        freeze_after = max(1, round(config.freeze_at * steps)) if config.freeze_at > 0 else 0
         return TDLRT(
             model,
             OPTIMIZERS[config.optimizer],

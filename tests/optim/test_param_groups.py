@@ -352,3 +352,19 @@ def test_clipping_inside_a_closure():
     assert len(norms) == 2
     # On the core alone; its bases hold the whole projected gradient, and cross terms besides.
     assert norms[1] >= norms[0] * (1 - 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("groups", "got"),
+    [
+        (None, "NoneType"),
+        ("conv", "str"),
+        ([nn.Parameter(torch.ones(2))], "Parameter"),
+        ([{"lr": 0.1}], "a dict without 'params'"),
+    ],
+)
+def test_what_is_no_group_is_refused(groups, got):
+    model = nn.Sequential(nn.Linear(12, 10), nn.Linear(10, 2))
+    tdlrt.factorize_(model, rank=2)
+    with pytest.raises(TypeError, match=f"^param_groups: got {got}, expected a list of dicts"):
+        tdlrt.TDLRT(model, torch.optim.SGD, lr=0.1, param_groups=groups)

@@ -48,8 +48,20 @@ def tucker_parameters(slots: Collection[LayerSlot]) -> set[int]:
 def groups_of(
     parameters: Iterable[Tensor], tucker: Collection[int], given: Iterable[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """A group for cores and bases, one for plain parameters, then the user's own groups."""
-    own = [{**group, "params": as_list(group["params"])} for group in given]
+    """A group for cores and bases, one for plain parameters, then the user's own groups.
+
+    Raises:
+        TypeError: A group is no dict with 'params'.
+    """
+    own = []
+    for group in given if isinstance(given, Iterable) else [given]:
+        if not isinstance(group, Mapping) or "params" not in group:
+            got = "a dict without 'params'" if isinstance(group, Mapping) else type(group).__name__
+            raise TypeError(
+                f"param_groups: got {got}, expected a list of dicts such as "
+                "{'params': model.stem.parameters(), 'lr': 0.01}"
+            )
+        own.append({**group, "params": as_list(group["params"])})
     taken = {id(parameter) for group in own for parameter in group["params"]}
     rest = [parameter for parameter in parameters if id(parameter) not in taken]
     return [

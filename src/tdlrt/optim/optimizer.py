@@ -94,7 +94,7 @@ class TDLRT(torch.optim.Optimizer):
         **optimizer_kwargs: Passed to optimizer_cls (lr, momentum, weight_decay, ...).
 
     Raises:
-        TypeError: A set of parameters is given.
+        TypeError: param_groups holds what is no dict with 'params', or a set of parameters.
         NothingMatchedError: The model, or a pattern of the policy, has no Tucker layer.
         UnsupportedLayerError: The model is no module, or its parameters are sharded (FSDP, tensor
             parallelism).

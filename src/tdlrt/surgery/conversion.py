@@ -57,7 +57,9 @@ def to_plain(
         model: Any model; not changed.
         input_size: Shape of the input with the batch, such as (1, 3, 32, 32), for which paths are
             chosen; one forward pass on zeros finds the inputs of the layers. If None, many
-            positions (batch size times image size) are assumed.
+            positions (batch size times image size) are assumed, and for a linear layer with
+            `reshape` inputs of shape (batch, features): give one of the two arguments if it is
+            applied to sequences.
         example_inputs: Instead of input_size, what the model is called with: a tensor, a tuple of
             inputs or a dict of keyword arguments, for models that take token ids or several inputs.
         prefer: 'size' chooses the torch layers with the fewest parameters. They never have more

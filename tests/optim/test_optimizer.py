@@ -265,7 +265,7 @@ def test_a_training_along_the_recipe_ends_within_its_budget(integrator):
         ({"budget": 0.1}, r"tau, budget, rank_policy: got tau=0.1 and budget=0.1; give one"),
         ({"total_steps": 9}, r"total_steps: got 9 without budget"),
         ({"budget": 2, "tau": None}, r"budget: got 2, expected a number in \(0, 1\]"),
-        ({"budget": 0.001, "tau": None}, r"budget: got fraction=0.001, but the smallest"),
+        ({"budget": 0.001, "tau": None}, r"budget: got 0.001, but the smallest"),
         (
             {"budget": 0.1, "tau": None, "total_steps": 0},
             r"total_steps: got 0, expected an int of at least 1",

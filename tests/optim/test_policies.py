@@ -273,7 +273,7 @@ def test_a_new_policy_holds_from_the_next_step():
         (
             tdlrt.ParameterBudget(0.01),
             tdlrt.RankError,
-            "budget: got fraction=0.01, but the smallest",
+            "budget: got 0.01, but the smallest",
         ),
         ({"9": tdlrt.FixedRank()}, tdlrt.NothingMatchedError, "matches none of the Tucker layers"),
         (0.1, tdlrt.RankError, "rank_policy: got 0.1, expected RelativeTolerance"),
@@ -348,7 +348,7 @@ def test_a_budget_that_frozen_layers_use_up_is_refused():
     model = experts()
     for expert in model[:3]:
         expert.requires_grad_(False)
-    with pytest.raises(tdlrt.RankError, match=r"parameters=3100, .* frozen layers keep 3003"):
+    with pytest.raises(tdlrt.RankError, match=r"budget of 3100 .* frozen layers keep 3003"):
         policy = tdlrt.ParameterBudget(parameters=3100)
         tdlrt.TDLRT(model, torch.optim.SGD, lr=0.1, rank_policy=policy)
 

@@ -23,7 +23,7 @@ def test_terminal_shows_lines_ranks_and_progress(terminal, tmp_path):
         run(config, tmp_path / "run", observer=RunDisplay(screen, "there"), baseline=True)
     written = terminal.file.getvalue()
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
-    assert "conv1 10x1x5x5" in text  # the ranks at the start
+    assert "conv1 9x1x5x5" in text  # the ranks at the start
     assert re.search(r"epoch 1/2  loss +\d\.\d+  accuracy +\d+\.\d\d %  compression", text)
     assert re.search(r"tdlrt  epoch [12]/2.*━.*\d+/12", text)
     assert re.search(r"dense  epoch [12]/2.*━.*\d+/12", text)

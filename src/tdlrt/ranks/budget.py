@@ -135,20 +135,20 @@ class ParameterBudget(RankPolicy):
         kept = _parameters(c for c in candidates.values() if c.frozen)
         smallest = kept + sum(c.parameters_at(self._smallest_ranks(c)) for c in trained)
         dense = sum(candidate.dense_parameters for candidate in candidates.values())
-        name, budget, unit = "parameters", self.parameters, 1
+        budget, unit, what = self.parameters, 1, " parameters"
         if budget is None:
-            name, budget, unit = "fraction", self.fraction, dense
+            budget, unit, what = self.fraction, dense, ""
         lowest = budget.extremes[0] if isinstance(budget, Schedule) else budget
         if lowest is not None and lowest * unit < smallest:
             raise RankError(
-                f"budget: got {name}={lowest:g}, but the smallest possible budget is {smallest} "
+                f"budget: got {lowest:g}{what}, but the smallest possible budget is {smallest} "
                 f"parameters, a fraction of {smallest / dense:.4g} (min_rank={self.min_rank}, "
                 f"multiple_of={self.multiple_of}, frozen layers keep {kept}); raise it"
             )
         part = sum(c.dense_parameters for c in trained) / dense
         if lowest is not None and kept > lowest * unit * (1 - _LEAST_SHARE * part):
             raise RankError(
-                f"budget: got {name}={lowest:g}, which is {int(lowest * unit)} parameters, of "
+                f"budget: got {lowest:g}{what}, a budget of {int(lowest * unit)} parameters, of "
                 f"which frozen layers keep {kept}; that leaves the other layers less than half of "
                 "their share. Raise it, or leave frozen layers out of factorize_"
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from report_page.runs import write_directory
 from tdlrt_lab.cli.display import SweepDisplay
 from tdlrt_lab.cli.screens import LiveScreen
 from tdlrt_lab.sweep.plan import Sweep
@@ -150,6 +151,13 @@ def test_a_directory_of_other_runs_is_refused(tdlrt, tmp_path):
     code, _, err = tdlrt(*DIGITS, "--out", tmp_path, "--set", "momentum=0.5")
     assert code == 1
     assert "the run there has different options: momentum 0.9 (now 0.5)" in err
+
+
+def test_a_report_of_runs_that_share_no_setting(tdlrt, tmp_path):
+    for name, epochs, size in (("a", 1, 32), ("b", 5, 64)):
+        write_directory(tmp_path, name, method="dense", epochs=epochs, batch_size=size)
+    code, out, _ = tdlrt("report", tmp_path)
+    assert (code, out.splitlines()[0]) == (0, "lenet5 on digits")
 
 
 def test_a_report_of_nothing(tdlrt, tmp_path):

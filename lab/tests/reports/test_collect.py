@@ -171,3 +171,12 @@ def test_folders_without_runs(tmp_path):
         collect(tmp_path / "none")
     with pytest.raises(RunError, match=r"no run directories; expected the output of tdlrt train"):
         collect(tmp_path)
+
+
+def test_the_setting_holds_what_all_runs_share(write_run, tmp_path):
+    for name, epochs, size in (("a", 1, 32), ("b", 1, 64), ("c", 5, 64)):
+        write_run(name, method="dense", epochs=epochs, batch_size=size)
+    runs, _ = collect(tmp_path)
+    assert sections(runs[:1])[0].setting == "1 epoch, batch 32"
+    assert sections(runs[:2])[0].setting == "1 epoch"
+    assert sections(runs)[0].setting == ""

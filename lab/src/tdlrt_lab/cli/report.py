@@ -52,7 +52,8 @@ def report(
         print(json.dumps({"report": str(written.folder), "tables": tables, "problems": problems}))
         return
     for section in written.sections:
-        print(f"{section.title}, {section.setting}\n\n{markdown_table(section)}\n")
+        heading = ", ".join(filter(None, (section.title, section.setting)))
+        print(f"{heading}\n\n{markdown_table(section)}\n")
     for problem in written.problems:
         print(f"{problem.path}: {problem.text}")
     print(f"page, tables and figures in {written.folder}")

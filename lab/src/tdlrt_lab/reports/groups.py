@@ -126,7 +126,7 @@ class Section:
         }
         words = []
         if "epochs" in shared:
-            words.append(f"{shared['epochs']} epochs")
+            words.append("1 epoch" if shared["epochs"] == 1 else f"{shared['epochs']} epochs")
         if "batch_size" in shared:
             words.append(f"batch {shared['batch_size']}")
         if isinstance(shared.get("train_images"), int):

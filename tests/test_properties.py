@@ -304,7 +304,9 @@ def test_budgets(fraction, parameters, options, both):
         policy = tdlrt.ParameterBudget(**given_, **options)
         optimizer = tdlrt.TDLRT(model, torch.optim.SGD, lr=0.1, rank_policy=policy)
     except tdlrt.RankError as error:
-        assert_named(error, ["budget", "fraction", "parameters", "ParameterBudget", *RANGES, "spare"])
+        assert_named(
+            error, ["budget", "fraction", "parameters", "ParameterBudget", *RANGES, "spare"]
+        )
         assert_unchanged(model, before)
         return
     model(torch.randn(2, 3, 3, 3)).square().sum().backward()

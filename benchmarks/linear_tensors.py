@@ -22,7 +22,7 @@ from torch import nn
 
 import tdlrt
 from allocator import keep_freed_memory
-from operations import provenance, table
+from operations import table_section
 from tdlrt.linalg import TuckerTensor
 from tdlrt.nn import TuckerLinear
 from tdlrt_lab.documents import fill_section
@@ -138,15 +138,7 @@ def section(result: Row) -> list[str]:
         ]
         for row in result["rows"]
     ]
-    return [
-        f"Written by `{result['command']}`.",
-        "",
-        *TEXT.format(outputs=OUTPUTS, batch=BATCH).splitlines(),
-        "",
-        *table(head, lines),
-        "",
-        *(f"- {fact}" for fact in provenance([result])),
-    ]
+    return table_section(result, TEXT.format(outputs=OUTPUTS, batch=BATCH), head, lines)
 
 
 TEXT = """\

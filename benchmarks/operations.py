@@ -460,5 +460,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
+def table_section(
+    result: Row, text: str, head: Sequence[str], rows: Sequence[Sequence[str]]
+) -> list[str]:
+    """Lines of a section with one table: the command, what was measured, the table, and where."""
+    facts = [f"- {fact}" for fact in provenance([result])]
+    command = f"Written by `{result['command']}`."
+    return [command, "", *text.splitlines(), "", *table(head, rows), "", *facts]
+
+
 if __name__ == "__main__":
     main()

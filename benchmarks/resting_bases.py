@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tdlrt
-from operations import provenance, table
+from operations import table_section
 from tdlrt_lab.data import load_data
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.run.environment import machine, versions
@@ -133,15 +133,7 @@ def section(result: Row) -> list[str]:
         means = [sum(of) / len(of) for of in zip(*(row["accuracies"] for row in rows), strict=True)]
         first = "dense" if every is None else str(every)
         lines.append([name, first, str(len(rows)), *(f"{mean:.2f}" for mean in means)])
-    return [
-        f"Written by `{result['command']}`.",
-        "",
-        *TEXT.format(width=WIDTH, images=IMAGES).splitlines(),
-        "",
-        *table(head, lines),
-        "",
-        *(f"- {fact}" for fact in provenance([result])),
-    ]
+    return table_section(result, TEXT.format(width=WIDTH, images=IMAGES), head, lines)
 
 
 TEXT = """\

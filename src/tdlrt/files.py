@@ -20,6 +20,7 @@ __all__ = [
     "remove_parts",
     "sync_folder",
     "write_atomically",
+    "write_bytes",
 ]
 
 PART = ".part"
@@ -114,6 +115,26 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         finally:
             part.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes, error_type: type[Exception]) -> None:
+    """Write a whole file atomically, with an error of the caller's kind if that fails.
+
+    Args:
+        path: The file.
+        content: Its content.
+        error_type: The class of the error.
+
+    Raises:
+        error_type: The file cannot be written.
+    """
+    try:
+        write_atomically(path, lambda file: file.write(content))
+    except OSError as error:
+        raise error_type(
+            f"{path}: cannot be written ({error.strerror or error}); expected the name of a file, "
+            "in a folder that may be written and on a disk with room"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

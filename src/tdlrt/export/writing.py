@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tdlrt.errors import ExportError, NonFiniteError, UnknownNameError
 from tdlrt.export import onnx, plain_files, pt2
 from tdlrt.export.source import Source
-from tdlrt.files import open_regular, write_atomically
+from tdlrt.files import open_regular, write_bytes
 from tdlrt.paths import Preference
 from tdlrt.surgery import copied, to_plain, without_adapters
 
@@ -139,13 +139,7 @@ def export(
     data = FORMATS[format].dump(source)
     with torch.no_grad():
         found = FORMATS[format].load(data, model)(inputs)
-    try:
-        write_atomically(path, lambda file: file.write(data))
-    except OSError as error:
-        raise ExportError(
-            f"{path}: cannot be written ({error.strerror or error}); expected the name of a file, "
-            "in a folder that may be written and on a disk with room"
-        ) from error
+    write_bytes(path, data, ExportError)
     return ExportReport(
         path=path,
         format=format,

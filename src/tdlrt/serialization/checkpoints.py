@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tdlrt.errors import CheckpointError
-from tdlrt.files import open_regular, write_atomically
+from tdlrt.files import open_regular, write_bytes
 from tdlrt.linalg import TuckerTensor
 from tdlrt.nn import TuckerLayer
 from tdlrt.serialization.header import KEY, Header, LayerFormat, checksum, maps_strings
@@ -71,13 +71,7 @@ def save(
             f"metadata: with them the header takes {header_length(content):,} bytes, expected at "
             f"most {MAX_HEADER:,}; keep long texts in a file of their own"
         )
-    try:
-        write_atomically(path, lambda file: file.write(content))
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror or error}); expected the name of a file, "
-            "in a folder that may be written and on a disk with room"
-        ) from error
+    write_bytes(path, content, CheckpointError)
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> dict[str, str]:

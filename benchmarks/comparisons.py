@@ -33,6 +33,8 @@ EXPERIMENTS = {
         "cifar10_rescnn_tuning",
         "cifar10_rescnn",
         "cifar10_rescnn_long",
+        "cifar10_rescnn_30_tuning",
+        "cifar10_rescnn_30",
         "cifar10_vgg16_tuning",
         "cifar10_vgg16",
     )
@@ -56,6 +58,7 @@ BEFORE = {
     "modes": "all",
     "reshape": None,
     "basis_every": 1,
+    "precision": "float32",
 }
 """Options that are newer than some results, and what runs did before there was a choice."""
 

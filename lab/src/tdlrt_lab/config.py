@@ -30,6 +30,7 @@ __all__ = [
     "AUGMENTATIONS",
     "CHOICES",
     "LEARNING_RATES",
+    "PRECISIONS",
     "WITH_BUDGET",
     "WITH_TAU",
     "RunConfig",
@@ -57,6 +58,8 @@ WITH_BUDGET = {
 
 AUGMENTATIONS = ("none", "standard")
 
+PRECISIONS = ("float32", "bfloat16")
+
 RANK_OPTIONS = ("tau", "budget", "spare")
 
 CHOICES: dict[str, Mapping[str, Any]] = {
@@ -68,6 +71,7 @@ CHOICES: dict[str, Mapping[str, Any]] = {
     "ramp": RAMPS,
     "optimizer": OPTIMIZERS,
     "augment": dict.fromkeys(AUGMENTATIONS),
+    "precision": dict.fromkeys(PRECISIONS),
 }
 """The accepted names of each option that takes a name."""
 

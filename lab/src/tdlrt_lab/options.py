@@ -194,5 +194,13 @@ class RunOptions:
             "finite.",
         ),
     ] = 0
+    precision: Annotated[
+        str,
+        Option(
+            TRAINING,
+            "Type of the forward and backward pass in training: float32, or bfloat16 by autocast "
+            "(weights, optimizer state and evaluation stay in float32).",
+        ),
+    ] = "float32"
     seed: Annotated[int, Option(TRAINING, "Seed of all random numbers of the run.")] = 0
     device: Annotated[str, Option(TRAINING, "Device: auto, cpu, cuda or cuda:N.")] = "auto"

@@ -69,6 +69,7 @@ class Training:
         self.steps = config.epochs * self.steps_per_epoch
         self.dense_steps = max(1, round(config.dense_until * self.steps))
         self.optimizer = self.method.optimizer(self.model, config, self.steps)
+        self._autocast = config.precision == "bfloat16"
         self._distributed: nn.Module | None = None
         self._warmup = min(round(config.warmup * self.steps), self.steps - 1)
         self._schedule = cosine_schedule(self.optimizer, self._warmup, self.steps)
@@ -216,8 +217,9 @@ class Training:
 
         def closure() -> Any:
             self.optimizer.zero_grad()
-            logits = network(images)
-            loss = weight * F.cross_entropy(logits, labels)
+            with torch.autocast(self.device.type, torch.bfloat16, self._autocast):
+                logits = network(images)
+                loss = weight * F.cross_entropy(logits, labels)
             evaluations.append((loss.detach(), logits.detach()))
             penalty = self.method.penalty(self)
             if penalty is not None:

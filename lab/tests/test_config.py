@@ -55,6 +55,7 @@ def test_unknown_names(option, near):
         ("modes", "channel", "channels"),
         ("optimizer", "Adam", "adam"),
         ("augment", "standart", "standard"),
+        ("precision", "bf16", "bfloat16"),
     ],
 )
 def test_unknown_words(option, word, near):

@@ -214,9 +214,14 @@ BUDGET = replace(
     CONFIG, tau=None, budget=0.2, ramp="cubic", spare=0.5, optimizer="adamw", lr=1e-3, warmup=0.3
 )
 PENALTY = replace(CONFIG, spectral_penalty=0.01)
+BFLOAT16 = replace(BUDGET, precision="bfloat16")
 
 
-@pytest.mark.parametrize("config", [TUCKER, BUDGET, PENALTY], ids=["tucker", "budget", "penalty"])
+@pytest.mark.parametrize(
+    "config",
+    [TUCKER, BUDGET, PENALTY, BFLOAT16],
+    ids=["tucker", "budget", "penalty", "bfloat16"],
+)
 def test_every_method_and_optimiser_is_resumed_exactly(tmp_path, config):
     whole, parts = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "parts")
     summary = run(config, whole.path)
@@ -519,3 +524,21 @@ def test_the_penalty_counts_once_the_ranks_stay(digits, freeze_at, counts):
         config = replace(CONFIG, freeze_at=freeze_at, spectral_penalty=weight)
         losses.append([metrics.loss for metrics in _epochs(Training(config, digits))])
     assert (losses[0] != losses[1]) is counts
+
+
+def test_bfloat16_rounds_the_passes_of_the_training_alone(digits):
+    rounded, exact = (
+        Training(replace(CONFIG, lr=1e-30, epochs=1, precision=precision), digits)
+        for precision in ("bfloat16", "float32")
+        if torch.manual_seed(0)
+    )
+    types = []
+    rounded.model.head.register_forward_hook(
+        lambda module, arguments, output: types.append((module.training, output.dtype))
+    )
+    losses = [next(_epochs(training)).loss for training in (rounded, exact)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert {kind for training, kind in types if training} == {torch.bfloat16}
+    assert {kind for training, kind in types if not training} == {torch.float32}
+    assert {p.dtype for p in rounded.model.parameters()} == {torch.float32}

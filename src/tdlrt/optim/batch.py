@@ -178,18 +178,14 @@ class Batch:
         self._versions = [slot.versions() for slot in self.slots]
 
     def _make_orthonormal(self) -> None:
-        """Make bases that were written from outside orthonormal in the stacks; W does not change.
-
-        Raises:
-            IntegratorStateError: The columns of a basis are dependent.
-        """
+        """Make bases that were written from outside orthonormal in the stacks, with the same W."""
         modes = self.layout.modes
         bases = dict(zip(modes, self._weights[1:], strict=True))
         for place, wrong in not_orthonormal(bases, self.layout).items():
             core, *own = self._weight_views[place]
             views = dict(zip(modes, own, strict=True))
             slot, written = self.slots[place], {mode: views[mode] for mode in wrong}
-            new, orthonormal, turns = made_orthonormal(slot.name, core, written)
+            new, orthonormal, turns = made_orthonormal(core, written)
             self.turned[place] = Turned(turns, [p.detach().clone() for p in slot.parameters])
             core.copy_(new)
             for mode, basis in orthonormal.items():
@@ -340,7 +336,8 @@ class Batch:
             if place in self.turned:
                 core, *bases = self._gradient_views[place]
                 by_mode = dict(zip(self.layout.modes, bases, strict=True))
-                turn_gradients_(core, by_mode, self.turned[place].turns)
+                slot, turns = self.slots[place], self.turned[place].turns
+                turn_gradients_(slot.name, core, by_mode, turns)
         return self._vector(self._gradients)
 
     # --- what a step writes -----------------------------------------------------------------------

@@ -453,13 +453,24 @@ def test_the_state_of_a_frozen_layer_follows(integrator, optimizer_name, through
     assert_follows(problem, layer, look, through_data=through_data)
 
 
+def alike(**options):
+    """A problem with two layers of one batch."""
+    problem = Small(dtype=torch.float64)
+    sizes = [nn.Linear(18, size, dtype=torch.float64) for size in (18, 18, 4)]
+    problem.model = nn.Sequential(nn.Flatten(), sizes[0], nn.Tanh(), sizes[1], nn.Tanh(), sizes[2])
+    tdlrt.factorize_(problem.model, rank=6)
+    options = {"lr": 0.05, "momentum": 0.9, **FIXED, **options}
+    problem.optimizer = tdlrt.TDLRT(problem.model, torch.optim.SGD, **options)
+    return problem
+
+
 @THROUGH_DATA
 @INTEGRATORS
 @pytest.mark.parametrize("frozen", [0, 1], ids=["another was frozen", "it was frozen itself"])
 def test_a_turn_changes_no_step_after_a_layer_was_frozen(frozen, integrator, through_data):
     """Right after the unfreezing, with and without other steps in between."""
     for calls in (0, 2):
-        problems = [Small(integrator=integrator, dtype=torch.float64, **FIXED) for _ in range(2)]
+        problems = [alike(integrator=integrator) for _ in range(2)]
         for problem, turns in zip(problems, (True, False), strict=True):
             if frozen == 1:
                 problem.call(4)

@@ -11,6 +11,7 @@ from torch import Tensor
 from tdlrt.linalg import TangentVector
 from tdlrt.optim.adaptation import Adaptation
 from tdlrt.optim.batches import Batches
+from tdlrt.optim.examination import Moved
 from tdlrt.optim.finite import Finite, Given, WrittenElsewhereError
 from tdlrt.optim.members import Members
 from tdlrt.optim.resting import RestingBases
@@ -114,7 +115,7 @@ def unmoved(context: Context, names: Collection[str]) -> list[tuple[Members, Aug
 
 def truncate_together(
     context: Context,
-    steps: Sequence[tuple[Members, Augmented | Lifted]],
+    steps: Moved,
     curvatures: Sequence[Tensor],
     given: Given,
     ranks_before: Mapping[str, Sequence[int]] | None = None,

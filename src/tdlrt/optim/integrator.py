@@ -61,6 +61,10 @@ class Context(NamedTuple):
     resting: RestingBases
     capturable: bool = False
 
+    def rule(self, members: Members) -> Rule:
+        """The rule that layers move by."""
+        return self.rule_of(members.batch.group)
+
 
 class Pass(NamedTuple):
     """The effect of the gradients of one backward pass.
@@ -137,7 +141,7 @@ def truncate_together(
         steps, curvatures, context.finite, given, ranks_before or {}
     )
     for members, step, truncation, layout in examined:
-        rule = context.rule_of(members.batch.group)
+        rule = context.rule(members)
         if isinstance(step, Augmented):
             result = retract(step, truncation, layout, rule)
         else:

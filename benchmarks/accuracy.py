@@ -20,8 +20,9 @@ from comparisons import EXPERIMENTS, RESULTS, stored_options
 from tdlrt.errors import RunError, TdlrtError
 from tdlrt_lab.cli.display import SweepDisplay
 from tdlrt_lab.cli.screens import LineScreen
+from tdlrt_lab.sweep.attempts import Event, command
 from tdlrt_lab.sweep.checks import check_data
-from tdlrt_lab.sweep.execute import Event, command, execute
+from tdlrt_lab.sweep.execute import execute
 from tdlrt_lab.sweep.plan import SweepRun, read_sweep
 from tdlrt_lab.sweep.recorded import read_results, record
 

@@ -20,7 +20,7 @@ from tdlrt_lab.run.locks import exclusive
 from tdlrt_lab.run.plots import save_figure
 from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.runner import run
-from tdlrt_lab.sweep.execute import work
+from tdlrt_lab.sweep.attempts import work
 from tdlrt_lab.sweep.plan import Sweep, SweepError
 
 BAD_ROWS = (

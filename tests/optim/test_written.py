@@ -437,6 +437,74 @@ def test_the_state_of_a_resting_layer_follows_while_other_ranks_change(
 
 @THROUGH_DATA
 @LINEAR_WITH_STATE
+@INTEGRATORS
+def test_the_state_of_a_frozen_layer_follows(integrator, optimizer_name, through_data):
+    problem = Small(optimizer_name, integrator=integrator, dtype=torch.float64, **FIXED)
+    problem.call(4)
+    layer = problem.layers[1]
+    layer.requires_grad_(False)
+    problem.call(2)
+
+    def look():
+        problem.call(2)
+        layer.requires_grad_(True)
+        problem.optimizer.state_dict()
+
+    assert_follows(problem, layer, look, through_data=through_data)
+
+
+def alike(**options):
+    """A problem with two layers of one batch."""
+    problem = Small(dtype=torch.float64)
+    sizes = [nn.Linear(18, size, dtype=torch.float64) for size in (18, 18, 4)]
+    problem.model = nn.Sequential(nn.Flatten(), sizes[0], nn.Tanh(), sizes[1], nn.Tanh(), sizes[2])
+    tdlrt.factorize_(problem.model, rank=6)
+    options = {"lr": 0.05, "momentum": 0.9, **FIXED, **options}
+    problem.optimizer = tdlrt.TDLRT(problem.model, torch.optim.SGD, **options)
+    return problem
+
+
+@THROUGH_DATA
+@INTEGRATORS
+@pytest.mark.parametrize("frozen", [0, 1], ids=["another was frozen", "it was frozen itself"])
+def test_a_turn_changes_no_step_after_a_layer_was_frozen(frozen, integrator, through_data):
+    """Right after the unfreezing, with and without other steps in between."""
+    for calls in (0, 2):
+        problems = [alike(integrator=integrator) for _ in range(2)]
+        for problem, turns in zip(problems, (True, False), strict=True):
+            if frozen == 1:
+                problem.call(4)
+            problem.layers[frozen].requires_grad_(False)
+            problem.call(4)
+            if turns:
+                turn(problem.layers[1], through_data=through_data)
+            problem.call(calls)
+            problem.layers[frozen].requires_grad_(True)
+            problem.call(4)
+        for weight, expected in zip(*map(weights, problems), strict=True):
+            assert relative_error(weight, expected) < 1e-9
+
+
+@INTEGRATORS
+def test_dependent_columns_of_a_frozen_layer_are_refused_once_it_is_trained(integrator):
+    problem = Small("momentum", integrator=integrator, **FIXED)
+    problem.call(2)
+    layer = problem.layers[1]
+    layer.requires_grad_(False)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+    problem.call(4)
+    problem.optimizer.state_dict()
+    assert not any(parameter.any() for parameter in layer.parameters())
+    layer.requires_grad_(True)
+    problem.backward()
+    with pytest.raises(tdlrt.IntegratorStateError, match=r"3\.factors\.0: got a basis"):
+        problem.optimizer.step()
+
+
+@THROUGH_DATA
+@LINEAR_WITH_STATE
 def test_the_state_of_the_core_follows_between_the_passes_of_bug(optimizer_name, through_data):
     problem = Small(optimizer_name, integrator="bug", dtype=torch.float64, **FIXED)
     problem.call(3)

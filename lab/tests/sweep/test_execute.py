@@ -13,8 +13,10 @@ from tdlrt_lab.cli.app import run_app
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.run.locks import exclusive
 from tdlrt_lab.run.runner import Interrupted
+from tdlrt_lab.sweep import attempts
 from tdlrt_lab.sweep import execute as module
-from tdlrt_lab.sweep.execute import command, execute
+from tdlrt_lab.sweep.attempts import command
+from tdlrt_lab.sweep.execute import execute
 from tdlrt_lab.sweep.plan import Sweep, SweepError
 
 SHARED = {"model": "lenet5", "data": "digits", "epochs": 2, "batch_size": 256}
@@ -60,19 +62,19 @@ def test_a_failure_is_stored_and_the_others_go_on(tmp_path):
 
 
 def test_errors_that_nobody_foresaw_are_failures_of_one_run_too(runs, monkeypatch):
-    real = module.run
+    real = attempts.run
 
     def broken(config, *rest, **options):
         if config.method == "dense":
             raise ZeroDivisionError("by zero")
         return real(config, *rest, **options)
 
-    monkeypatch.setattr(module, "run", broken)
+    monkeypatch.setattr(attempts, "run", broken)
     events = []
     execute(runs, events.append)
     assert events[0]["error"] == "ZeroDivisionError: by zero"
     assert events[-1]["event"] == "finished"
-    monkeypatch.setattr(module, "run", real)
+    monkeypatch.setattr(attempts, "run", real)
     execute(runs, events.append)
     assert not runs[0].failure.exists()  # it is tried again, and done
 
@@ -106,8 +108,8 @@ def test_a_signal_while_data_are_read_loses_nothing(runs, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments, **options)
 
-    real = module.run.__globals__["load_data"]
-    monkeypatch.setitem(module.run.__globals__, "load_data", interrupt)
+    real = attempts.run.__globals__["load_data"]
+    monkeypatch.setitem(attempts.run.__globals__, "load_data", interrupt)
     with pytest.raises(Interrupted, match=r"dense/seed0: interrupted before its first step"):
         execute(runs, lambda event: None)
     assert not runs[0].failure.exists()

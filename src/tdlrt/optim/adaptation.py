@@ -1,32 +1,21 @@
-"""In which steps ranks are examined, and the ranks that the policy chooses then."""
+"""In which steps ranks are examined, and by which policy."""
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from tdlrt.linalg import (
-    Cutoff,
-    Layout,
-    Truncation,
-    possible_ranks,
-    relative_spectrum,
-    truncate_stack,
-)
+from tdlrt.optim.examination import Examined, Moved, examine
 from tdlrt.optim.finite import Finite, Given
-from tdlrt.optim.members import Members
 from tdlrt.optim.slot import LayerSlot
-from tdlrt.optim.steps import Augmented, Lifted
 from tdlrt.ranks import Candidate, FixedRank, RankPolicy
 
-__all__ = ["Adaptation", "Examined"]
+__all__ = ["Adaptation"]
 
 # Without adapt_every, ranks are examined in each of the first steps, in which they change fast, and
 # every ten steps afterwards: docs/results.md shows the effect of other periods.
@@ -35,22 +24,6 @@ _LATER_EVERY = 10
 
 # After so many steps in which a layer's ranks were not examined, the user gets a warning.
 _LONG_WITHOUT_ADAPTATION = 1000
-
-
-class Examined(NamedTuple):
-    """Layers after a step, with the ranks that they are to keep.
-
-    Attributes:
-        members: The layers.
-        step: Their weights and state in augmented bases.
-        truncation: How the cores are cut.
-        layout: The true sizes afterwards.
-    """
-
-    members: Members
-    step: Augmented | Lifted
-    truncation: Truncation
-    layout: Layout
 
 
 class Adaptation:
@@ -152,16 +125,16 @@ class Adaptation:
 
     def examine(
         self,
-        steps: Sequence[tuple[Members, Augmented | Lifted]],
+        steps: Moved,
         curvatures: Sequence[Tensor],
         finite: Finite,
         given: Given,
         ranks_before: Mapping[str, Sequence[int]],
     ) -> list[Examined]:
-        """Choose the ranks of all layers of a step, with one transfer to the host.
+        """Choose the ranks of all layers of the step under way, see `examination.examine`.
 
         Args:
-            steps: Layers with their weights in augmented bases.
+            steps: The layers that have moved.
             curvatures: Mean squares of their gradients, this step's included.
             finite: Refuses results that are not finite.
             given: See `Finite.given`.
@@ -170,86 +143,13 @@ class Adaptation:
         Raises:
             NonFiniteError: As `finite` says; nothing was changed.
         """
-        policy = self.policy
-        sizes = [members.sizes_after(step) for members, step in steps]
-        candidates = {name: self._candidate(name)._replace(resting=True) for name in self._slots}
-        available: list[Sequence[Sequence[int]]] = []
-        if policy.needs_spectra:
-            available = self._read_spectra(steps, curvatures, finite, given, sizes, candidates)
-        for name, ranks in ranks_before.items():
-            candidates[name] = candidates[name]._replace(ranks=tuple(ranks))
-        for members, _ in steps:
-            for slot in members.slots:
-                candidates[slot.name] = candidates[slot.name]._replace(resting=False)
-        asked = (
-            candidates
-            if policy.needs_spectra
-            else {
-                slot.name: candidates[slot.name] for members, _ in steps for slot in members.slots
-            }
-        )
-        cutoffs = policy.cutoffs(asked, self.steps + 1)
-        own = [[cutoffs[slot.name] for slot in members.slots] for members, _ in steps]
-        truncations = [
-            truncate_stack(step.core, step.ranks, cuts, members.layout.modes)
-            for (members, step), cuts in zip(steps, own, strict=True)
-        ]
-        if available and all(cut.tau == 0 for cuts in own for cut in cuts):
-            kept = [
-                [
-                    _explicit(cut, ranks, members.layout.modes)
-                    for cut, ranks in zip(cuts, of, strict=True)
-                ]
-                for (members, _), cuts, of in zip(steps, own, available, strict=True)
-            ]
-        else:
-            read = finite.check(given, sizes, [t.ranks for t in truncations])
-            kept = [_ranks(numbers, len(cuts)) for numbers, cuts in zip(read, own, strict=True)]
-        return [
-            _fitting(members, step, truncation, ranks)
-            for (members, step), truncation, ranks in zip(steps, truncations, kept, strict=True)
-        ]
-
-    def _read_spectra(
-        self,
-        steps: Sequence[tuple[Members, Augmented | Lifted]],
-        curvatures: Sequence[Tensor],
-        finite: Finite,
-        given: Given,
-        sizes: Sequence[Tensor],
-        candidates: dict[str, Candidate],
-    ) -> list[Sequence[Sequence[int]]]:
-        """Bring singular values, norms and curvatures of all layers to the host."""
-        wanted, layers = [], []
-        for (members, step), curvature in zip(steps, curvatures, strict=True):
-            modes = members.layout.modes
-            decided = modes[:1] if _is_matrix(members.layout) else modes
-            spectra = [relative_spectrum(step.core, mode) for mode in decided]
-            wanted += [step.ranks, _core_norms(step.core), curvature, *spectra]
-            layers.append((members, decided))
-        numbers = iter(finite.check(given, sizes, wanted))
-        available: list[Sequence[Sequence[int]]] = []
-        for members, decided in layers:
-            count = len(members.places)
-            ranks = _ranks(next(numbers), count)
-            norms, curves = next(numbers), next(numbers)
-            tables = {mode: _rows(next(numbers), count) for mode in decided}
-            for number, slot in enumerate(members.slots):
-                own = {
-                    mode: tables[mode if mode in tables else decided[0]][number][
-                        : ranks[number][mode]
-                    ]
-                    for mode in members.layout.modes
-                }
-                seen = curves[number]
-                candidates[slot.name] = candidates[slot.name]._replace(
-                    available=tuple(ranks[number]),
-                    squared_norm=norms[number] ** 2,
-                    spectra=own,
-                    curvature=None if math.isnan(seen) else seen,
-                )
-            available.append(ranks)
-        return available
+        moved = {slot.name for members, _ in steps for slot in members.slots}
+        candidates = {name: self._candidate(name) for name in self._slots}
+        for name, candidate in candidates.items():
+            ranks = tuple(ranks_before.get(name, candidate.ranks))
+            candidates[name] = candidate._replace(ranks=ranks, resting=name not in moved)
+        number = self.steps + 1
+        return examine(self.policy, number, candidates, steps, curvatures, finite, given)
 
     def _candidate(self, name: str) -> Candidate:
         layer = self._slots[name].layer
@@ -275,55 +175,6 @@ class Adaptation:
                 "adapt_every, check that these layers get a gradient, or call freeze_ranks()",
                 stacklevel=_level_of_the_user(),
             )
-
-
-def _core_norms(core: Tensor) -> Tensor:
-    """||C|| of each member of a stack, B numbers in float64."""
-    norms: Tensor = torch.linalg.vector_norm(core.flatten(1), dim=1, dtype=torch.float64)
-    return norms
-
-
-def _is_matrix(layout: Layout) -> bool:
-    return len(layout.columns) == 2 and len(layout.modes) == 2
-
-
-def _explicit(cutoff: Cutoff, available: Sequence[int], modes: Collection[int]) -> tuple[int, ...]:
-    """Ranks that a cut-off without a tolerance keeps."""
-    kept = [
-        min(rank, limit) if mode in modes else rank
-        for mode, (rank, limit) in enumerate(zip(available, cutoff.limits, strict=True))
-    ]
-    return (min(kept),) * 2 if len(kept) == 2 and len(modes) == 2 else tuple(kept)
-
-
-def _fitting(
-    members: Members, step: Augmented | Lifted, truncation: Truncation, ranks: list[tuple[int, ...]]
-) -> Examined:
-    """The truncation with ranks that fit together, r_i <= prod_{j != i} r_j."""
-    layout = members.layout
-    possible = [possible_ranks(of, layout.modes) for of in ranks]
-    if possible != ranks:
-        again = truncate_stack(
-            truncation.core, truncation.ranks, [Cutoff(limits=of) for of in possible], layout.modes
-        )
-        projections = tuple(
-            first if first is None or second is None else first @ second
-            for first, second in zip(truncation.projections, again.projections, strict=True)
-        )
-        truncation = Truncation(again.core, projections, again.ranks)
-    target = Layout(layout.sizes, possible, layout.modes, layout.device)
-    return Examined(members, step, truncation, target)
-
-
-def _rows(numbers: Sequence[float], count: int) -> list[Sequence[float]]:
-    """A flat table as `count` rows."""
-    width = len(numbers) // max(1, count)
-    return [numbers[width * n : width * (n + 1)] for n in range(count)]
-
-
-def _ranks(numbers: Sequence[float], count: int) -> list[tuple[int, ...]]:
-    """Ranks of `count` members from a flat table of them."""
-    return [tuple(map(int, row)) for row in _rows(numbers, count)]
 
 
 def _level_of_the_user() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import TypeAlias
 
@@ -10,16 +9,15 @@ import torch
 from torch import Tensor
 
 from tdlrt.linalg import Layout, TangentSpace, TangentVector
-from tdlrt.optim.packing import member_views, put
+from tdlrt.optim.curvatures import Curvatures
+from tdlrt.optim.packing import put, zero_stacks
 from tdlrt.optim.rules import Rule
-from tdlrt.optim.slot import BASIS_CORE, MASTER, LayerSlot, OptimizerState, working_dtype
+from tdlrt.optim.slot import LayerSlot, OptimizerState, working_dtype
+from tdlrt.optim.state_stacks import StateStacks
 from tdlrt.optim.steps import Iterate, Lifted, brought_along, core_brought_along
 from tdlrt.optim.written import Turned, made_orthonormal, not_orthonormal, turn_gradients_
 
 __all__ = ["Batch"]
-
-# Share of the past in the running mean of squared gradients of the cores.
-_CURVATURE_DECAY = 0.9
 
 Versions: TypeAlias = list[list[tuple[int, int]]]
 """See `LayerSlot.versions`, of several layers."""
@@ -28,12 +26,8 @@ Versions: TypeAlias = list[list[tuple[int, int]]]
 class Batch:
     """Layers whose steps are computed together: their weights and state, zero-padded in stacks.
 
-    The stacks stay where they are for as long as ranks do. The optimiser's state holds views of
-    them, of the shapes of the parameters; weights are written to the parameters after every step.
-    Between the passes of `bug` the ranks are those of the augmented bases, and the state is the
-    core's alone. Parameters of float16 or bfloat16 are the weights after rounding, and the state
-    holds those before it in float32. While bases rest, the state holds the core of their last step,
-    too: the bases' parts of the moments stand in its rows.
+    The stacks stay where they are for as long as ranks do. Weights are written to the parameters
+    after every step. Between the passes of `bug` the ranks are those of the augmented bases.
 
     Args:
         slots: The layers. They agree in modes, type, device, param_group and names of moments.
@@ -45,6 +39,8 @@ class Batch:
         written: Whether others may have written the weights.
 
     Attributes:
+        layout: Their true sizes.
+        curvatures: Their part of the curvatures.
         turned: Layers by place whose parameters have the bases that others have written.
     """
 
@@ -59,71 +55,37 @@ class Batch:
         written: bool = True,
     ) -> None:
         self.slots, self.group, self._rule = list(slots), group, rule
-        self._state, self._curvatures = state, curvatures
+        self._state = state
         layers = [slot.layer for slot in slots]
         core = layers[0].core
-        self._dtype, self._device = working_dtype(core), core.device
         self._kind = core.dtype, core.device
         sizes, ranks = [layer.shape for layer in layers], [layer.ranks for layer in layers]
         self.layout = Layout(sizes, ranks, layers[0].learned_modes, core.device)
-        self._weights, self._weight_views = self._stacks()
+        self._weights, self._weight_views = zero_stacks(self.layout, working_dtype(core))
         self._gradients: list[Tensor] = []  # made when a step first needs them
         self._gradient_views: list[list[Tensor]] = []
-        steps = [slot.steps(state) for slot in slots]
-        self._steps = self._scalars(steps, torch.float32, 0.0)
-        self._curvature = self._scalars([None] * len(steps), torch.float64, math.nan)
         self._indices: dict[tuple[int, ...], Tensor] = {}
-        self._basis_cores: Tensor | None = None
         self.turned: dict[int, Turned] = {}
         self._versions: Versions = []
         self._space: TangentSpace | None = None
-        self._moments: dict[str, list[Tensor]] = {}
-        self._moment_views: list[dict[str, list[Tensor]]] = []
         self._read_weights(written=written)
-        self._read_state()
-        self._read_curvatures()
+        self._stored = StateStacks(
+            *(self.slots, self.layout, rule, state, self._weights, self._weight_views)
+        )
+        self.curvatures = Curvatures(self.slots, self.layout, curvatures)
         if space is not None and space.layout.ranks == self.layout.ranks:
             weights, factors = self._weights[0], self._factors()
             self._space = TangentSpace(weights, factors, self.layout, space.factorizations)
-
-    @property
-    def _exact(self) -> bool:
-        """Whether the parameters have the type of the stacks, and so the same numbers."""
-        return self.slots[0].layer.core.dtype == self._dtype
-
-    def _stacks(self, core_alone: bool = False) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """Stacks of zeros for the cores and the learned bases, and each member's views of them."""
-        layout = self.layout
-        shapes: list[tuple[int, ...]] = [layout.columns]
-        if not core_alone:
-            shapes += [(layout.rows[i], layout.columns[i]) for i in layout.modes]
-        blank = torch.zeros((), dtype=self._dtype, device=self._device)
-        stacks = [blank.new_zeros(len(layout), *shape) for shape in shapes]
-        places = range(len(layout))
-        return stacks, [
-            member_views(stacks, layout, place, layout.ranks[place]) for place in places
-        ]
 
     # --- changes from outside -------------------------------------------------------------
 
     def is_current(self) -> bool:
         """Whether the ranks and the state of the layers are still those of the stacks."""
-        counts = int(self._rule.counts_steps)
-        for place, slot in enumerate(self.slots):
+        for slot, ranks in zip(self.slots, self.layout.ranks, strict=True):
             core = slot.layer.core
-            if (core.dtype, core.device) != self._kind:
+            if (core.dtype, core.device) != self._kind or slot.layer.ranks != ranks:
                 return False
-            if slot.layer.ranks != self.layout.ranks[place]:
-                return False
-            views = self._moment_views[place]
-            for number, parameter in enumerate(slot.parameters):
-                own = self._state.get(parameter, {})
-                wanted = {name: of[number] for name, of in views.items() if number < len(of)}
-                if len(own) != len(wanted) + (counts if self._moments and not number else 0):
-                    return False
-                if any(own.get(name) is not view for name, view in wanted.items()):
-                    return False
-        return True
+        return self._stored.is_current()
 
     def refresh(self) -> None:
         """Read weights and curvatures again if they were written from outside."""
@@ -132,13 +94,13 @@ class Batch:
             self._versions = [slot.versions() for slot in self.slots]  # written and restored
         elif written:
             self.reread()
-        self._read_curvatures()
+        self.curvatures.read()
 
     def reread(self) -> None:
         """Read weights that were written from outside, and transport the state to them."""
         # Weights that are not finite will be refused: the state waits until they are restored.
-        known = self._moments and self._is_finite()
-        if known and any(len(of) == 1 for of in self._moments.values()):
+        known = self._stored.moments and self._is_finite()
+        if known and self._stored.core_alone:
             bases = [None if basis is None else basis.clone() for basis in self._factors()]
             self._read_weights(written=True)
             if self._is_finite():
@@ -149,8 +111,8 @@ class Batch:
         before = self._copied() if known else None
         self._read_weights(written=True)
         if before is not None and self._is_finite():
-            self._wake_bases()
-            today = self._stored()
+            self._stored.wake_bases()
+            today = self._at_last_step()
             moments = brought_along(before.moments, before.space, today.space, self._rule)
             put(self._tensors_of(today), self._tensors_of(today._replace(moments=moments)), None)
 
@@ -178,18 +140,14 @@ class Batch:
         self._versions = [slot.versions() for slot in self.slots]
 
     def _make_orthonormal(self) -> None:
-        """Make bases that were written from outside orthonormal in the stacks; W does not change.
-
-        Raises:
-            IntegratorStateError: The columns of a basis are dependent.
-        """
+        """Make bases that were written from outside orthonormal in the stacks, with the same W."""
         modes = self.layout.modes
         bases = dict(zip(modes, self._weights[1:], strict=True))
         for place, wrong in not_orthonormal(bases, self.layout).items():
             core, *own = self._weight_views[place]
             views = dict(zip(modes, own, strict=True))
             slot, written = self.slots[place], {mode: views[mode] for mode in wrong}
-            new, orthonormal, turns = made_orthonormal(slot.name, core, written)
+            new, orthonormal, turns = made_orthonormal(core, written)
             self.turned[place] = Turned(turns, [p.detach().clone() for p in slot.parameters])
             core.copy_(new)
             for mode, basis in orthonormal.items():
@@ -210,75 +168,9 @@ class Batch:
             for place, views in enumerate(self._weight_views)
             for tensor in (self.turned[place].parameters if place in self.turned else views)
         ]
-        if not self._exact:
+        if parameters[0].dtype != self._weights[0].dtype:
             expected = [e.to(p.dtype) for e, p in zip(expected, parameters, strict=True)]
         return list(torch._foreach_norm(torch._foreach_sub(parameters, expected)))
-
-    def _read_state(self) -> None:
-        cores = [slot.moments(self._state, [BASIS_CORE]).get(BASIS_CORE) for slot in self.slots]
-        names = self._rule.first_moments + self._rule.second_moments
-        found = [slot.moments(self._state, names) for slot in self.slots]
-        core_alone = any(len(of) == 1 for of in found[0].values())
-        self._make_moments(found[0], core_alone=core_alone)
-        for name in self._moments:
-            views = [view for of in self._moment_views for view in of[name]]
-            torch._foreach_copy_(views, [moment for of in found for moment in of[name]])
-        if any(cores):
-            self._rest_bases()
-            for own, core in zip(self._moment_views, cores, strict=True):
-                if core:
-                    own[BASIS_CORE][0].copy_(core[0])
-
-    def _rest_bases(self) -> None:
-        """Keep the present cores: the moments refer to them while the bases rest."""
-        (self._basis_cores,), views = self._stacks(core_alone=True)
-        self._basis_cores.copy_(self._weights[0])
-        for slot, own, of in zip(self.slots, self._moment_views, views, strict=True):
-            own[BASIS_CORE] = of
-            self._state[slot.layer.core][BASIS_CORE] = of[0]
-
-    def _wake_bases(self) -> None:
-        self._basis_cores = None
-        for slot, own in zip(self.slots, self._moment_views, strict=True):
-            if own.pop(BASIS_CORE, None):
-                del self._state[slot.layer.core][BASIS_CORE]
-
-    def _make_moments(self, names: Iterable[str], *, core_alone: bool = False) -> None:
-        """Make stacks for the state, of zeros where it is new, and publish views of them."""
-        masters = [{} if self._exact else {MASTER: of} for of in self._weight_views]
-        past, past_views = self._moments, self._moment_views
-        self._moments, self._moment_views = {}, masters
-        for name in names:
-            if len(past.get(name, ())) == (1 if core_alone else len(self._weights)):
-                self._moments[name], views = past[name], [of[name] for of in past_views]
-            else:
-                self._moments[name], views = self._stacks(core_alone)
-            for own, of in zip(self._moment_views, views, strict=True):
-                own[name] = of
-        if self._basis_cores is not None:
-            for own, before in zip(self._moment_views, past_views, strict=True):
-                own[BASIS_CORE] = before[BASIS_CORE]
-        for place, (slot, mine) in enumerate(zip(self.slots, self._moment_views, strict=True)):
-            counted = self._rule.counts_steps and bool(self._moments)
-            slot.set_moments(self._state, mine, self._steps[place] if counted else None)
-
-    def _scalars(
-        self, values: Sequence[Tensor | None], dtype: torch.dtype, missing: float
-    ) -> Tensor:
-        """A tensor with one number for each member."""
-        blank = torch.full((), missing, dtype=dtype, device=self._device)
-        given = [blank if value is None else value.to(blank) for value in values]
-        return torch.stack(given)
-
-    def _read_curvatures(self) -> None:
-        known = [self._curvatures.get(slot.name) for slot in self.slots]
-        if any(value is not None and value._base is not self._curvature for value in known):
-            self._curvature = self._scalars(known, torch.float64, math.nan)
-            self._publish_curvatures(n for n, value in enumerate(known) if value is not None)
-
-    def _publish_curvatures(self, places: Iterable[int]) -> None:
-        for place in places:
-            self._curvatures[self.slots[place].name] = self._curvature[place]
 
     # --- what a step reads ------------------------------------------------------------------------
 
@@ -287,33 +179,33 @@ class Batch:
         if len(places) == len(self.slots):
             return None
         if places not in self._indices:
-            self._indices[places] = torch.tensor(places, device=self._device)
+            self._indices[places] = torch.tensor(places, device=self.layout.device)
         return self._indices[places]
 
     def iterate(self) -> Iterate:
         """The weights with their tangent space, and the state."""
-        own = self._stored()
-        if self._basis_cores is None:
+        own = self._at_last_step()
+        if self._stored.basis_cores is None:
             return own
         today = TangentSpace(self._weights[0], self._factors(), self.layout)
         moments = brought_along(own.moments, own.space, today, self._rule)
         return own._replace(space=today, moments=moments)
 
-    def _stored(self) -> Iterate:
+    def _at_last_step(self) -> Iterate:
         """The contents of the stacks; while bases rest, with the rows Q_i of their last step."""
         if self._space is None:
-            core, factors = self._weights[0], self._factors()
-            then = core if self._basis_cores is None else self._basis_cores
+            core, factors, then = self._weights[0], self._factors(), self._stored.basis_cores
+            then = core if then is None else then
             factorizations = TangentSpace(then, factors, self.layout).factorizations
             self._space = TangentSpace(core, factors, self.layout, factorizations)
-        moments = {name: self._vector(stacks) for name, stacks in self._moments.items()}
-        return Iterate(self._space, moments, self._steps)
+        moments = {name: self._vector(stacks) for name, stacks in self._stored.moments.items()}
+        return Iterate(self._space, moments, self._stored.steps)
 
     def lifted(self) -> Lifted:
         """The weights and the state of the core, for a step that moves the core only."""
-        moments = {name: stacks[0] for name, stacks in self._moments.items()}
+        moments = {name: stacks[0] for name, stacks in self._stored.moments.items()}
         ranks = self.layout.rank_tensor()
-        return Lifted(self._weights[0], self._factors(), ranks, moments, self._steps)
+        return Lifted(self._weights[0], self._factors(), ranks, moments, self._stored.steps)
 
     def _factors(self) -> list[Tensor | None]:
         by_mode = dict(zip(self.layout.modes, self._weights[1:], strict=True))
@@ -326,7 +218,8 @@ class Batch:
     def gradients(self, places: Iterable[int], *, core_alone: bool = False) -> TangentVector:
         """The gradients of these members; `.grad` is read and not changed."""
         if not self._gradients:
-            self._gradients, self._gradient_views = self._stacks()
+            dtype = self._weights[0].dtype
+            self._gradients, self._gradient_views = zero_stacks(self.layout, dtype)
         views, gradients, places = [], [], list(places)
         for place in places:
             own = self.slots[place].parameters[: 1 if core_alone else None]
@@ -340,7 +233,8 @@ class Batch:
             if place in self.turned:
                 core, *bases = self._gradient_views[place]
                 by_mode = dict(zip(self.layout.modes, bases, strict=True))
-                turn_gradients_(core, by_mode, self.turned[place].turns)
+                slot, turns = self.slots[place], self.turned[place].turns
+                turn_gradients_(slot.name, core, by_mode, turns)
         return self._vector(self._gradients)
 
     # --- what a step writes -----------------------------------------------------------------------
@@ -352,9 +246,8 @@ class Batch:
         mine = [self.layout.ranks[place] for place in places]
         core = result.core if isinstance(result, Lifted) else result.space.core
         same = core.shape[1:] == self._weights[0].shape[1:] and [tuple(r) for r in ranks] == mine
-        names, own = tuple(result.moments), tuple(self._moments)
-        core_alone = any(len(stacks) == 1 for stacks in self._moments.values())
-        alike = names == own and (not own or core_alone == isinstance(result, Lifted))
+        names, own = tuple(result.moments), tuple(self._stored.moments)
+        alike = names == own and (not own or self._stored.core_alone == isinstance(result, Lifted))
         return same and (alike or (not own and len(places) == len(self.slots)))
 
     def store(
@@ -372,19 +265,20 @@ class Batch:
             index: The same as a tensor; None for all of them.
             accepted: A boolean on the device: where it is false, everything stays.
         """
-        if tuple(result.moments) != tuple(self._moments):
-            self._make_moments(result.moments, core_alone=isinstance(result, Lifted))
-        own = self.lifted() if isinstance(result, Lifted) else self._stored()
+        stored, is_lifted = self._stored, isinstance(result, Lifted)
+        if tuple(result.moments) != tuple(stored.moments):
+            stored.make(result.moments, core_alone=is_lifted)
+        own = self.lifted() if is_lifted else self._at_last_step()
         old, new = self._tensors_of(own), self._tensors_of(result)
         if accepted is not None:
             past = old if index is None else [stack[index] for stack in old]
             new = [torch.where(accepted, *pair) for pair in zip(new, past, strict=True)]
         put(old, new, index)
         self._write_weights(places)
-        if self._basis_cores is not None and index is None:
-            self._wake_bases()
-        elif self._basis_cores is not None:
-            put([self._basis_cores], [new[1]], index)
+        if stored.basis_cores is not None and index is None:
+            stored.wake_bases()
+        elif stored.basis_cores is not None:
+            put([stored.basis_cores], [new[1]], index)
 
     def store_core(self, result: Lifted, places: Sequence[int], index: Tensor | None) -> None:
         """Write the results of a step that moved the cores only, while the bases rest.
@@ -394,17 +288,18 @@ class Batch:
             places: Their places.
             index: The same as a tensor; None for all of them.
         """
-        if tuple(result.moments) != tuple(self._moments):
-            self._make_moments(result.moments)
-        if not self._moments:
+        stored = self._stored
+        if tuple(result.moments) != tuple(stored.moments):
+            stored.make(result.moments)
+        if not stored.moments:
             self._space = None  # no moment refers to its rows
-        elif self._basis_cores is None:
-            self._rest_bases()
+        elif stored.basis_cores is None:
+            stored.rest_bases()
         put(self._tensors_of(self.lifted()), self._tensors_of(result), index)
         self._write_weights(places, core_alone=not self.turned)
 
     def _tensors_of(self, iterate: Iterate | Lifted) -> list[Tensor]:
-        steps = iterate.steps.to(self._steps)
+        steps = iterate.steps.to(self._stored.steps)
         if isinstance(iterate, Lifted):  # a step changes only its core
             return [steps, iterate.core, *iterate.moments.values()]
         space, moving = iterate.space, self.layout.moving
@@ -425,20 +320,5 @@ class Batch:
             self.turned.pop(place, None)
 
     def curvature(self, *, observed: bool) -> Tensor:
-        """Running mean squares of the entries of grad_C L; `observed` adds the last gradients."""
-        past = self._curvature
-        if not observed:
-            return past
-        core = self._gradients[0].flatten(1)
-        squares = torch.linalg.vector_norm(core, dim=1, dtype=torch.float64).square()
-        squares = squares / self.layout.entries()
-        return torch.lerp(squares, torch.where(past.isnan(), squares, past), _CURVATURE_DECAY)
-
-    def set_curvature(self, curvature: Tensor, places: Iterable[int], index: Tensor | None) -> None:
-        """Keep the running mean squares of some members."""
-        if index is None:
-            self._curvature.copy_(curvature)
-        else:
-            self._curvature.index_copy_(0, index, curvature)
-        unknown = [p for p in places if self.slots[p].name not in self._curvatures]
-        self._publish_curvatures(unknown)
+        """The curvatures of all members; `observed` adds the gradients of the last `gradients`."""
+        return self.curvatures.after(self._gradients[0]) if observed else self.curvatures.past

@@ -51,7 +51,7 @@ class Batches:
         self.generation = 0
         self.work = 0.0
         self._batches: list[Batch] = []
-        self._within: tuple[str, ...] = ()
+        self._within: dict[str, bool] = {}
         # Spaces that a step has left at weights of new ranks, until their batches are made.
         self._left: dict[tuple[str, ...], TangentSpace] = {}
 
@@ -70,13 +70,14 @@ class Batches:
 
         Args:
             names: The layers that take part in a step.
-            within: The layers that batches are made of: by default all that require gradients.
+            within: The layers that batches are made of; all by default. Those stay out that
+                neither require a gradient nor have a state.
         """
         self._left = {}  # of a step that failed while its results were put in place
-        trained = self._trained(names, self.slots if within is None else within)
-        if self._within != trained or not self._are_current():
-            self.refresh()
-            self._make(trained)
+        concerned = self._concerned(names, self.slots if within is None else within)
+        if self._within != concerned or not self._are_current():
+            self.bring_up_to_date()
+            self._make(concerned)
         found = [members for b in self._batches if (members := members_of(b, names)) is not None]
         for members in found:
             members.batch.refresh()
@@ -94,16 +95,23 @@ class Batches:
         if not self._within or not self._are_current():
             turned = {b.slots[place].name for b in self._batches for place in b.turned}
             known = {slot.name for b in self._batches for slot in b.slots} - turned
-            self._make(self._trained(self._within, within), known, spaces)
+            self._make(self._concerned(self._within, within), known, spaces)
 
     def _are_current(self) -> bool:
         return all(batch.is_current() for batch in self._batches)
 
-    def _trained(self, names: Collection[str], within: Collection[str]) -> tuple[str, ...]:
+    def _concerned(self, names: Collection[str], within: Collection[str]) -> dict[str, bool]:
+        """The layers that batches are made of, and whether they require gradients.
+
+        Frozen ones with a state are among them: a batch knows the bases that the state belongs to.
+        """
         taking_part = {*names, *self.ranks_before}
-        return tuple(
-            n for n in within if n in taking_part or self.slots[n].layer.core.requires_grad
-        )
+        cores = {name: self.slots[name].layer.core for name in within}
+        return {
+            name: core.requires_grad
+            for name, core in cores.items()
+            if name in taking_part or core.requires_grad or self._state.get(core)
+        }
 
     def changes(self, chosen: Iterable[Members] | None = None) -> Tensor:
         """Differences of the weights from those after the last step, see `Given`.
@@ -123,14 +131,14 @@ class Batches:
 
     def _make(
         self,
-        names: tuple[str, ...],
+        names: dict[str, bool],
         orthonormal: Collection[str] = (),
         spaces: Mapping[tuple[str, ...], TangentSpace] | None = None,
     ) -> None:
         """Make the batches of some layers; those that stay the same stay as they are.
 
         Args:
-            names: The layers.
+            names: The layers, and whether they require gradients.
             orthonormal: Those whose bases need no check.
             spaces: Tangent spaces at the present weights of some batches.
         """
@@ -173,7 +181,7 @@ class Batches:
 
     def forget(self) -> None:
         """Make all batches again from the layers."""
-        self._batches, self._within, self._left = [], (), {}
+        self._batches, self._within, self._left = [], {}, {}
         self.generation += 1
 
     def _key(self, slot: LayerSlot) -> tuple[object, ...]:
@@ -186,6 +194,7 @@ class Batches:
             len(layer.shape),
             layer.core.dtype,
             layer.core.device,
+            layer.core.requires_grad,
             self._group_of[slot.name],
             tuple((name, len(found[name])) for name in names if name in found),
         )

@@ -20,7 +20,6 @@ from tdlrt.optim.integrator import (
     unmoved,
 )
 from tdlrt.optim.members import Members
-from tdlrt.optim.rules import Rule
 from tdlrt.optim.slot import LayerSlot
 from tdlrt.optim.steps import Augmented, Lifted, basis_step, core_step
 from tdlrt.optim.team import Team
@@ -97,15 +96,12 @@ class Bug:
         pairs = [(members, members.iterate()) for members in chosen]
         gradients = [i.space.gradient(*members.gradients()) for members, i in pairs]
         steps = [
-            (members, basis_step(iterate, gradient, self._rule_of(members)))
+            (members, basis_step(iterate, gradient, self._context.rule(members)))
             for (members, iterate), gradient in zip(pairs, gradients, strict=True)
         ]
         found = [sizes([g.core, *g.parts.values()], g.core.dtype) for g in gradients]
         found += [members.sizes_after(step) for members, step in steps]
         return steps, finite.check(given, found, [step.ranks for _, step in steps])
-
-    def _rule_of(self, members: Members) -> Rule:
-        return self._context.rule_of(members.batch.group)
 
     def _core_pass(self, team: Team) -> Pass:
         batches, adaptation, _, state, *_ = self._context
@@ -142,7 +138,7 @@ class Bug:
         changes = batches.changes(None if last else chosen) if compares else None
         given = finite.given(batches.device, changes)
         lifted = [
-            core_step(members.lifted(), members.gradients().core, self._rule_of(members))
+            core_step(members.lifted(), members.gradients().core, self._context.rule(members))
             for members in chosen
         ]
         observes = adaptation.observes

@@ -11,6 +11,7 @@ from torch import Tensor
 from tdlrt.linalg import TangentVector
 from tdlrt.optim.adaptation import Adaptation
 from tdlrt.optim.batches import Batches
+from tdlrt.optim.examination import Moved
 from tdlrt.optim.finite import Finite, Given, WrittenElsewhereError
 from tdlrt.optim.members import Members
 from tdlrt.optim.resting import RestingBases
@@ -59,6 +60,10 @@ class Context(NamedTuple):
     rule_of: Callable[[int], Rule]
     resting: RestingBases
     capturable: bool = False
+
+    def rule(self, members: Members) -> Rule:
+        """The rule that layers move by."""
+        return self.rule_of(members.batch.group)
 
 
 class Pass(NamedTuple):
@@ -114,7 +119,7 @@ def unmoved(context: Context, names: Collection[str]) -> list[tuple[Members, Aug
 
 def truncate_together(
     context: Context,
-    steps: Sequence[tuple[Members, Augmented | Lifted]],
+    steps: Moved,
     curvatures: Sequence[Tensor],
     given: Given,
     ranks_before: Mapping[str, Sequence[int]] | None = None,
@@ -136,7 +141,7 @@ def truncate_together(
         steps, curvatures, context.finite, given, ranks_before or {}
     )
     for members, step, truncation, layout in examined:
-        rule = context.rule_of(members.batch.group)
+        rule = context.rule(members)
         if isinstance(step, Augmented):
             result = retract(step, truncation, layout, rule)
         else:

@@ -89,8 +89,8 @@ class Members:
         return curvature if self.index is None else curvature[self.index]
 
     def set_curvature(self, curvature: Tensor) -> None:
-        """See `Batch.set_curvature`."""
-        self.batch.set_curvature(curvature, self.places, self.index)
+        """See `Curvatures.store`."""
+        self.batch.curvatures.store(curvature, self.places, self.index)
 
 
 def members_of(batch: Batch, names: Collection[str]) -> Members | None:

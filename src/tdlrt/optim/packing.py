@@ -1,4 +1,4 @@
-"""Layers of different sizes in zero-padded stacks: the part of each, and writing values there."""
+"""Layers of different sizes in zero-padded stacks: making them, the part of each, writing there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,29 @@ from torch import Tensor
 
 from tdlrt.linalg import Layout
 
-__all__ = ["member_views", "put"]
+__all__ = ["member_views", "put", "scalars", "zero_stacks"]
+
+
+def zero_stacks(
+    layout: Layout, dtype: torch.dtype, *, core_alone: bool = False
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Stacks of zeros for the cores and the learned bases, and each member's views of them."""
+    shapes: list[tuple[int, ...]] = [layout.columns]
+    if not core_alone:
+        shapes += [(layout.rows[i], layout.columns[i]) for i in layout.modes]
+    stacks = [
+        torch.zeros(len(layout), *shape, dtype=dtype, device=layout.device) for shape in shapes
+    ]
+    places = range(len(layout))
+    return stacks, [member_views(stacks, layout, place, layout.ranks[place]) for place in places]
+
+
+def scalars(
+    values: Sequence[Tensor | None], dtype: torch.dtype, missing: float, device: torch.device
+) -> Tensor:
+    """A tensor with one number for each member."""
+    blank = torch.full((), missing, dtype=dtype, device=device)
+    return torch.stack([blank if value is None else value.to(blank) for value in values])
 
 
 def member_views(

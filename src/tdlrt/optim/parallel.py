@@ -117,7 +117,7 @@ class Parallel:
         changes = batches.changes(None if examines else chosen) if compares else None
         given = finite.given(batches.device, changes)
         cores = [
-            core_step(members.lifted(), members.core_gradient(), self._rule_of(members))
+            core_step(members.lifted(), members.core_gradient(), self._context.rule(members))
             for members in still
         ]
         steps = [self._read(members) for members in moving]
@@ -146,10 +146,7 @@ class Parallel:
         taken = self._context.resting.steps_taken(members, iterate.steps)
         iterate = iterate._replace(basis_steps=taken)
         gradient = iterate.space.gradient(*members.gradients())
-        return iterate, gradient, self._rule_of(members)
-
-    def _rule_of(self, members: Members) -> Rule:
-        return self._context.rule_of(members.batch.group)
+        return iterate, gradient, self._context.rule(members)
 
 
 class _Step(NamedTuple):

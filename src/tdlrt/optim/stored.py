@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tdlrt.errors import IntegratorStateError, UnsupportedOptimizerError
 from tdlrt.optim.slot import LayerSlot
-from tdlrt.optim.stored_values import check_entries, check_layer_values
+from tdlrt.optim.stored_values import check_entries, check_layer_values, stored_keys
 
 __all__ = ["EXTRA", "are_same", "check_state", "core_norms", "owned", "restore_types"]
 
@@ -98,17 +98,6 @@ def check_state(
     check_entries(state_dict, groups, names, slots.values(), extra["resting_ranks"])
 
 
-def _saved_state(
-    state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
-) -> dict[Tensor, Mapping[str, Any]]:
-    """The stored state by parameter: torch numbers the parameters in the order of the groups."""
-    return {
-        parameter: state_dict["state"].get(key, {})
-        for saved, own in zip(state_dict["param_groups"], groups, strict=True)
-        for key, parameter in zip(saved["params"], own["params"], strict=True)
-    }
-
-
 # What the integrator's own state consists of: types, and defaults of what older versions lack.
 _FIELDS: dict[str, tuple[type, Any]] = {
     "integrator": (str, None),
@@ -149,12 +138,6 @@ def _check_layers(extra: Mapping[str, Any], slots: Mapping[str, LayerSlot]) -> N
             raise IntegratorStateError(
                 f"state_dict['tdlrt']: got resting_ranks {ranks!r} of {name}, expected ranks of at "
                 f"most {present}; load the model's state_dict before the optimiser's"
-            )
-    for name, value in extra.get("curvatures", {}).items():
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            raise IntegratorStateError(
-                f"state_dict['tdlrt']: got curvature {value!r} of {name}, expected a tensor with "
-                "one number; it is damaged, so load another"
             )
 
 
@@ -197,10 +180,10 @@ def restore_types(
         state_dict: The state.
         slots: The layers.
     """
-    saved = _saved_state(state_dict, optimizer.param_groups)
+    keys = stored_keys(state_dict, optimizer.param_groups)
     for slot in slots:
         for parameter in slot.parameters:
             loaded = optimizer.state.get(parameter, {})
-            for name, value in saved[parameter].items():
+            for name, value in state_dict["state"].get(keys[parameter], {}).items():
                 if isinstance(value, Tensor) and loaded[name].dtype != value.dtype:
                     loaded[name] = value.to(parameter.device, copy=True)

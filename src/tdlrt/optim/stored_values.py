@@ -13,7 +13,7 @@ from torch import Tensor
 from tdlrt.errors import IntegratorStateError
 from tdlrt.optim.slot import BASIS_CORE, MASTER, STEP, LayerSlot
 
-__all__ = ["check_entries", "check_layer_values"]
+__all__ = ["check_entries", "check_layer_values", "stored_keys"]
 
 _OF_THE_CORE = {STEP, MASTER, BASIS_CORE}
 """Entries that the core of a layer may have and its bases have not, or not always."""
@@ -44,6 +44,17 @@ def check_layer_values(extra: Mapping[str, Any]) -> None:
                 raise _wrong(f"{field}: {name}", value, expected)
 
 
+def stored_keys(
+    state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
+) -> dict[Tensor, Any]:
+    """Key of the stored state of each parameter; torch numbers them in the order of the groups."""
+    return {
+        parameter: key
+        for saved, own in zip(state_dict["param_groups"], groups, strict=True)
+        for key, parameter in zip(saved["params"], own["params"], strict=True)
+    }
+
+
 def check_entries(
     state_dict: Mapping[str, Any],
     groups: Sequence[Mapping[str, Any]],
@@ -70,11 +81,7 @@ def check_entries(
     state = state_dict.get("state")
     if not isinstance(state, Mapping):
         raise _wrong("state", state, "entries by parameter")
-    keys = {
-        parameter: key
-        for saved, own in zip(state_dict["param_groups"], groups, strict=True)
-        for key, parameter in zip(saved["params"], own["params"], strict=True)
-    }
+    keys = stored_keys(state_dict, groups)
     for key in state.keys() - set(keys.values()):
         raise _wrong("state", key, f"numbers of the {len(keys)} parameters")
     found = {}

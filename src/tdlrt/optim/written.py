@@ -62,47 +62,49 @@ def not_orthonormal(bases: Mapping[int, Tensor], layout: Layout) -> dict[int, Se
 
 
 def made_orthonormal(
-    name: str, core: Tensor, bases: Mapping[int, Tensor]
+    core: Tensor, bases: Mapping[int, Tensor]
 ) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor]]:
     """A layer with orthonormal bases and the same W = C x_i U_i = (C x_i R_i) x_i U'_i.
 
     Args:
-        name: Name of the layer.
         core: C.
-        bases: U_i by mode, n_i x r_i, with independent columns.
+        bases: U_i by mode, n_i x r_i.
 
     Returns:
         C x_i R_i, U'_i by mode, and R_i by mode, U_i = U'_i R_i.
-
-    Raises:
-        IntegratorStateError: The columns of a basis are dependent.
     """
     orthonormal, turns = {}, {}
     for mode, basis in bases.items():
         orthonormal[mode], turns[mode] = positive_qr(basis)
-        lengths = torch.linalg.vector_norm(basis, dim=0)
-        if not (turns[mode].diagonal() > 8 * torch.finfo(basis.dtype).eps * lengths).all():
-            raise IntegratorStateError(
-                f"{name}.factors.{mode}: got a basis that was written from outside and has "
-                "dependent columns, expected independent ones; restore it, or factorise the layer "
-                "anew"
-            )
         core = mode_product(core[None], turns[mode][None], mode)[0]
     return core, orthonormal, turns
 
 
-def turn_gradients_(core: Tensor, bases: Mapping[int, Tensor], turns: Mapping[int, Tensor]) -> None:
+def turn_gradients_(
+    name: str, core: Tensor, bases: Mapping[int, Tensor], turns: Mapping[int, Tensor]
+) -> None:
     """Gradients at C' = C x_i R_i and U'_i = U_i R_i^-1 from those at C and U_i, in place.
 
     grad_{C'} L = grad_C L x_i R_i^-T and grad_{U'_i} L = grad_{U_i} L R_i^T.
 
     Args:
+        name: Name of the layer.
         core: grad_C L.
         bases: grad_{U_i} L by mode.
         turns: R_i by mode.
+
+    Raises:
+        IntegratorStateError: The columns of U_i are dependent, so that R_i has no inverse.
     """
     turned = core
     for mode, turn in turns.items():
+        lengths = torch.linalg.vector_norm(turn, dim=0)  # those of the columns of U_i
+        if not (turn.diagonal() > 8 * torch.finfo(turn.dtype).eps * lengths).all():
+            raise IntegratorStateError(
+                f"{name}.factors.{mode}: got a basis that was written from outside and has "
+                "dependent columns, expected independent ones; restore it, or factorise the layer "
+                "anew"
+            )
         identity = torch.eye(len(turn), dtype=turn.dtype, device=turn.device)
         inverse = torch.linalg.solve_triangular(turn, identity, upper=True)
         turned = mode_product(turned[None], inverse.mT[None], mode)[0]

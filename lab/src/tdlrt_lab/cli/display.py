@@ -20,7 +20,7 @@ from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.runner import Observer
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.spread import format_spread
-from tdlrt_lab.sweep.execute import Event
+from tdlrt_lab.sweep.attempts import Event
 from tdlrt_lab.sweep.plan import SweepRun
 
 __all__ = ["RunDisplay", "SweepDisplay"]

@@ -16,7 +16,7 @@ from tdlrt.extras import needs_extra
 from tdlrt_lab.run.environment import versions
 from tdlrt_lab.run.runner import Interrupted
 from tdlrt_lab.run.signals import stop_requests
-from tdlrt_lab.sweep.execute import Emit, fail, pending, work
+from tdlrt_lab.sweep.attempts import Emit, fail, pending, work
 from tdlrt_lab.sweep.plan import SweepError, SweepRun
 
 __all__ = ["execute_on_ray"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.run.liveness import SECONDS_BETWEEN_SIGNS
 from tdlrt_lab.run.runner import Interrupted
-from tdlrt_lab.sweep.execute import ALIVE, Emit, Event, work
+from tdlrt_lab.sweep.attempts import ALIVE, Emit, Event, work
 from tdlrt_lab.sweep.plan import SweepRun
 
 __all__ = ["main"]

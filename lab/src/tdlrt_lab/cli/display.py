@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tdlrt.text_tables import format_shape
+from tdlrt_lab.cli.output import empty_table
 from tdlrt_lab.cli.screens import Screen
-from tdlrt_lab.cli.terminal_tables import closing_line, empty_table, layer_table
+from tdlrt_lab.cli.terminal_tables import closing_line, layer_table
 from tdlrt_lab.data import ImageData
 from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.results import RunDirectory

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tdlrt.export import FORMATS
-from tdlrt_lab.cli.parameters import OUTPUT, AsJson, Debug, shown_option
-from tdlrt_lab.cli.terminal_tables import empty_table
+from tdlrt_lab.cli.output import OUTPUT, AsJson, Debug, empty_table, shown_option
 from tdlrt_lab.options import DATA
 from tdlrt_lab.run.exporting import export_run
 

@@ -16,6 +16,18 @@ def format_shape(sizes: Sequence[int]) -> str:
     return "x".join(map(str, sizes))
 
 
+def format_bytes(number: int) -> str:
+    """Write a number of bytes with three digits.
+
+    >>> [format_bytes(number) for number in (512, 71_834, 1_720_000)]
+    ['512 B', '71.8 KB', '1.72 MB']
+    """
+    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "KB")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number} B"
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Align columns by spaces: text to the left, numbers to the right.
 

@@ -12,6 +12,7 @@ from tdlrt_lab.cli.interrupts import interrupts_end_the_process
 __all__ = ["COMMANDS", "Commands"]
 
 COMMANDS = {
+    "demo": "Train a small network on digits beside the dense one, and compare their files.",
     "train": "Train a network and write a run directory.",
     "plan": "Show the forward path of each Tucker layer and its cost relative to dense.",
     "bench": "Compare time and size of a network in Tucker format and the dense network.",

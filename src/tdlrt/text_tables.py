@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["format_shape", "format_table"]
+__all__ = ["format_bytes", "format_shape", "format_table"]
 
 
 def format_shape(sizes: Sequence[int]) -> str:

@@ -19,8 +19,8 @@ from tdlrt_lab.reports.groups import NOT_GROUPED_BY, Group, Section, repetitions
 from tdlrt_lab.reports.tables import provenance, table_rows, table_titles
 from tdlrt_lab.sweep.plan import Sweep, read_sweep
 
-COLUMNS = 7
-"""Of the lab's table: all but the times, which are those of machines that others used too."""
+NUMBERS = 5
+"""Columns of the lab's table behind the method: all but the times, of which others had a share."""
 
 INTRODUCTION = """\
 # Results
@@ -52,7 +52,7 @@ def main() -> None:
 def section(name: str, sweep: Sweep, results: Sequence[Result]) -> str:
     """The table of one experiment, with how its numbers came about."""
     found = compared(sweep, results)
-    titles = table_titles(found)[:COLUMNS]
+    titles = ["method", "seeds", *table_titles(found)[1 : 1 + NUMBERS]]
     rows = [[group.label, seed_list(group), *cells] for group, cells in numbers(found)]
     lines = [
         f"## {sweep.title}",
@@ -89,7 +89,7 @@ def short_table(sweep: Sweep, results: Sequence[Result]) -> str:
 def numbers(found: Section) -> Iterator[tuple[Group, list[str]]]:
     """Each row of the table, and its numbers as the lab's reports write them."""
     for group, cells in zip(found.groups, table_rows(found), strict=True):
-        yield group, [cell.text for cell in cells[2:COLUMNS]]
+        yield group, [cell.text for cell in cells[1 : 1 + NUMBERS]]
 
 
 def setting(sweep: Sweep) -> str:

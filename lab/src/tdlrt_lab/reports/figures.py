@@ -78,7 +78,7 @@ def _time(section: Section) -> Picture:
     axes.set_xlim(left=0)
     _show_percentages(axes)
     legend_below(figure)
-    caption = "Accuracy against the training time of these runs"
+    caption = "Accuracy against training time"
     return Picture(name="accuracy-time", figure=figure, caption=caption)
 
 

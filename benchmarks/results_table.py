@@ -8,8 +8,9 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from comparisons import EXPERIMENTS, IN_README, ROOT, Result, as_runs, recorded
+from comparisons import EXPERIMENTS, ROOT, Result, as_runs, recorded
 from findings import findings, markdown
+from readme_table import readme_table
 from tdlrt.errors import TdlrtError
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.documents import fill_section
@@ -45,8 +46,7 @@ def main() -> None:
     sections = [section(name, sweeps[name], group) for name, group in results.items()]
     target.write_text("\n".join([INTRODUCTION, findings(results), *sections]), encoding="utf-8")
     print(f"wrote {target.relative_to(ROOT)}")
-    tables = "\n\n".join(short_table(sweeps[name], results[name]) for name in IN_README)
-    fill_section(ROOT / "README.md", "results", tables.splitlines())
+    fill_section(ROOT / "README.md", "results", readme_table(results).splitlines())
 
 
 def section(name: str, sweep: Sweep, results: Sequence[Result]) -> str:
@@ -73,17 +73,6 @@ def section(name: str, sweep: Sweep, results: Sequence[Result]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def short_table(sweep: Sweep, results: Sequence[Result]) -> str:
-    """Accuracy and compression alone, for the README."""
-    found = compared(sweep, results)
-    rows = [[group.label, str(len(group.runs)), *cells[:2]] for group, cells in numbers(found)]
-    titles = ["method", "seeds", "accuracy (%)", "compression of the factorised layers (%)"]
-    return (
-        f"{found.title}, {setting(sweep)}, mean over the seeds ± standard deviation:\n\n"
-        f"{markdown(titles, rows)}"
-    )
 
 
 def numbers(found: Section) -> Iterator[tuple[Group, list[str]]]:

@@ -1,6 +1,7 @@
 """`tdlrt demo`: train, export and compare a small network in one command."""
 
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated
 
 from rich.console import Console
@@ -13,6 +14,8 @@ from tdlrt_lab.demo import BATCHES, Demonstration, demonstrate
 from tdlrt_lab.run.files import write_text
 
 __all__ = ["closing_line", "demo"]
+
+LINE = 79
 
 
 def closing_line(found: Demonstration) -> str:
@@ -56,6 +59,6 @@ def demo(
             out, overwrite=overwrite, observer=RunDisplay(screen, out), progress=screen.line
         )
         screen.event({"event": "demo", **found.to_dict()})
-        screen.line(closing_line(found))
+        screen.line("\n".join(wrap(closing_line(found), LINE)))
     if picture is not None:
         write_text(picture, console.export_svg(title="tdlrt demo"))

@@ -1,4 +1,5 @@
-# Everything a newcomer needs: `make demo` and `make test`. Both build the environment when it is missing.
+# Everything a newcomer needs: `make demo` and `make test`. Both build the environment when it is missing: the demo
+# installs what a user needs, and the tests add the developers' tools to it.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -6,8 +7,8 @@ DEMO_DIR ?= runs/demo
 
 .PHONY: demo test lint types docs unit package clean
 
-demo: $(VENV)/installed
-	$(BIN)/tdlrt train lenet5 --data digits --budget 0.1 --baseline --seed 0 --out $(DEMO_DIR) --overwrite
+demo: $(VENV)/installed-for-use
+	$(BIN)/tdlrt demo --out $(DEMO_DIR) --overwrite
 
 test: lint types docs unit
 
@@ -41,9 +42,13 @@ package: $(VENV)/installed
 
 # torch first and pinned: a looser request would pull another build of it with the other packages. Then both
 # packages in one command: each requires the other, and neither is to come from an index.
-$(VENV)/installed: pyproject.toml lab/pyproject.toml constraints.txt
+$(VENV)/installed-for-use: pyproject.toml lab/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cli,export]' --editable ./lab
+	touch $@
+
+$(VENV)/installed: $(VENV)/installed-for-use
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable ./lab
 	touch $@
 

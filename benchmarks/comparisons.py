@@ -40,7 +40,7 @@ EXPERIMENTS = {
     )
 }
 
-IN_README = ("mnist_budget", "cifar10_rescnn")
+IN_PICTURE = ("mnist_budget", "cifar10_rescnn")
 
 BEFORE = {
     "train_images": None,

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from comparisons import EXPERIMENTS, IN_README, ROOT, recorded
+from comparisons import EXPERIMENTS, IN_PICTURE, ROOT, recorded
 from results_table import compared
 from tdlrt_lab.methods import METHODS
 from tdlrt_lab.reports.groups import Section
@@ -27,7 +27,7 @@ MARKERS = {"tdlrt": "o", "tucker": "s"}
 
 
 def main() -> None:
-    figure = draw([compared(read_sweep(EXPERIMENTS[name]), recorded(name)) for name in IN_README])
+    figure = draw([compared(read_sweep(EXPERIMENTS[name]), recorded(name)) for name in IN_PICTURE])
     with matplotlib.rc_context({"svg.hashsalt": "tdlrt"}):  # the same bytes every time
         figure.savefig(PICTURE, metadata={"Date": None})
     print(f"wrote {PICTURE}")

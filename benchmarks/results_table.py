@@ -8,8 +8,9 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from comparisons import EXPERIMENTS, IN_README, ROOT, Result, as_runs, recorded
+from comparisons import EXPERIMENTS, ROOT, Result, as_runs, recorded
 from findings import findings, markdown
+from readme_table import readme_table
 from tdlrt.errors import TdlrtError
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.documents import fill_section
@@ -19,8 +20,8 @@ from tdlrt_lab.reports.groups import NOT_GROUPED_BY, Group, Section, repetitions
 from tdlrt_lab.reports.tables import provenance, table_rows, table_titles
 from tdlrt_lab.sweep.plan import Sweep, read_sweep
 
-COLUMNS = 7
-"""Of the lab's table: all but the times, which are those of machines that others used too."""
+NUMBERS = 5
+"""Columns of the lab's table behind the method: all but the times, of which others had a share."""
 
 INTRODUCTION = """\
 # Results
@@ -45,14 +46,13 @@ def main() -> None:
     sections = [section(name, sweeps[name], group) for name, group in results.items()]
     target.write_text("\n".join([INTRODUCTION, findings(results), *sections]), encoding="utf-8")
     print(f"wrote {target.relative_to(ROOT)}")
-    tables = "\n\n".join(short_table(sweeps[name], results[name]) for name in IN_README)
-    fill_section(ROOT / "README.md", "results", tables.splitlines())
+    fill_section(ROOT / "README.md", "results", readme_table(results).splitlines())
 
 
 def section(name: str, sweep: Sweep, results: Sequence[Result]) -> str:
     """The table of one experiment, with how its numbers came about."""
     found = compared(sweep, results)
-    titles = table_titles(found)[:COLUMNS]
+    titles = ["method", "seeds", *table_titles(found)[1 : 1 + NUMBERS]]
     rows = [[group.label, seed_list(group), *cells] for group, cells in numbers(found)]
     lines = [
         f"## {sweep.title}",
@@ -75,21 +75,10 @@ def section(name: str, sweep: Sweep, results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def short_table(sweep: Sweep, results: Sequence[Result]) -> str:
-    """Accuracy and compression alone, for the README."""
-    found = compared(sweep, results)
-    rows = [[group.label, str(len(group.runs)), *cells[:2]] for group, cells in numbers(found)]
-    titles = ["method", "seeds", "accuracy (%)", "compression of the factorised layers (%)"]
-    return (
-        f"{found.title}, {setting(sweep)}, mean over the seeds ± standard deviation:\n\n"
-        f"{markdown(titles, rows)}"
-    )
-
-
 def numbers(found: Section) -> Iterator[tuple[Group, list[str]]]:
     """Each row of the table, and its numbers as the lab's reports write them."""
     for group, cells in zip(found.groups, table_rows(found), strict=True):
-        yield group, [cell.text for cell in cells[2:COLUMNS]]
+        yield group, [cell.text for cell in cells[1 : 1 + NUMBERS]]
 
 
 def setting(sweep: Sweep) -> str:

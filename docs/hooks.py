@@ -47,12 +47,12 @@ def list_of_examples():
 
 def command_help():
     """What `--help` prints for every command, 80 columns wide."""
-    from tdlrt_lab.cli.app import app, run_app
+    from tdlrt_lab.cli.app import run_app
+    from tdlrt_lab.cli.commands import COMMANDS
 
     os.environ["COLUMNS"] = "80"
     parts = []
-    for command in app.registered_commands:
-        name = command.callback.__name__
+    for name in COMMANDS:
         with contextlib.redirect_stdout(io.StringIO()) as text:
             run_app([name, "--help"])
         lines = "\n".join(line.rstrip() for line in text.getvalue().strip().splitlines())

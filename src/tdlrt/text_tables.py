@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["format_shape", "format_table"]
+__all__ = ["format_bytes", "format_shape", "format_table"]
 
 
 def format_shape(sizes: Sequence[int]) -> str:
@@ -14,6 +14,18 @@ def format_shape(sizes: Sequence[int]) -> str:
     '20x1x5x5'
     """
     return "x".join(map(str, sizes))
+
+
+def format_bytes(number: int) -> str:
+    """Write a number of bytes with three digits.
+
+    >>> [format_bytes(number) for number in (512, 71_834, 1_720_000)]
+    ['512 B', '71.8 KB', '1.72 MB']
+    """
+    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "KB")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number} B"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

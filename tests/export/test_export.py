@@ -120,6 +120,15 @@ def test_int8(format, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_first_axis_of_an_onnx_file_is_called_batch(tmp_path):
+    model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 3))
+    tdlrt.factorize_(model, rank=3)
+    export(model, tmp_path / "net.onnx", torch.randn(4, 64), format="onnx")
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    for value in (*graph.input, *graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
 def test_int8_weights_of_onnx_have_seven_bits(tmp_path):
     """Products of 8-bit weights, added in pairs, overflow on CPUs without VNNI."""
     model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32))

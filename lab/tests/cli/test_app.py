@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tdlrt_lab.cli.app import app
+from tdlrt_lab.cli.commands import COMMANDS
 from tdlrt_lab.run.signals import stop_requests
 
-COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 RUN = ["train", "lenet5", "--data", "digits", "--batch-size", "256", "--epochs", "2"]
 
 
@@ -23,6 +22,30 @@ def test_version_and_help(tdlrt):
     code, out, err = tdlrt()
     assert (code, err) == (2, "")
     assert "train" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_has_the_first_sentence_of_each(tdlrt, command):
+    _, out, _ = tdlrt(command, "--help")
+    assert COMMANDS[command] in " ".join(out.split())
+    _, out, _ = tdlrt("--help")
+    assert f"{command} {COMMANDS[command]}" in " ".join(out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", ""])
+def test_a_list_of_commands_does_not_wait_for_torch(words):
+    program = f"""
+import sys
+sys.argv = ["tdlrt", *{words!r}.split()]
+from tdlrt_lab.cli import main
+try:
+    main()
+finally:
+    print("torch" in sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr == "False\n"
+    assert done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -260,7 +283,7 @@ def test_a_second_interrupt_ends_quietly(tdlrt, monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr("tdlrt_lab.cli.app.run", interrupt)
+    monkeypatch.setattr("tdlrt_lab.cli.train.run", interrupt)
     try:
         assert tdlrt(*RUN) == (130, "", "")
     finally:
@@ -276,6 +299,7 @@ class Finder:
         if name == "torch":
             signal.raise_signal(signal.SIGINT)
 sys.meta_path.insert(0, Finder)
+sys.argv = ["tdlrt", "train"]
 from tdlrt_lab.cli import main
 main()
 """

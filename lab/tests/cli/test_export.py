@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from tdlrt.export import FORMATS
+from tdlrt.text_tables import format_bytes
+from tdlrt_lab.cli.export import closing_lines
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.methods import METHODS as ALL_METHODS
 from tdlrt_lab.run.runner import run
@@ -33,11 +35,25 @@ def test_export_prints_what_it_measured(tdlrt, finished, tmp_path, format):
     assert (code, err) == (0, "")
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80 + len(str(out))
-    assert [line.split()[0] for line in lines if "," in line] == ["dense", "tucker", format]
+    table = [line.split()[0] for line in lines if "," in line and line.startswith(" ")]
+    assert table == ["dense", "tucker", format]
     (parity,) = [line for line in lines if line.startswith("parity error ")]
     assert float(parity.split()[2]) < 1e-5
     assert lines[-1].startswith(f"{out} written in ")
-    assert out.stat().st_size > 1000
+    dense = 4 * json.loads((finished / "summary.json").read_text())["network_dense_parameters"]
+    ratio = dense / out.stat().st_size
+    assert (
+        f"{format_bytes(out.stat().st_size)}, {ratio:.1f}x smaller than the dense weights" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("bytes", "words"), [(50, "50 B, 2.0x smaller than"), (400, "400 B, 4.00x the size of")]
+)
+def test_a_file_may_be_larger_than_the_dense_weights(bytes, words):
+    found = {"bytes": bytes, "networks": [{"bytes": 100}], "parity": 0.0, "batch_size": 1}
+    lines = closing_lines(found | {"int8": False, "file": "f", "seconds": 1.0})
+    assert lines[1] == f"{words} the dense weights"
 
 
 def test_export_for_machines(tdlrt, copied):

@@ -53,6 +53,25 @@ def test_what_is_wrong_is_found(page, tmp_path, name):
     assert any(complaint in line for line in found), found
 
 
+PAPER = 718
+"""Pixels between the margins of A4."""
+
+
+def test_on_paper_every_column_and_figure_is_there(page, tmp_path):
+    html = page.read_text()
+    assert html.count("@media print") == 1
+    (tmp_path / "paper.html").write_text(html.replace("@media print", "@media screen"))
+    seen = measure(tmp_path / "paper.html", PAPER, dark=False)
+    assert seen["content"] <= PAPER
+    boxes = seen["landmarks"]
+    tables = [box for name, box in boxes.items() if name.startswith("table ")]
+    figures = [box for name, box in boxes.items() if name.startswith("figure ")]
+    assert all(x + width <= PAPER for x, _, width, _ in [*tables, *figures])
+    # A4 has room for two of 490 pixels.
+    assert all(0 < height <= 490 for *_, height in figures)
+    assert sum(name.startswith("pre ") and box[3] > 0 for name, box in boxes.items()) >= 1
+
+
 SCRIPT = "\"'></title></style><script>window.ran = 1</script><img src=x: onerror='window.ran = 2'>"
 
 

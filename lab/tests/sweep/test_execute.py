@@ -208,7 +208,9 @@ COMMANDS = [
 def test_the_stored_command_does_the_run(monkeypatch, options):
     config = RunConfig(model="lenet5", data="mnist", data_dir="DATA_DIR", **options)
     seen = []
-    monkeypatch.setattr("tdlrt_lab.cli.app.run", lambda config, *rest, **more: seen.append(config))
+    monkeypatch.setattr(
+        "tdlrt_lab.cli.train.run", lambda config, *rest, **more: seen.append(config)
+    )
     words = shlex.split(command(config))
     assert run_app(words[1:]) == 0
     assert seen == [config]

@@ -15,7 +15,7 @@ from tdlrt.extras import needs_extra
 
 __all__ = ["dump", "load"]
 
-INPUT, OUTPUT = "input", "output"
+INPUT, OUTPUT, BATCH = "input", "output", "batch"
 
 
 def dump(source: Source) -> bytes:
@@ -26,7 +26,12 @@ def dump(source: Source) -> bytes:
     program = trace(source.plain, source.example)
     with quiet():
         exported: Any = torch.onnx.export(
-            program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+            program,
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: BATCH},),  # names the axis; torch.export forgets its name
+            verbose=False,
         )
     graph = exported.model_proto
     if source.calibration is not None:

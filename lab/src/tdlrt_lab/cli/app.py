@@ -4,37 +4,24 @@ import re
 import shlex
 import sys
 import traceback
-from contextlib import nullcontext
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 
-from tdlrt.errors import TdlrtError
-from tdlrt_lab.cli.bench import bench
-from tdlrt_lab.cli.compare import compare
-from tdlrt_lab.cli.display import RunDisplay
-from tdlrt_lab.cli.doctor import doctor
-from tdlrt_lab.cli.examples import EXAMPLES, examples_of
-from tdlrt_lab.cli.export import export
-from tdlrt_lab.cli.parameters import OUTPUT, Debug, shown_option, takes_run_options
-from tdlrt_lab.cli.plan import plan
-from tdlrt_lab.cli.report import report
-from tdlrt_lab.cli.screens import choose_screen
-from tdlrt_lab.cli.tensorboard import TensorBoardLog
-from tdlrt_lab.config import RunConfig
-from tdlrt_lab.options import TRAINING
-from tdlrt_lab.run.checkpoint import Checkpoints
-from tdlrt_lab.run.runner import Interrupted, Observer, Observers, run
+from tdlrt_lab.cli.commands import Commands
+from tdlrt_lab.cli.examples import EXAMPLES
+from tdlrt_lab.cli.interrupts import STOPPED
 
 __all__ = ["app", "run_app"]
 
 # click's UsageError, from the private copy of click inside typer.
 UsageError: Any = typer.BadParameter.__base__
 
-DONE, FAILED, BAD_ARGUMENTS, STOPPED = 0, 1, 2, 130
+DONE, FAILED, BAD_ARGUMENTS = 0, 1, 2
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -61,14 +48,29 @@ def run_app(arguments: list[str]) -> int:
         return BAD_ARGUMENTS
     except (KeyboardInterrupt, typer.Abort):  # which one depends on the version of typer
         return STOPPED
-    except (TdlrtError, OSError) as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        _print_error(_name_options_as_typed(str(error), arguments))
-        if isinstance(error, Interrupted):
-            print(f"continue with: {_resume_command(arguments)}", file=sys.stderr)
-        # Errors in the arguments derive from ValueError or TypeError, failures of a run do not.
-        return BAD_ARGUMENTS if isinstance(error, ValueError | TypeError) else FAILED
+    except Exception as error:
+        return _explain(error, arguments)
+
+
+def _explain(error: Exception, arguments: list[str]) -> int:
+    """Print an error of ours or of the system as one line; any other is raised again.
+
+    Returns:
+        The exit code.
+    """
+    # Not imported above, so that the help does not wait for torch.
+    from tdlrt.errors import TdlrtError
+    from tdlrt_lab.run.runner import Interrupted
+
+    if not isinstance(error, TdlrtError | OSError):
+        raise error
+    if "--debug" in arguments:
+        traceback.print_exception(error)
+    _print_error(_name_options_as_typed(str(error), arguments))
+    if isinstance(error, Interrupted):
+        print(f"continue with: {_resume_command(arguments)}", file=sys.stderr)
+    # Errors in the arguments derive from ValueError or TypeError, failures of a run do not.
+    return BAD_ARGUMENTS if isinstance(error, ValueError | TypeError) else FAILED
 
 
 def _print_error(message: str) -> None:
@@ -109,70 +111,3 @@ def _tdlrt(
     ] = False,
 ) -> None:
     """Train networks in Tucker format, with ranks found during training."""
-
-
-@app.command(epilog=examples_of("train"))
-@takes_run_options
-def train(
-    options: dict[str, Any],
-    *,
-    baseline: Annotated[
-        bool, shown_option("Also train the dense network, in OUT/baseline.", TRAINING, "--baseline")
-    ] = False,
-    out: Annotated[
-        str | None,
-        shown_option("Run directory.", OUTPUT, show_default="runs/MODEL-DATA-METHOD-SEED"),
-    ] = None,
-    checkpoint_steps: Annotated[
-        int | None,
-        shown_option("Steps between checkpoints.", OUTPUT, show_default="ends of epochs"),
-    ] = None,
-    checkpoint_minutes: Annotated[
-        float | None,
-        shown_option("Minutes between checkpoints.", OUTPUT, show_default="ends of epochs"),
-    ] = None,
-    keep: Annotated[
-        int, shown_option("Number of latest checkpoints to keep.", OUTPUT)
-    ] = Checkpoints.keep,
-    resume: Annotated[
-        bool, shown_option("Continue the interrupted run in OUT.", OUTPUT, "--resume")
-    ] = False,
-    overwrite: Annotated[
-        bool, shown_option("Replace an earlier run in OUT.", OUTPUT, "--overwrite")
-    ] = False,
-    tensorboard: Annotated[
-        bool, shown_option("Also write event files in OUT/tensorboard.", OUTPUT, "--tensorboard")
-    ] = False,
-    as_json: Annotated[
-        bool,
-        shown_option("Print one JSON object per epoch and one at the end.", OUTPUT, "--json"),
-    ] = False,
-    quiet: Annotated[bool, shown_option("Print only errors.", OUTPUT, "--quiet")] = False,
-    debug: Debug = False,
-) -> None:
-    """Train a network and write a run directory.
-
-    The directory holds config.yaml, metrics.jsonl (one line per epoch),
-    summary.json, checkpoints and plots. A checkpoint is stored after each epoch,
-    as often as the options below set, and when Ctrl-C or a termination signal
-    stops the run; --resume continues from it with the same results.
-    """
-    checkpoints = Checkpoints(steps=checkpoint_steps, minutes=checkpoint_minutes, keep=keep)
-    config = RunConfig.given(**options)
-    out = out or f"runs/{config.model}-{config.data}-{config.method}-{config.seed}"
-    log = TensorBoardLog(out) if tensorboard else nullcontext(Observer())
-    with choose_screen(as_json=as_json, quiet=quiet) as screen, log as logged:
-        run(
-            config,
-            out,
-            baseline=baseline,
-            resume=resume,
-            overwrite=overwrite,
-            checkpoints=checkpoints,
-            observer=Observers(RunDisplay(screen, out), logged),
-            command=shlex.join(["tdlrt", *sys.argv[1:]]),
-        )
-
-
-for command in (plan, bench, export, compare, report, doctor):
-    app.command(epilog=examples_of(command.__name__))(command)

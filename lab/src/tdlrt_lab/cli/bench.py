@@ -10,8 +10,8 @@ from rich.table import Table
 
 from tdlrt.ranks import RelativeTolerance
 from tdlrt.text_tables import format_shape
-from tdlrt_lab.cli.parameters import AsJson, Batch, Data, Debug, Device, Model, Rank, shown_option
-from tdlrt_lab.cli.terminal_tables import empty_table
+from tdlrt_lab.cli.output import AsJson, Debug, empty_table, shown_option
+from tdlrt_lab.cli.parameters import Batch, Data, Device, Model, Rank
 from tdlrt_lab.cli.untrained import untrained
 from tdlrt_lab.config import torch_device
 from tdlrt_lab.options import TRAINING, RunOptions

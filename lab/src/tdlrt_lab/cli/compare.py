@@ -9,7 +9,7 @@ import yaml
 
 from tdlrt.errors import RunError
 from tdlrt_lab.cli.display import SweepDisplay
-from tdlrt_lab.cli.parameters import OUTPUT, Debug, shown_option
+from tdlrt_lab.cli.output import OUTPUT, Debug, shown_option
 from tdlrt_lab.cli.screens import choose_screen
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.methods import METHODS

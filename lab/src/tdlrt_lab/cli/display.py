@@ -1,7 +1,7 @@
 """Progress displays of a run and of a sweep."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tdlrt.text_tables import format_shape
+from tdlrt_lab.cli.output import empty_table
 from tdlrt_lab.cli.screens import Screen
-from tdlrt_lab.cli.terminal_tables import closing_line, empty_table, layer_table
+from tdlrt_lab.cli.terminal_tables import closing_line, layer_table
 from tdlrt_lab.data import ImageData
 from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.results import RunDirectory
@@ -23,9 +24,12 @@ from tdlrt_lab.spread import format_spread
 from tdlrt_lab.sweep.attempts import Event
 from tdlrt_lab.sweep.plan import SweepRun
 
-__all__ = ["RunDisplay", "SweepDisplay"]
+__all__ = ["RunDisplay", "SweepDisplay", "rank_changes"]
 
 SECONDS_PER_REFRESH = 0.1
+
+MOST_NAMED = 3
+"""Layers whose ranks fit on a line."""
 
 
 class RunDisplay(Observer):
@@ -85,6 +89,9 @@ class RunDisplay(Observer):
             f"epoch {metrics.epoch:>{len(epochs)}}/{epochs}  loss {metrics.loss:7.4f}"
             f"  accuracy {metrics.accuracy:6.2f} %{compression}  {metrics.seconds:6.1f} s{skipped}"
         )
+        changes = rank_changes(self._ranks_before, metrics.ranks)
+        if changes:
+            self._screen.line(f"{'':{2 * len(epochs) + 6}}  ranks {changes}")
         self._ranks_before = metrics.ranks
         self._show(training)
 
@@ -127,6 +134,18 @@ class RunDisplay(Observer):
 
     def _update_bar(self, description: str, done: int, total: int) -> None:
         self._progress.update(self._task, description=description, completed=done, total=total)
+
+
+def rank_changes(before: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[int]]) -> str:
+    """The layers whose ranks changed, with their new ranks; of many, only how many they are.
+
+    >>> rank_changes({"conv": [4, 3], "fc": [9, 9]}, {"conv": [4, 3], "fc": [7, 8]})
+    'fc 7x8'
+    """
+    changed = [name for name in now if now[name] != before.get(name)]
+    if len(changed) > MOST_NAMED:
+        return f"of {len(changed)} of {len(now)} layers changed"
+    return ", ".join(f"{name} {format_shape(now[name])}" for name in changed)
 
 
 class SweepDisplay:

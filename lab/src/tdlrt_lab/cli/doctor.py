@@ -1,4 +1,7 @@
-"""`tdlrt doctor`: a check of the installation, its devices and its optional packages."""
+"""`tdlrt doctor`: a check of the installation, its devices and its optional packages.
+
+torch is imported last, so that what is installed shows at once.
+"""
 
 import json
 import os
@@ -8,17 +11,11 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
-import torch
 from rich.console import Console
-from torch import nn
 
-from tdlrt.errors import RunError
-from tdlrt.optim import TDLRT
-from tdlrt.surgery import factorize_
-from tdlrt_lab.cli.parameters import AsJson, Debug
-from tdlrt_lab.cli.terminal_tables import empty_table
+from tdlrt_lab.cli.output import AsJson, Debug, empty_table
 
-__all__ = ["ENABLES", "diagnose", "doctor"]
+__all__ = ["ENABLES", "diagnose", "doctor", "installed", "tried"]
 
 ENABLES = {
     "cli": "command line, plots, the data set digits",
@@ -37,34 +34,55 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
 
     Runs one training step on every device. The exit code is 1 if a step fails.
     """
-    found = diagnose()
+    from tdlrt.errors import RunError
+
     if as_json:
+        found = diagnose()
         print(json.dumps(found))
     else:
-        _print_tables(found)
+        found = installed()
+        _print_installed(found)
+        print("a training step on each device:", flush=True)  # the import of torch takes seconds
+        found |= tried()
+        _print_tried(found)
     broken = [device["name"] for device in found["devices"] if device["error"]]
     if broken:
         raise RunError(f"a training step failed on {', '.join(broken)}")
 
 
 def diagnose() -> dict[str, Any]:
-    """Versions, threads, devices with the error of a training step if it fails, and extras."""
+    """What `installed` and `tried` find."""
+    return installed() | tried()
+
+
+def installed() -> dict[str, Any]:
+    """Versions, cores and extras, which are known without an import of torch."""
     packages = ("tdlrt", "torch", "safetensors")
     known = metadata.metadata("tdlrt").get_all("Provides-Extra") or []
     return {
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in packages},
         "system": f"{platform.system()} {platform.machine()}",
-        "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "devices": [
-            {"name": name, "what": what, "error": _step_error(name)} for name, what in _devices()
-        ],
         "extras": [_extra(name) for name in ENABLES if name in known],
     }
 
 
+def tried() -> dict[str, Any]:
+    """Threads of torch, and devices with the error of a training step if it fails."""
+    import torch
+
+    return {
+        "threads": torch.get_num_threads(),
+        "devices": [
+            {"name": name, "what": what, "error": _step_error(name)} for name, what in _devices()
+        ],
+    }
+
+
 def _devices() -> Iterator[tuple[str, str]]:
+    import torch
+
     yield "cpu", platform.processor() or platform.machine()
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -73,8 +91,13 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 def _step_error(device: str) -> str | None:
     """Run one training step that checks ranks; return the first line of its error, if any."""
+    import torch
+
+    from tdlrt import TDLRT, factorize_
+
     try:
-        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 5)).to(device)
+        layers = torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 5)
+        model = torch.nn.Sequential(*layers).to(device)
         factorize_(model, rank=0.5)
         optimizer = TDLRT(model, torch.optim.SGD, lr=0.01, tau=0.1)
         model(torch.randn(4, 3, 8, 8, device=device)).square().mean().backward()
@@ -122,21 +145,24 @@ def _release(version: str | None) -> list[int]:
     return numbers
 
 
-def _print_tables(found: dict[str, Any]) -> None:
-    console = Console()
+def _print_installed(found: dict[str, Any]) -> None:
     print(", ".join(f"{name} {version}" for name, version in found["versions"].items()))
-    print(f"{found['system']}, torch threads: {found['threads']}, cores: {found['cores']}")
-    devices = empty_table(["device", "description", "training step"])
-    for device in found["devices"]:
-        devices.add_row(device["name"], device["what"], device["error"] or "works")
-    console.print(devices)
+    print(f"{found['system']}, cores: {found['cores']}")
     extras = empty_table(["extra", "enables", "state"])
     for extra in found["extras"]:
         lacking = ", ".join(extra["lacking"])
         extras.add_row(
             extra["name"], extra["enables"], f"needs {lacking}" if lacking else "installed"
         )
-    console.print(extras)
+    Console().print(extras)
     missing = ",".join(extra["name"] for extra in found["extras"] if extra["lacking"])
     if missing:
         print(f"to install what is missing: pip install 'tdlrt[{missing}]'")
+
+
+def _print_tried(found: dict[str, Any]) -> None:
+    devices = empty_table(["device", "description", "training step"])
+    for device in found["devices"]:
+        devices.add_row(device["name"], device["what"], device["error"] or "works")
+    Console().print(devices)
+    print(f"torch threads: {found['threads']}")

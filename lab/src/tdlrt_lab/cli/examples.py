@@ -5,6 +5,8 @@ __all__ = ["EXAMPLES", "examples_of"]
 EXAMPLES = """\
 [bold]Examples[/bold]
 
+  tdlrt demo
+
   tdlrt train lenet5 --data digits --baseline
 
   tdlrt train lenet5 --data mnist --data-dir DIR --tau 0.15 --seed 1

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tdlrt.export import FORMATS
-from tdlrt_lab.cli.parameters import OUTPUT, AsJson, Debug, shown_option
-from tdlrt_lab.cli.terminal_tables import empty_table
+from tdlrt.text_tables import format_bytes
+from tdlrt_lab.cli.output import OUTPUT, AsJson, Debug, empty_table, shown_option
 from tdlrt_lab.options import DATA
 from tdlrt_lab.run.exporting import export_run
 
@@ -35,11 +35,19 @@ def closing_lines(found: dict[str, Any]) -> list[str]:
     """Parity error, size, accuracy and path of the file."""
     lines = [
         f"parity error {found['parity']:.1e} on {found['batch_size']} test images",
-        f"file size {found['size_ratio']:.3f} times 4 bytes per parameter",
+        f"{format_bytes(found['bytes'])}, {_smaller(found)}",
     ]
     if found["int8"]:
         lines.append(f"accuracy {found['int8_accuracy']:.2f} % (trained {found['accuracy']:.2f} %)")
     return [*lines, f"{found['file']} written in {found['seconds']:.1f} s"]
+
+
+def _smaller(found: dict[str, Any]) -> str:
+    """How the size of the file compares with that of the dense network's weights."""
+    ratio = found["networks"][0]["bytes"] / found["bytes"]
+    if ratio >= 1:
+        return f"{ratio:.1f}x smaller than the dense weights"
+    return f"{1 / ratio:.2f}x the size of the dense weights"
 
 
 def _name(found: dict[str, Any]) -> str:

@@ -15,19 +15,13 @@ from tdlrt_lab.methods import DEFAULT_TAU
 from tdlrt_lab.options import Option, RunOptions
 
 __all__ = [
-    "OUTPUT",
-    "AsJson",
     "Batch",
     "Data",
-    "Debug",
     "Device",
     "Model",
     "Rank",
-    "shown_option",
     "takes_run_options",
 ]
-
-OUTPUT = "Output"
 
 HINTS = {
     name: get_args(hint) for name, hint in get_type_hints(RunOptions, include_extras=True).items()
@@ -78,19 +72,12 @@ def _run_option(name: str, **settings: Any) -> Any:
     return typer.Option(rich_help_panel=option.group, **settings)
 
 
-def shown_option(help: str, group: str, *names: str, **settings: Any) -> Any:
-    """A typer option that is shown in a group of the help."""
-    return typer.Option(*names, help=help, rich_help_panel=group, **settings)
-
-
 # Parameters shared by the commands that do not train.
 Model = Annotated[str, _run_option("model")]
 Data = Annotated[str, _run_option("data")]
 Batch = Annotated[int | None, _run_option("batch_size", min=1)]
 Rank = Annotated[str, _run_option("rank")]
 Device = Annotated[str, _run_option("device")]
-AsJson = Annotated[bool, shown_option("Print one JSON object.", OUTPUT, "--json")]
-Debug = Annotated[bool, shown_option("Show the traceback of an error.", OUTPUT, "--debug")]
 
 
 def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:

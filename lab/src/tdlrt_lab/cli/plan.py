@@ -14,8 +14,8 @@ from tdlrt.nn.models import tucker_layers
 from tdlrt.paths import LayerShape, Purpose, dense_cost, path_cost
 from tdlrt.surgery import factorize_
 from tdlrt.text_tables import format_shape
-from tdlrt_lab.cli.parameters import AsJson, Batch, Data, Debug, Model, Rank
-from tdlrt_lab.cli.terminal_tables import empty_table
+from tdlrt_lab.cli.output import AsJson, Debug, empty_table
+from tdlrt_lab.cli.parameters import Batch, Data, Model, Rank
 from tdlrt_lab.cli.untrained import untrained
 from tdlrt_lab.options import RunOptions
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tdlrt_lab.cli.parameters import AsJson, Debug
+from tdlrt_lab.cli.output import AsJson, Debug
 from tdlrt_lab.reports.tables import markdown_table, table_rows, table_titles
 from tdlrt_lab.reports.write import write_report
 

@@ -1,34 +1,13 @@
 """Tables and summary lines of the commands."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from tdlrt.text_tables import format_shape
+from tdlrt_lab.cli.output import empty_table
 
-__all__ = ["closing_line", "empty_table", "layer_table"]
-
-
-def empty_table(
-    texts: Sequence[str], codes: Sequence[str] = (), numbers: Sequence[str] = ()
-) -> Table:
-    """A table without rows.
-
-    Args:
-        texts: Titles of columns with text, which may wrap.
-        codes: Titles of columns with text that does not wrap, such as shapes.
-        numbers: Titles of columns with numbers.
-    """
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for title in texts:
-        table.add_column(title, overflow="fold")
-    for title in codes:
-        table.add_column(title, no_wrap=True)
-    for title in numbers:
-        table.add_column(title, justify="right", no_wrap=True)
-    return table
+__all__ = ["closing_line", "layer_table"]
 
 
 def layer_table(summary: dict[str, Any]) -> Table:

@@ -21,11 +21,18 @@ __all__ = [
     "mean_and_deviation",
     "series_colours",
     "stacked_charts",
+    "widen",
 ]
 
 SIZE = (4.5, 3.5)
 MAX_LABEL = 80
 """Letters of a label in a legend; a longer one would leave no room for the axes."""
+
+TICKS = 5
+"""Largest number of intervals between the ticks of an axis."""
+
+MIN_PERCENT_RANGE = 4.0
+"""Points between the ends of an axis of percentages; of equal numbers it would show hundredths."""
 
 FACTORS = {"compression": 100}
 """Factors of the numbers that are shown in percent."""
@@ -37,7 +44,7 @@ def chart(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(TICKS))
     _style_axes(axes)
     return figure, axes
 
@@ -55,8 +62,23 @@ def stacked_charts(x_label: str, upper_label: str, lower_label: str) -> tuple[Fi
 
 
 def _style_axes(axes: Axes) -> None:
+    axes.yaxis.set_major_locator(MaxNLocator(TICKS))
     axes.grid(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def widen(limits: tuple[float, float], most: float = math.inf) -> tuple[float, float]:
+    """Ends of an axis of percentages that are far enough apart, and not beyond `most`.
+
+    >>> widen((98.0, 98.0), most=100.0)
+    (96.0, 100.0)
+    >>> widen((97.9, 103.0), most=100.0)
+    (96.0, 100.0)
+    """
+    low, high = limits
+    missing = max(0.0, MIN_PERCENT_RANGE - (high - low)) / 2
+    high = min(high + missing, most)
+    return min(low - missing, high - MIN_PERCENT_RANGE), high
 
 
 def series_colours(labels: Iterable[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tdlrt_lab.reports.charts import (
+    TICKS,
     chart,
     epoch_band,
     error_bars,
@@ -17,6 +18,7 @@ from tdlrt_lab.reports.charts import (
     mean_and_deviation,
     series_colours,
     stacked_charts,
+    widen,
 )
 from tdlrt_lab.reports.collect import Run
 from tdlrt_lab.reports.groups import Group, Section
@@ -27,7 +29,6 @@ from tdlrt_lab.run.plots import layer_figure, rank_figure
 __all__ = ["Picture", "comparison_figures", "layer_figures"]
 
 MAX_CURVES = 10
-MIN_PERCENT_RANGE = 4.0
 SENSITIVITY = {"rank": "initial rank", "lr": "learning rate", "tau": "tolerance tau"}
 REFERENCE_MARKERS = "sD^vPX"
 
@@ -63,10 +64,8 @@ def _compression(section: Section) -> Picture | None:
         axes.axhline(mean, color=GREY, linestyle="--", linewidth=1.2, label=group.label)
         axes.axhspan(mean - deviation, mean + deviation, color=GREY, alpha=0.15, linewidth=0)
     _draw_series(axes, section, "compression", section.groups)
-    left, right = axes.get_xlim()
-    if right - left < MIN_PERCENT_RANGE:  # of equal sizes, the axis would show hundredths
-        middle = (left + right) / 2
-        axes.set_xlim(middle - MIN_PERCENT_RANGE / 2, middle + MIN_PERCENT_RANGE / 2)
+    axes.set_xlim(widen(axes.get_xlim()))
+    _show_percentages(axes)
     legend_below(figure)
     caption = "Accuracy against compression, mean and standard deviation over the seeds"
     return Picture(name="accuracy-compression", figure=figure, caption=caption)
@@ -77,8 +76,9 @@ def _time(section: Section) -> Picture:
     _draw_references(axes, section, "seconds", section.groups)
     _draw_series(axes, section, "seconds", section.groups)
     axes.set_xlim(left=0)
+    _show_percentages(axes)
     legend_below(figure)
-    caption = "Accuracy against the training time of these runs"
+    caption = "Accuracy against training time"
     return Picture(name="accuracy-time", figure=figure, caption=caption)
 
 
@@ -92,9 +92,15 @@ def _latency(section: Section) -> Picture | None:
     dense = statistics.mean(ms for group in measured for ms in group.values("dense_latency_ms"))
     axes.axvline(dense, color=GREY, linestyle=":", linewidth=1.2, label="dense network")
     axes.set_xlim(left=0)
+    _show_percentages(axes)
     legend_below(figure)
     caption = "Accuracy against the time of a forward pass of the plain network"
     return Picture(name="accuracy-latency", figure=figure, caption=caption)
+
+
+def _show_percentages(axes: Axes) -> None:
+    """Let the vertical axis end a little above 100 %, so that a point there is whole."""
+    axes.set_ylim(widen(axes.get_ylim(), most=100.2))
 
 
 def _draw_references(axes: Axes, section: Section, x: str, among: Sequence[Group]) -> None:
@@ -131,7 +137,7 @@ def _convergence(section: Section) -> Picture | None:
         epoch_band(upper, group, "accuracy", colour, dash)
         epoch_band(lower, group, "loss", colour, dash)
     lower.set_yscale("log")
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lower.xaxis.set_major_locator(MaxNLocator(TICKS, integer=True))
     legend_below(figure)
     caption = "Convergence: mean over the seeds, and one standard deviation around it"
     return Picture(name="convergence", figure=figure, caption=caption)
@@ -182,7 +188,7 @@ def _sensitivity(section: Section, option: str) -> Picture | None:
     if min(every) > 0 and max(every) / min(every) > 5:
         lower.set_xscale("log")
     else:
-        lower.xaxis.set_major_locator(MaxNLocator(6))
+        lower.xaxis.set_major_locator(MaxNLocator(TICKS))
     legend_below(figure)
     caption = f"Sensitivity to the {SENSITIVITY[option]}, all other options equal"
     return Picture(name=f"sensitivity-{option}", figure=figure, caption=caption)

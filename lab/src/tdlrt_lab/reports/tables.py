@@ -35,28 +35,31 @@ class Cell:
 
 
 def table_titles(section: Section) -> list[str]:
-    """Titles of the columns for which at least one run has a value."""
+    """Titles of the columns for which at least one run has a value.
+
+    Accuracy and compression come first, so that a phone shows them.
+    """
     known = [
         title
         for title, (name, *_) in COLUMNS.items()
         if any(group.values(name) for group in section.groups)
     ]
-    return ["method", "seeds", *known]
+    return ["method", *known, "seeds"]
 
 
 def table_rows(section: Section) -> list[list[Cell]]:
     """One row per group: means and standard deviations over the seeds."""
     rows = []
     for group, mark in zip(section.groups, _marks(section.groups), strict=True):
-        cells = [Cell(text=group.label), Cell(text=str(len(group.runs)))]
-        for title in table_titles(section)[2:]:
+        cells = [Cell(text=group.label)]
+        for title in table_titles(section)[1:-1]:
             name, factor, digits = COLUMNS[title]
             values = group.values(name, factor)
             if values and not digits:
                 values = [statistics.mean(values)]
             text = format_spread(values, digits)
             cells.append(Cell(text=text, mark=mark if name == "accuracy" else ""))
-        rows.append(cells)
+        rows.append([*cells, Cell(text=str(len(group.runs)))])
     return rows
 
 

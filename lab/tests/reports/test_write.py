@@ -71,7 +71,7 @@ def test_every_picture_has_a_text_and_colours_of_the_page(html):
     used = set(re.findall(r"var\((--c[0-9a-f]{6})\)", html))
     assert used
     for name in used:
-        assert html.count(f"{name}:") == 2  # light and dark
+        assert html.count(f"{name}:") == 3  # light, dark and on paper
     for colour in DARK:
         assert f"fill: {colour}" not in html and f"stroke: {colour}" not in html
     ids = re.findall(r'<(?:clipPath|path) id="([^"]+)"', html)

@@ -35,6 +35,8 @@ EXPERIMENTS = {
         "cifar10_rescnn_long",
         "cifar10_vgg16_tuning",
         "cifar10_vgg16",
+        "stdlib_gpt_tuning",
+        "stdlib_gpt",
     )
 }
 

@@ -22,7 +22,10 @@ NUMBERS = {
 }
 """Numbers that a summary must have, and their ranges."""
 
-MAYBE_NUMBERS = ("tau", "budget", "dense_accuracy", "dense_seconds")
+MAYBE_NUMBERS = (
+    *("tau", "budget", "dense_accuracy", "dense_seconds"),
+    *("bits_per_character", "dense_bits_per_character"),
+)
 TEXTS = ("model", "data", "method")
 MAYBE_TABLES = ("versions", "machine", "ranks")
 

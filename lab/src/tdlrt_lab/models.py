@@ -14,7 +14,7 @@ from tdlrt.extras import needs_extra
 from tdlrt_lab.gpt import GPT
 from tdlrt_lab.names import pick
 
-__all__ = ["MODELS", "build_model", "reads_text"]
+__all__ = ["IMAGE_MODELS", "MODELS", "build_model", "reads_text"]
 
 ImageShape = tuple[int, int, int]
 

@@ -42,7 +42,7 @@ def layer_table(summary: dict[str, Any]) -> Table:
             format_shape(layer["shape"]),
             "dense" if dense else format_shape(layer["ranks"]),
             f"{layer['parameters']:,}",
-            _count(layer["macs"]),
+            "" if layer["macs"] is None else _count(layer["macs"]),
             "" if dense else _percent(layer["compression"]),
         )
     table.add_section()

@@ -121,6 +121,7 @@ def export_run(
         "accuracy": directory.read_summary()["accuracy"],
         "int8_accuracy": accuracy_on(exported, data) if int8 else None,
         "batch_size": len(inputs),
+        "unit": data.unit,
         "networks": _network_rows(config, data, model, exported, report, inputs, rounds),
     }
 

@@ -47,6 +47,9 @@ RATE = 1e-6
 TOLERANCE = 0.01
 """Too small to cut anything of a start, and too large for what RATE adds to it."""
 
+LINEAR = 6 * 12 * 256**2
+"""Weights of the linear layers of the blocks."""
+
 WANTED_LOSS = 0.02
 """Bits per character by which a network of half the parameters may be worse than dense."""
 
@@ -206,7 +209,7 @@ tdlrt train gpt --data stdlib --budget 0.25
 
 trains a GPT of 6 layers and width 256 on the sources of Python's own standard library, without a
 download. Characters are ASCII; every tenth file is held out. The 24 linear layers of the blocks
-(query, key and value as one, projection, and both of the MLP) hold 4,718,592 of the network's
+(query, key and value as one, projection, and both of the MLP) hold {LINEAR:,} of the network's
 4,837,504 parameters; embeddings, norms and the head stay dense. The sources differ between versions
 of Python: compare runs of one version, whose digests the results record.
 
@@ -256,7 +259,7 @@ def quality(group: Group) -> list[str]:
         format_spread(group.values("accuracy"), 2),
         f"{statistics.mean(group.values('parameters')):,.0f}"
         if summary["method"] != "dense"
-        else "4,718,592",
+        else f"{LINEAR:,}",
         f"{1 - group.mean('compression'):.3f}",
     ]
 

@@ -37,6 +37,8 @@ EXPERIMENTS = {
         "cifar10_rescnn_30",
         "cifar10_vgg16_tuning",
         "cifar10_vgg16",
+        "stdlib_gpt_tuning",
+        "stdlib_gpt",
     )
 }
 

@@ -26,7 +26,7 @@ from tdlrt.export import FORMATS, export, load_network
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.models import build_model
 from tdlrt_lab.run.environment import machine, versions
-from tdlrt_lab.run.exporting import accuracy_on, calibration_images, inference_times, load_run
+from tdlrt_lab.run.exporting import accuracy_on, calibration_inputs, inference_times, load_run
 from tdlrt_lab.run.files import write_text
 from tdlrt_lab.run.runner import run
 
@@ -93,7 +93,7 @@ def measure(
     if data is None:
         images, calibration = torch.randn(BATCH, 3, 32, 32), torch.randn(512, 3, 32, 32)
     else:
-        images, calibration = data.normalise(data.test_images[:BATCH]), calibration_images(data)
+        images, calibration = data.normalise(data.test_images[:BATCH]), calibration_inputs(data)
     with TemporaryDirectory() as folder:
         path, before = Path(folder) / "network", time.process_time()
         options = {"format": format, "calibration": calibration if int8 else None}

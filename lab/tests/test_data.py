@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tdlrt.errors import DataError, MissingExtraError, UnknownNameError
-from tdlrt_lab.data import DATA_SETS, hold_out, load_data
+from tdlrt_lab.data import DATA_SETS, load_data
 
 RNG = np.random.default_rng(0)
 GREY = [RNG.integers(0, 256, (6, 5), dtype=np.uint8) for _ in range(8)]
@@ -288,14 +288,14 @@ def test_wrong_image_folders(folder):
 @pytest.mark.parametrize(("part", "count"), [(0.25, 359), (100, 100)])
 def test_validation_images_are_carved_from_the_training_set(part, count):
     data, seed = load_data("digits"), 3
-    held = hold_out(data, part, seed)
+    held = data.hold_out(part, seed)
     assert (held.split, data.split) == ("validation", "test")
     assert len(held.test_labels) == count and len(held.train_labels) == 1437 - count
     whole, parts = rows(data.train_images), rows(held.train_images) + rows(held.test_images)
     assert sorted(parts) == sorted(whole)
     assert held.mean == pytest.approx([float(held.train_images.double().mean()) / 255])
-    assert torch.equal(held.test_images, hold_out(data, part, seed).test_images)
-    assert not torch.equal(held.test_labels, hold_out(data, part, 4).test_labels)
+    assert torch.equal(held.test_images, data.hold_out(part, seed).test_images)
+    assert not torch.equal(held.test_labels, data.hold_out(part, 4).test_labels)
 
 
 def rows(images):
@@ -305,4 +305,4 @@ def rows(images):
 @pytest.mark.parametrize(("part", "count"), [(1437, 1437), (0.0001, 0), (0.9999, 1437)])
 def test_neither_part_is_empty(part, count):
     with pytest.raises(DataError, match=rf"validation {part}: {count} of the 1437 training images"):
-        hold_out(load_data("digits"), part, 0)
+        load_data("digits").hold_out(part, 0)

@@ -7,12 +7,12 @@ from torch import nn
 from tdlrt.errors import DataError, MissingExtraError, UnknownNameError
 from tdlrt.nn.models import tucker_layers
 from tdlrt.surgery import factorize_
-from tdlrt_lab.models import MODELS, build_model
+from tdlrt_lab.models import IMAGE_MODELS, build_model
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 20, 36)]
 
 
-OWN = [name for name in MODELS if not name.startswith("hf:")]
+OWN = [name for name in IMAGE_MODELS if not name.startswith("hf:")]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -106,7 +106,7 @@ def test_a_run_goes_on_with_the_data_it_began_with(write_mnist, tmp_path):
     before = directory.checkpoint.read_bytes()
     write_mnist(24)
     with pytest.raises(
-        RunError, match=r"different data, training images: 16 .* \(now 24 .*its own"
+        RunError, match=r"different data, training images: 16 .* \(now images: 24 .*its own"
     ):
         run(config, directory.path, resume=True)
     write_mnist(16, grey=1)

@@ -20,7 +20,7 @@ from tdlrt_lab.methods import (
     RAMPS,
     Method,
 )
-from tdlrt_lab.models import MODELS
+from tdlrt_lab.models import MODELS, reads_text
 from tdlrt_lab.names import pick
 from tdlrt_lab.options import RunOptions
 from tdlrt_lab.rank_option import check_rank
@@ -115,14 +115,17 @@ class RunConfig(RunOptions):
 
     def __post_init__(self) -> None:
         """Fill in the defaults that depend on other options, then check every range."""
+        info = pick("data set", self.data, DATA_SETS)
+        self._default({"optimizer": info.optimizer})
         self._default(WITH_TAU if self.budget is None else WITH_BUDGET)
         for name, table in CHOICES.items():
             pick("data set" if name == "data" else name, getattr(self, name), table)
-        info, method = DATA_SETS[self.data], METHODS[self.method]
-        if self.image_size is not None and not info.folder:
+        method = METHODS[self.method]
+        if reads_text(self.model) != info.is_text:
+            kinds = {name for name, one in DATA_SETS.items() if one.is_text != info.is_text}
             raise ConfigError(
-                f"image_size {self.image_size!r}: expected None for data set {self.data!r}, whose "
-                "images all have the same size; leave it out"
+                f"model {self.model!r} with data {self.data!r}: expected data that the network can "
+                f"read; choose one of {', '.join(sorted(kinds))}, or another model"
             )
         if self.tau is not None and self.budget is not None:
             raise ConfigError(
@@ -174,7 +177,9 @@ class RunConfig(RunOptions):
         deciders = ("method", "integrator", "optimizer") if method.options else ("optimizer",)
         for name, default in defaults.items():
             if getattr(self, name) != default:
-                self._check_used(name, deciders)
+                # Where data lie is shared by the rows of a sweep, whether they read files or not.
+                own = deciders if name == "data_dir" else (*deciders, "data")
+                self._check_used(name, own)
 
     def _check_used(self, name: str, deciders: Collection[str]) -> None:
         for decider in deciders:

@@ -92,7 +92,7 @@ def demonstrate(
     }
     model, data = load_run(out)
     networks = {name: load_network(found["file"], "onnx", model) for name, found in files.items()}
-    images = data.normalise(data.test_images)
+    images = data.normalise(data.held_out()[0])
     cases: dict[tuple[str, int], Case] = {
         (name, batch): inference(network, images[:batch])
         for name, network in networks.items()

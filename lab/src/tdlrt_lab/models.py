@@ -1,4 +1,4 @@
-"""The networks of the experiments, for any number of channels, image size and number of classes."""
+"""The networks of the experiments, for any shape of an example and number of classes."""
 
 import math
 from collections import OrderedDict
@@ -11,38 +11,50 @@ from torch import Tensor, nn
 
 from tdlrt.errors import DataError
 from tdlrt.extras import needs_extra
+from tdlrt_lab.gpt import GPT
 from tdlrt_lab.names import pick
 
-__all__ = ["MODELS", "build_model"]
+__all__ = ["IMAGE_MODELS", "MODELS", "build_model", "reads_text"]
 
 ImageShape = tuple[int, int, int]
 
 
-def build_model(name: str, image_shape: ImageShape, classes: int) -> nn.Module:
-    """Build the network `name` with torch's default initialisation.
+def build_model(name: str, input_shape: Sequence[int], classes: int) -> nn.Module:
+    """Build the network `name` with its usual initialisation.
 
     Args:
         name: One of `MODELS`.
-        image_shape: Channels, height and width of the images, in pixels.
+        input_shape: Channels, height and width of the images, in pixels; or (context,), the
+            characters of a window of text.
         classes: Number of classes, the number of outputs.
 
     Returns:
-        A dense network from images (N, channels, height, width) to logits (N, classes).
+        A dense network from images (N, channels, height, width) to logits (N, classes), or from
+        text (N, context) to logits (N, classes, context).
 
     Raises:
         UnknownNameError: `name` is not in `MODELS`.
-        DataError: The images are too small for the network.
+        DataError: The images are too small for the network, or it takes text and not images, or the
+            other way round.
 
     >>> build_model("lenet5", (1, 8, 8), classes=10)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
-    build = pick("model", name, MODELS)
-    if min(image_shape[1:]) < 4:
+    build: Callable[..., nn.Module] = pick("model", name, MODELS)
+    if reads_text(name) != (len(input_shape) == 1):
+        expected = "(context,) for text" if reads_text(name) else "(channels, height, width)"
+        raise DataError(f"input_shape {input_shape}: {name} expects {expected}; choose another one")
+    if not reads_text(name) and min(input_shape[1:]) < 4:
         raise DataError(
-            f"image_shape {image_shape}: {name} needs images of at least 4x4 pixels; "
+            f"input_shape {input_shape}: {name} needs images of at least 4x4 pixels; "
             "enlarge the images"
         )
-    return build(image_shape, classes)
+    return build(input_shape, classes)
+
+
+def reads_text(name: str) -> bool:
+    """Whether the network `name` takes text and not images."""
+    return name in TEXT_MODELS
 
 
 def _lenet5(image_shape: ImageShape, classes: int) -> nn.Module:
@@ -246,7 +258,12 @@ def _halvings(image_shape: ImageShape, smallest: int, most: int) -> int:
     return min(most, math.ceil(math.log2(max(1, min(image_shape[1:]) / smallest))))
 
 
-MODELS: dict[str, Callable[[ImageShape, int], nn.Module]] = {
+def _gpt(input_shape: tuple[int], classes: int) -> nn.Module:
+    """GPT of 6 layers and width 256."""
+    return GPT(classes, *input_shape)
+
+
+IMAGE_MODELS: dict[str, Callable[[ImageShape, int], nn.Module]] = {
     "lenet5": _lenet5,
     "rescnn": _rescnn,
     "vgg16": _vgg16,
@@ -255,3 +272,5 @@ MODELS: dict[str, Callable[[ImageShape, int], nn.Module]] = {
     "resnet18_imagenet": _resnet18_imagenet,
     **{f"hf:{name}": partial(_hugging_face, name) for name in ("resnet", "convnext", "vit")},
 }
+TEXT_MODELS: dict[str, Callable[[tuple[int], int], nn.Module]] = {"gpt": _gpt}
+MODELS: dict[str, Callable[..., nn.Module]] = IMAGE_MODELS | TEXT_MODELS

@@ -65,8 +65,8 @@ class RunOptions:
         float | int | None,
         Option(
             DATA,
-            "Share or number of training images to hold out at random and measure in place of the "
-            "test set.",
+            "Share or number of training images, or files of text, to hold out at random and "
+            "measure in place of the test set.",
             unset="none",
             metavar="PART",
             read=number_or_word,
@@ -162,8 +162,10 @@ class RunOptions:
             "its final size.",
         ),
     ] = 0.6
-    epochs: Annotated[int, Option(TRAINING, "Passes over the training set.")] = DEPENDS
-    batch_size: Annotated[int, Option(TRAINING, "Images per step.")] = DEPENDS
+    epochs: Annotated[
+        int, Option(TRAINING, "Passes over the training set; of text, each is 1,024 windows.")
+    ] = DEPENDS
+    batch_size: Annotated[int, Option(TRAINING, "Images, or windows of text, per step.")] = DEPENDS
     optimizer: Annotated[str, Option(TRAINING, "Optimizer: {choices}.")] = DEPENDS
     lr: Annotated[float, Option(TRAINING, "Learning rate, decayed to 0 by a cosine.")] = DEPENDS
     warmup: Annotated[

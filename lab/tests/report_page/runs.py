@@ -12,13 +12,15 @@ from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.results import RunDirectory
 
 
-def write_directory(root, path, *, accuracy=90.0, compression=0.0, numbers=None, **options):
+def write_directory(
+    root, path, *, accuracy=90.0, bits=None, compression=0.0, numbers=None, **options
+):
     config = RunConfig(**{"model": "lenet5", "data": "digits", "epochs": 3, **options})
     directory = RunDirectory(root / path)
     directory.path.mkdir(parents=True)
     directory.write_config(config)
     small = compression > 0
-    directory.write_metrics([_epoch(n, accuracy, compression) for n in (1, 2, 3)])
+    directory.write_metrics([_epoch(n, accuracy, bits, compression) for n in (1, 2, 3)])
     summary = {
         "command": f"tdlrt train lenet5 --seed {config.seed}",
         "model": config.model,
@@ -28,6 +30,7 @@ def write_directory(root, path, *, accuracy=90.0, compression=0.0, numbers=None,
         "budget": config.budget,
         "seed": config.seed,
         "accuracy": accuracy,
+        "bits_per_character": bits,
         "compression": compression,
         "network_compression": compression / 2,
         "parameters": 100,
@@ -50,7 +53,7 @@ def write_directory(root, path, *, accuracy=90.0, compression=0.0, numbers=None,
     return directory
 
 
-def _epoch(number, accuracy, compression):
+def _epoch(number, accuracy, bits, compression):
     ranks = {"conv2": [9 - 2 * number, 4, 3, 3], "fc1": [5, 5]} if compression else {}
     return EpochMetrics(
         epoch=number,
@@ -63,6 +66,7 @@ def _epoch(number, accuracy, compression):
         ranks=ranks,
         lr=0.1,
         seconds=0.8,
+        bits_per_character=None if bits is None else bits + 1 / number,
     )
 
 

@@ -50,3 +50,19 @@ def test_latency_has_a_column_once_it_is_measured(section):
     assert lines[0].endswith("| latency (ms) | seeds |")
     assert lines[3].endswith("| 1.250 | 2 |")
     assert lines[2].endswith("|  | 2 |")
+
+
+def test_of_text_the_fewest_bits_per_character_are_best(write_run, tmp_path):
+    text = {"model": "gpt", "data": "stdlib"}
+    write_run("dense", method="dense", bits=2.0, accuracy=55.0, **text)
+    write_run("small", budget=0.1, bits=2.5, accuracy=51.0, compression=0.9, **text)
+    write_run("large", budget=0.5, bits=2.25, accuracy=50.0, compression=0.5, **text)
+    (section,) = sections(collect(tmp_path)[0])
+    lines = markdown_table(section).splitlines()
+    assert lines[0].startswith("| method | bits per character | accuracy (%) |")
+    rows = {line.split(" | ")[0][2:]: line.split(" | ")[1:3] for line in lines[2:]}
+    assert rows == {
+        "dense": ["2.000", "55.00"],
+        "tdlrt, budget 0.5": ["**2.250**", "50.00"],
+        "tdlrt, budget 0.1": ["<ins>2.500</ins>", "51.00"],
+    }

@@ -142,3 +142,17 @@ def test_an_epoch_that_is_not_finite_is_a_gap_in_a_curve(write_run, tmp_path):
     report = write_report(tmp_path)
     assert [problem.path for problem in report.problems] == ["seed1"]
     assert (report.folder / "index.html").exists()
+
+
+def test_figures_of_text_show_bits_per_character(write_run, tmp_path):
+    text = {"model": "gpt", "data": "stdlib"}
+    write_run("dense", method="dense", bits=2.0, **text)
+    write_run("small", budget=0.1, bits=2.5, compression=0.9, **text)
+    report = write_report(tmp_path)
+    assert report.problems == []
+    figures = {path.stem: path for path in (report.folder / "figures").glob("*.svg")}
+    for name in ("bits-per-character-compression", "bits-per-character-time", "convergence"):
+        drawing = figures[f"gpt-stdlib-{name}"].read_text("utf-8")
+        assert "bits per character" in drawing and "accuracy" not in drawing
+    page = (report.folder / "index.html").read_text("utf-8")
+    assert "Bits per character against compression" in page

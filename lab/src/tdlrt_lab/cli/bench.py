@@ -74,15 +74,14 @@ def bench(
     """Compare time and size of a network in Tucker format and the dense network.
 
     Shows parameters, bytes, and milliseconds of inference and of a training step
-    that checks the ranks; then the times of each layer. The images are random,
-    and no data are read.
+    that checks the ranks; then the times of each layer. The images, or the text,
+    are random, and no data are read.
     """
     info, network, ranks, batch_size = untrained(model, data, rank, batch_size)
     if threads is not None:
         torch.set_num_threads(threads)
     on = torch_device(device)
-    images = torch.randn(batch_size, *info.image_shape, device=on)
-    labels = torch.randint(info.classes, (batch_size,), device=on)
+    images, labels = (part.to(on) for part in info.random_batch(batch_size))
     policy = RelativeTolerance(0.01)  # too small to truncate random weights
     found = compare_networks(network.to(on), images, labels, ranks, policy, rounds)
     if as_json:

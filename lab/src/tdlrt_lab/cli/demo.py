@@ -59,6 +59,10 @@ def demo(
             out, overwrite=overwrite, observer=RunDisplay(screen, out), progress=screen.line
         )
         screen.event({"event": "demo", **found.to_dict()})
-        screen.line("\n".join(wrap(closing_line(found), LINE)))
+        screen.line(
+            "\n".join(
+                wrap(closing_line(found), LINE, break_long_words=False, break_on_hyphens=False)
+            )
+        )
     if picture is not None:
         write_text(picture, console.export_svg(title="tdlrt demo"))

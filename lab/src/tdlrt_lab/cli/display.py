@@ -15,7 +15,8 @@ from tdlrt.text_tables import format_shape
 from tdlrt_lab.cli.output import empty_table
 from tdlrt_lab.cli.screens import Screen
 from tdlrt_lab.cli.terminal_tables import closing_line, layer_table
-from tdlrt_lab.data import ImageData
+from tdlrt_lab.data import DATA_SETS, Data
+from tdlrt_lab.measures import Measure, measure_of
 from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.runner import Observer
@@ -54,20 +55,16 @@ class RunDisplay(Observer):
         self._ranks_before: dict[str, list[int]] = {}
 
     def loading(self, part: str, done: int, total: int) -> None:
-        """Show the number of images read."""
+        """Show the number of images that are decoded."""
         self._update_bar(f"reading {part} images", done, total)
         self._screen.live(lambda: self._progress)
         if done == total:
             self._screen.status(f"read {total:,} {part} images")
 
-    def started(self, training: Training, data: ImageData) -> None:
+    def started(self, training: Training, data: Data) -> None:
         """Show the model, the data and the initial ranks."""
         config = training.config
-        self._screen.line(
-            f"{config.model} ({config.method}) on {config.data}: "
-            f"{len(data.train_labels):,} training, {len(data.test_labels):,} {data.split} images "
-            f"{format_shape(data.image_shape)}"
-        )
+        self._screen.line(f"{config.model} ({config.method}) on {config.data}: {data.description}")
         if training.step:
             self._screen.line(f"continuing after step {training.step} of {training.steps}")
         self._progress.reset(self._task)
@@ -83,11 +80,13 @@ class RunDisplay(Observer):
         """Show the metrics of the epoch."""
         self._screen.event({"event": "epoch", "method": training.config.method, **asdict(metrics)})
         epochs = str(training.config.epochs)
+        measure = measure_of(vars(metrics))
+        quality = measure.text(getattr(metrics, measure.name), 6)
         skipped = f"  {metrics.skipped_steps} skipped" if metrics.skipped_steps else ""
         compression = f"  compression {100 * metrics.compression:5.1f} %" if training.layers else ""
         self._screen.line(
             f"epoch {metrics.epoch:>{len(epochs)}}/{epochs}  loss {metrics.loss:7.4f}"
-            f"  accuracy {metrics.accuracy:6.2f} %{compression}  {metrics.seconds:6.1f} s{skipped}"
+            f"  {quality}{compression}  {metrics.seconds:6.1f} s{skipped}"
         )
         changes = rank_changes(self._ranks_before, metrics.ranks)
         if changes:
@@ -188,7 +187,8 @@ class SweepDisplay:
 
     def _table(self) -> Table:
         """One line per row of the sweep: the state of its runs and their results."""
-        titles = ["accuracy (%)", "compression (%)", "seconds"]
+        measures = list(dict.fromkeys(DATA_SETS[run.config.data].measure for run in self._runs))
+        titles = [*(measure.title for measure in measures), "compression (%)", "seconds"]
         shown = empty_table(["row", "state"], numbers=titles)
         rows: dict[str, list[Event | None]] = {}
         for run in self._runs:
@@ -196,7 +196,7 @@ class SweepDisplay:
         for row, events in rows.items():
             done = [event for event in events if event and event["event"] == "finished"]
             numbers = [
-                format_spread([event["accuracy"] for event in done], 2),
+                *(_spread(done, measure) for measure in measures),
                 format_spread([100 * event["compression"] for event in done], 1),
                 format_spread([event["seconds"] for event in done], 1),
             ]
@@ -204,11 +204,17 @@ class SweepDisplay:
         return shown
 
 
+def _spread(events: Sequence[Event], measure: Measure) -> str:
+    values = [event[measure.name] for event in events if measure_of(event) == measure]
+    return format_spread(values, measure.digits)
+
+
 def _sentence(event: Event) -> str:
     kind = event["event"]
     if kind == "finished":
+        measure = measure_of(event)
         return (
-            f"accuracy {event['accuracy']:.2f} %, compression {100 * event['compression']:.1f} %, "
+            f"{measure.text(event[measure.name])}, compression {100 * event['compression']:.1f} %, "
             f"{event['seconds']:.1f} s"
         )
     if kind == "started":

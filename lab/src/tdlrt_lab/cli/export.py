@@ -34,7 +34,7 @@ def export_table(found: dict[str, Any]) -> Table:
 def closing_lines(found: dict[str, Any]) -> list[str]:
     """Parity error, size, accuracy and path of the file."""
     lines = [
-        f"parity error {found['parity']:.1e} on {found['batch_size']} test images",
+        f"parity error {found['parity']:.1e} on {found['batch_size']} test {found['unit']}",
         f"{format_bytes(found['bytes'])}, {_smaller(found)}",
     ]
     if found["int8"]:

@@ -39,6 +39,10 @@ def _per_data_set(option: str) -> str:
 DEPENDENT_DEFAULTS = {
     **{name: f"{value}; {WITH_BUDGET[name]} with --budget" for name, value in WITH_TAU.items()},
     **{name: _per_data_set(name) for name in ("epochs", "batch_size")},
+    "optimizer": f"{WITH_TAU['optimizer']}; {WITH_BUDGET['optimizer']} with --budget; "
+    + "; ".join(
+        f"{info.optimizer} for {name}" for name, info in DATA_SETS.items() if info.optimizer
+    ),
     "tau": f"{DEFAULT_TAU} without --budget",
     "lr": "; ".join(
         f"{rates['sgd']} for {method}, {rates['adam']} with Adam(W)"

@@ -92,7 +92,7 @@ def plan(
     """
     info, network, ranks, batch_size = untrained(model, data, rank, batch_size)
     factorize_(network, rank=ranks)
-    layers = plan_layers(network, (batch_size, *info.image_shape))
+    layers = plan_layers(network, (batch_size, *info.input_shape))
     if as_json:
         print(
             json.dumps({"model": model, "data": data, "batch_size": batch_size, "layers": layers})

@@ -5,7 +5,7 @@ from typing import Any
 
 from tdlrt.extras import needs_extra
 from tdlrt.report import named_metrics
-from tdlrt_lab.data import ImageData
+from tdlrt_lab.data import Data
 from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.runner import Observer
@@ -36,7 +36,7 @@ class TensorBoardLog(Observer, AbstractContextManager["TensorBoardLog"]):
         if self._writer is not None:
             self._writer.close()
 
-    def started(self, training: Training, data: ImageData) -> None:
+    def started(self, training: Training, data: Data) -> None:
         """Start a new event file with the epochs so far."""
         self.__exit__()
         method = training.config.method
@@ -56,6 +56,8 @@ class TensorBoardLog(Observer, AbstractContextManager["TensorBoardLog"]):
             f"accuracy/{metrics.split}": metrics.accuracy,
             "lr": metrics.lr,
         }
+        if metrics.bits_per_character is not None:
+            scalars[f"bits_per_character/{metrics.split}"] = metrics.bits_per_character
         if metrics.ranks:
             scalars |= named_metrics(metrics.ranks, metrics.parameters, metrics.compression)
         for name, value in scalars.items():

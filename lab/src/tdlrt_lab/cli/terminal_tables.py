@@ -6,6 +6,7 @@ from rich.table import Table
 
 from tdlrt.text_tables import format_shape
 from tdlrt_lab.cli.output import empty_table
+from tdlrt_lab.measures import measure_of
 
 __all__ = ["closing_line", "layer_table"]
 
@@ -20,7 +21,7 @@ def layer_table(summary: dict[str, Any]) -> Table:
             format_shape(layer["shape"]),
             "dense" if dense else format_shape(layer["ranks"]),
             f"{layer['parameters']:,}",
-            _count(layer["macs"]),
+            "" if layer["macs"] is None else _count(layer["macs"]),
             "" if dense else _percent(layer["compression"]),
         )
     table.add_section()
@@ -38,14 +39,16 @@ def layer_table(summary: dict[str, Any]) -> Table:
 
 
 def closing_line(summary: dict[str, Any]) -> str:
-    """Accuracy, compression and time of a run, with those of the dense baseline if there is one."""
-    accuracy, seconds = f"accuracy {summary['accuracy']:.2f} %", f"{summary['seconds']:.1f} s"
+    """Quality, compression and time of a run, with those of the dense baseline if there is one."""
+    measure = measure_of(summary)
+    quality, seconds = measure.text(summary[measure.name]), f"{summary['seconds']:.1f} s"
     if summary["method"] == "dense":
-        return f"{accuracy} in {seconds}"
-    if summary["dense_accuracy"] is not None:
-        accuracy += f" (dense {summary['dense_accuracy']:.2f} %)"
+        return f"{quality} in {seconds}"
+    dense = summary[f"dense_{measure.name}"]
+    if dense is not None:
+        quality += f" (dense {measure.number(dense)})"
         seconds += f" (dense {summary['dense_seconds']:.1f} s)"
-    return f"{accuracy}, compression {_percent(summary['compression'])}, {seconds}"
+    return f"{quality}, compression {_percent(summary['compression'])}, {seconds}"
 
 
 def _percent(share: float) -> str:

@@ -35,5 +35,5 @@ def untrained(model: str, data: str, rank: str, batch_size: int | None) -> Untra
         RankError: The rank has another form or is out of range.
     """
     info = pick("data set", data, DATA_SETS)
-    network = build_model(model, info.image_shape, info.classes)
+    network = build_model(model, info.input_shape, info.classes)
     return Untrained(info, network, check_rank(parse_rank(rank)), batch_size or info.batch_size)

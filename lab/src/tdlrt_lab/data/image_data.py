@@ -1,18 +1,18 @@
 """Training and test images in memory, with the statistics that normalise them."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tdlrt.errors import DataError
+from tdlrt.text_tables import format_shape
+from tdlrt_lab.data.protocol import DataRecord
+from tdlrt_lab.data.validation import held_out_rows
 
-__all__ = ["ImageData", "ImageRecord", "Split", "hold_out", "make_image_data"]
-
-ImageRecord = dict[str, dict[str, int | str]]
-"""For each split of a data set, the number of its images and a digest of images and labels."""
+__all__ = ["ImageData", "Split", "make_image_data"]
 
 
 class Split(NamedTuple):
@@ -59,7 +59,30 @@ class ImageData:
         _, channels, height, width = self.train_images.shape
         return channels, height, width
 
-    def record(self) -> ImageRecord:
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of an image."""
+        return self.image_shape
+
+    @property
+    def unit(self) -> str:
+        """Images."""
+        return "images"
+
+    @property
+    def epoch_examples(self) -> int:
+        """Number of training images."""
+        return len(self.train_labels)
+
+    @property
+    def description(self) -> str:
+        """Numbers of images and their shape in words."""
+        return (
+            f"{len(self.train_labels):,} training, {len(self.test_labels):,} {self.split} images "
+            f"{format_shape(self.image_shape)}"
+        )
+
+    def record(self) -> DataRecord:
         """Image counts and digests, by which a resumed run recognises its data."""
         splits = {
             "training": (self.train_images, self.train_labels),
@@ -69,6 +92,46 @@ class ImageData:
             name: {"images": len(labels), "sha256": _digest(images, labels)}
             for name, (images, labels) in splits.items()
         }
+
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        """The test images and their labels."""
+        return self.test_images, self.test_labels
+
+    def sample(self, count: int) -> Tensor:
+        """Training images drawn with a fixed seed."""
+        order = torch.randperm(len(self.train_images), generator=torch.Generator().manual_seed(0))
+        return self.train_images[order[:count]]
+
+    def metadata(self) -> dict[str, str]:
+        """What the inputs and outputs of a network mean, as texts by name."""
+        channels, height, width = self.image_shape
+        return {
+            "input": f"images (N, {channels}, {height}, {width}): levels from 0 to 1, minus the "
+            "mean, divided by the standard deviation of the channel",
+            "mean": json.dumps(self.mean),
+            "std": json.dumps(self.std),
+            "classes": json.dumps(self.classes),
+        }
+
+    def hold_out(self, part: float | int, seed: int) -> "ImageData":
+        """Replace the test set by validation images, drawn at random from the training set.
+
+        Args:
+            part: Share (float) or number (int) of the training images to hold out.
+            seed: Seed of the random draw.
+
+        Returns:
+            The remaining training images, with their own mean and deviation, and the validation
+            images in place of the test set.
+
+        Raises:
+            DataError: The training or the validation set would be empty.
+        """
+        validation, training = held_out_rows(len(self.train_labels), part, seed, "training images")
+        whole = Split(self.train_images, self.train_labels, self.classes)
+        return make_image_data(
+            self.name, whole.select(training), whole.select(validation), split="validation"
+        )
 
     def normalise(self, images: Tensor) -> Tensor:
         """The network's input for uint8 images: (x / 255 - mean) / std, per channel."""
@@ -92,36 +155,6 @@ def make_image_data(
         std=std,
         split=split,
     )
-
-
-def hold_out(data: ImageData, part: float | int, seed: int) -> ImageData:
-    """Replace the test set by validation images, drawn at random from the training set.
-
-    Args:
-        data: The data set.
-        part: Share (float) or number (int) of the training images to hold out.
-        seed: Seed of the random draw.
-
-    Returns:
-        The remaining training images, with their own mean and deviation, and the validation images
-        in place of the test set.
-
-    Raises:
-        DataError: The training or the validation set would be empty.
-    """
-    total = len(data.train_labels)
-    count = part if isinstance(part, int) else round(part * total)
-    if not 1 <= count < total:
-        raise DataError(
-            f"validation {part}: {count} of the {total} training images; expected at least 1 for "
-            "validation and 1 for training"
-        )
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    whole = Split(data.train_images, data.train_labels, data.classes)
-    validation, training = (
-        whole.select(rows.sort().values) for rows in (order[:count], order[count:])
-    )
-    return make_image_data(data.name, training, validation, split="validation")
 
 
 def _digest(*tensors: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Reading of image data sets: digits, parquet files, the Hugging Face hub, image folders."""
+"""Reading of data sets: digits, parquet files, the Hugging Face hub, image folders, text."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +11,9 @@ from torch import Tensor
 from tdlrt.errors import DataError
 from tdlrt.extras import needs_extra
 from tdlrt_lab.data.catalogue import DATA_SETS, DatasetInfo
-from tdlrt_lab.data.image_data import ImageData, Split, make_image_data
+from tdlrt_lab.data.image_data import Split, make_image_data
+from tdlrt_lab.data.protocol import Data
+from tdlrt_lab.data.stdlib import read_stdlib
 from tdlrt_lab.names import pick
 
 __all__ = ["DataProgress", "load_data"]
@@ -28,7 +30,7 @@ def load_data(
     progress: DataProgress = lambda part, done, total: None,
     train_images: int | None = None,
     image_size: int | None = None,
-) -> ImageData:
+) -> Data:
     """Load a data set into memory.
 
     Args:
@@ -36,7 +38,7 @@ def load_data(
         data_dir: Folder with `NAME/train.parquet` and `NAME/test.parquet`, whose columns are
             `image` and `label` or have the hub's own names. For `imagefolder`, a folder with
             `{train,test}/CLASS/*`. None downloads the data from the Hugging Face hub. Not used by
-            `digits`.
+            `digits` and `stdlib`.
         progress: Called while images are decoded, with the part ("train" or "test"), the number of
             images decoded and their total.
         train_images: Number of training images to take; None takes all.
@@ -49,6 +51,8 @@ def load_data(
         MissingExtraError: A package that reads the data is not installed.
     """
     info = pick("data set", name, DATA_SETS)
+    if info.is_text:
+        return read_stdlib(name, context=info.input_shape[0])
     if info.folder:
         train, test = _read_folders(info, data_dir, progress, train_images, image_size)
     elif info.hub:
@@ -134,7 +138,7 @@ def _read_folders(
         )
     with needs_extra("data", "a folder of images"):
         from tdlrt_lab.data.imagefolder import class_names, read_folder
-    size, folder = image_size or info.image_shape[1], Path(data_dir)
+    size, folder = image_size or info.input_shape[1], Path(data_dir)
     classes = class_names(folder / "train")
     train, test = (
         read_folder(folder / part, classes, info.mode, size, partial(progress, part))

@@ -36,7 +36,7 @@ class TrainingView(Protocol):
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        """The shape (1, channels, height, width) of a batch of one image."""
+        """The shape of a batch of one example, such as (1, channels, height, width)."""
 
     @property
     def step(self) -> int:
@@ -47,7 +47,7 @@ class TrainingView(Protocol):
         """The step after which a method that starts dense compresses the network."""
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` training images of this epoch, normalised, and their labels."""
+        """The first training examples of this epoch, with `count` labels, and these labels."""
 
     def rebuild(self) -> None:
         """Create a new optimiser after the method has replaced parameters of the network."""

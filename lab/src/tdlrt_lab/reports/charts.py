@@ -95,7 +95,7 @@ def mean_and_deviation(groups: Sequence[Group], name: str) -> tuple[list[float],
 
 
 def error_bars(
-    axes: Axes, groups: Sequence[Group], x: str | Sequence[float], y: str = "accuracy", **style: Any
+    axes: Axes, groups: Sequence[Group], x: str | Sequence[float], y: str, **style: Any
 ) -> None:
     """Draw the means of groups as points, with standard deviations as error bars.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tdlrt.errors import RunError
 from tdlrt.files import read_text
+from tdlrt_lab.measures import measure_of
 from tdlrt_lab.reports.escaping import shorten
 from tdlrt_lab.reports.values import plain_value, printable
 from tdlrt_lab.run.environment import versions
@@ -199,9 +200,11 @@ def _warnings(run: Run) -> Iterator[str]:
     if not run.history:
         reason = f" ({run.unread})" if run.unread else ""
         yield f"metrics.jsonl cannot be read{reason}; the curves of this run are missing"
+    measure = measure_of(run.summary)
     for metrics in run.history:
-        if not (is_finite_number(metrics.loss) and is_finite_number(metrics.accuracy)):
-            yield f"epoch {metrics.epoch}: loss {metrics.loss}, accuracy {metrics.accuracy}"
+        quality = getattr(metrics, measure.name)
+        if not (is_finite_number(metrics.loss) and is_finite_number(quality)):
+            yield f"epoch {metrics.epoch}: loss {metrics.loss}, {measure.words} {quality}"
     written, now = run.summary.get("versions", {}).get("tdlrt"), versions()["tdlrt"]
     if written != now:
         yield f"written by tdlrt {written}; this report by {now}"

@@ -58,49 +58,56 @@ def comparison_figures(section: Section) -> list[Picture]:
 def _compression(section: Section) -> Picture | None:
     if not section.series:
         return None
-    figure, axes = chart("compression of the factorised layers (%)", "accuracy (%)")
-    means, deviations = mean_and_deviation(section.references, "accuracy")
+    figure, axes = chart("compression of the factorised layers (%)", section.measure.title)
+    means, deviations = mean_and_deviation(section.references, section.measure.name)
     for group, mean, deviation in zip(section.references, means, deviations, strict=True):
         axes.axhline(mean, color=GREY, linestyle="--", linewidth=1.2, label=group.label)
         axes.axhspan(mean - deviation, mean + deviation, color=GREY, alpha=0.15, linewidth=0)
     _draw_series(axes, section, "compression", section.groups)
     axes.set_xlim(widen(axes.get_xlim()))
-    _show_percentages(axes)
+    _show_percentages(axes, section)
     legend_below(figure)
-    caption = "Accuracy against compression, mean and standard deviation over the seeds"
-    return Picture(name="accuracy-compression", figure=figure, caption=caption)
+    quality = section.measure.words.capitalize()
+    caption = f"{quality} against compression, mean and standard deviation over the seeds"
+    return Picture(name=_against(section, "compression"), figure=figure, caption=caption)
 
 
 def _time(section: Section) -> Picture:
-    figure, axes = chart("training time (s)", "accuracy (%)")
+    figure, axes = chart("training time (s)", section.measure.title)
     _draw_references(axes, section, "seconds", section.groups)
     _draw_series(axes, section, "seconds", section.groups)
     axes.set_xlim(left=0)
-    _show_percentages(axes)
+    _show_percentages(axes, section)
     legend_below(figure)
-    caption = "Accuracy against training time"
-    return Picture(name="accuracy-time", figure=figure, caption=caption)
+    caption = f"{section.measure.words.capitalize()} against training time"
+    return Picture(name=_against(section, "time"), figure=figure, caption=caption)
 
 
 def _latency(section: Section) -> Picture | None:
     measured = [group for group in section.groups if group.values("latency_ms")]
     if not measured:
         return None
-    figure, axes = chart("time of a forward pass (ms)", "accuracy (%)")
+    figure, axes = chart("time of a forward pass (ms)", section.measure.title)
     _draw_references(axes, section, "latency_ms", measured)
     _draw_series(axes, section, "latency_ms", measured)
     dense = statistics.mean(ms for group in measured for ms in group.values("dense_latency_ms"))
     axes.axvline(dense, color=GREY, linestyle=":", linewidth=1.2, label="dense network")
     axes.set_xlim(left=0)
-    _show_percentages(axes)
+    _show_percentages(axes, section)
     legend_below(figure)
-    caption = "Accuracy against the time of a forward pass of the plain network"
-    return Picture(name="accuracy-latency", figure=figure, caption=caption)
+    quality = section.measure.words.capitalize()
+    caption = f"{quality} against the time of a forward pass of the plain network"
+    return Picture(name=_against(section, "latency"), figure=figure, caption=caption)
 
 
-def _show_percentages(axes: Axes) -> None:
-    """Let the vertical axis end a little above 100 %, so that a point there is whole."""
-    axes.set_ylim(widen(axes.get_ylim(), most=100.2))
+def _against(section: Section, other: str) -> str:
+    return f"{section.measure.words.replace(' ', '-')}-{other}"
+
+
+def _show_percentages(axes: Axes, section: Section) -> None:
+    """Let an axis of accuracies end a little above 100 %, so that a point there is whole."""
+    if section.measure.name == "accuracy":
+        axes.set_ylim(widen(axes.get_ylim(), most=100.2))
 
 
 def _draw_references(axes: Axes, section: Section, x: str, among: Sequence[Group]) -> None:
@@ -114,7 +121,7 @@ def _draw_references(axes: Axes, section: Section, x: str, among: Sequence[Group
             "marker": marker,
             "linestyle": "none",
         }
-        error_bars(axes, [group], x, **style)
+        error_bars(axes, [group], x, section.measure.name, **style)
 
 
 def _draw_series(axes: Axes, section: Section, x: str, among: Sequence[Group]) -> None:
@@ -124,17 +131,17 @@ def _draw_series(axes: Axes, section: Section, x: str, among: Sequence[Group]) -
         shown = [group for group in groups if group in among]
         if shown:
             style: dict[str, Any] = {"color": colours[label], "label": label, "marker": "o"}
-            error_bars(axes, shown, x, markersize=4.5, **style)
+            error_bars(axes, shown, x, section.measure.name, markersize=4.5, **style)
 
 
 def _convergence(section: Section) -> Picture | None:
-    """Accuracy and training loss over the epochs."""
+    """The measure and the training loss over the epochs."""
     groups = _choose_curves([g for g in section.groups if all(run.history for run in g.runs)])
     if not groups:
         return None
-    figure, upper, lower = stacked_charts("epoch", "accuracy (%)", "training loss")
+    figure, upper, lower = stacked_charts("epoch", section.measure.title, "training loss")
     for group, colour, dash in _curve_styles(section, groups):
-        epoch_band(upper, group, "accuracy", colour, dash)
+        epoch_band(upper, group, section.measure.name, colour, dash)
         epoch_band(lower, group, "loss", colour, dash)
     lower.set_yscale("log")
     lower.xaxis.set_major_locator(MaxNLocator(TICKS, integer=True))
@@ -165,7 +172,7 @@ def _curve_styles(section: Section, groups: Sequence[Group]) -> Iterator[tuple[G
 
 
 def _sensitivity(section: Section, option: str) -> Picture | None:
-    """Accuracy and compression against an option, for groups that differ in nothing else."""
+    """The measure and compression against an option, for groups that differ in nothing else."""
     lines: dict[str, dict[float, Group]] = {}
     for group in section.groups:
         value = _number(group.first, option)
@@ -174,14 +181,15 @@ def _sensitivity(section: Section, option: str) -> Picture | None:
     lines = {label: points for label, points in lines.items() if len(points) > 1}
     if not lines:
         return None
-    figure, upper, lower = stacked_charts(SENSITIVITY[option], "accuracy (%)", "compression (%)")
+    measure = section.measure
+    figure, upper, lower = stacked_charts(SENSITIVITY[option], measure.title, "compression (%)")
     colours = series_colours(section.series)
     if not lines.keys() <= colours.keys():  # these lines are not those of the other figures
         colours = series_colours(lines)
     for label, points in lines.items():
         values = sorted(points)
         groups = [points[value] for value in values]
-        for axes, number in ((upper, "accuracy"), (lower, "compression")):
+        for axes, number in ((upper, measure.name), (lower, "compression")):
             style: dict[str, Any] = {"color": colours[label], "label": label, "marker": "o"}
             error_bars(axes, groups, values, number, **style)
     every = [value for points in lines.values() for value in points]

@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from tdlrt_lab.config import RunConfig
+from tdlrt_lab.measures import BITS, Measure, measure_of
 from tdlrt_lab.rank_option import format_rank
 from tdlrt_lab.reports.collect import LOCATION, Run
 
@@ -116,6 +117,15 @@ class Section:
         return [group for group in self.groups if group.dense]
 
     @property
+    def measure(self) -> Measure:
+        """How well the networks do: bits per character if all runs have them."""
+        return measure_of(min(self._summaries, key=lambda one: measure_of(one) == BITS))
+
+    @property
+    def _summaries(self) -> list[dict[str, Any]]:
+        return [run.summary for group in self.groups for run in group.runs]
+
+    @property
     def setting(self) -> str:
         """Epochs, batch size, training images and validation split, where all groups share them."""
         first, *others = [group.first.config for group in self.groups]
@@ -131,8 +141,8 @@ class Section:
             words.append(f"batch {shared['batch_size']}")
         if isinstance(shared.get("train_images"), int):
             words.append(f"the first {shared['train_images']:,} training images")
-        if any(run.summary.get("split") == "validation" for g in self.groups for run in g.runs):
-            words.append("accuracy on validation images held out from the training set")
+        if any(summary.get("split") == "validation" for summary in self._summaries):
+            words.append(f"{self.measure.words} on validation data held out from the training set")
         return ", ".join(words)
 
 

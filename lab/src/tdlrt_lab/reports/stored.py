@@ -12,7 +12,7 @@ from tdlrt.linalg import squared_singular_values, unfold
 from tdlrt.surgery import to_plain
 from tdlrt.tensor_files import open_tensors
 from tdlrt_lab.config import RunConfig
-from tdlrt_lab.data import DATA_SETS, ImageData
+from tdlrt_lab.data import DATA_SETS, Data, DatasetInfo, ImageData, TextData
 from tdlrt_lab.models import build_model
 from tdlrt_lab.names import pick
 from tdlrt_lab.reports.collect import Run
@@ -43,23 +43,33 @@ def latency(run: Run, batch_size: int) -> dict[str, float]:
         config = RunConfig(**{**run.config, "device": "cpu"})
         data = _random_data(run, config, max(2, batch_size))
         model = load_model(config, run.directory.model, data)
-        images = torch.randn(batch_size, *data.image_shape)
-        plain = to_plain(model, input_size=images.shape)
+        inputs = data.normalise(data.sample(batch_size))
+        plain = to_plain(model, input_size=inputs.shape)
     except Exception as error:  # files of other versions can fail in many ways
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RunError(f"no latency: the network cannot be rebuilt ({reason})") from error
-    dense = build_model(config.model, data.image_shape, len(data.classes))
-    seconds = inference_seconds({"plain": plain, "dense": dense}, images, ROUNDS)
+    dense = build_model(config.model, data.input_shape, len(data.classes))
+    seconds = inference_seconds({"plain": plain, "dense": dense}, inputs, ROUNDS)
     return {
         "latency_ms": 1e3 * seconds["plain"],
         "dense_latency_ms": 1e3 * seconds["dense"],
     }
 
 
-def _random_data(run: Run, config: RunConfig, images: int) -> ImageData:
-    """Random images of the shape and classes of the data set, which is not read."""
+def _random_data(run: Run, config: RunConfig, examples: int) -> Data:
+    """Random examples of the shape and classes of the data set, which is not read."""
     info = pick("data set", config.data, DATA_SETS)
-    channels, height, width = info.image_shape
+    return _random_text(info) if info.is_text else _random_images(run, config, info, examples)
+
+
+def _random_text(info: DatasetInfo) -> TextData:
+    (context,) = info.input_shape
+    files = (torch.randint(info.classes, (2 * context,), dtype=torch.uint8),)
+    return TextData(name="random", train_files=files, test_files=files, context=context)
+
+
+def _random_images(run: Run, config: RunConfig, info: DatasetInfo, images: int) -> ImageData:
+    channels, height, width = info.input_shape
     size = (height, width) if config.image_size is None else (config.image_size,) * 2
     # The number of classes of an image folder is the number of outputs of the last layer.
     classes = run.summary["layers"][-1]["shape"][0] if info.folder else info.classes

@@ -2,12 +2,13 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tdlrt_lab.measures import ACCURACY, BITS
 from tdlrt_lab.reports.escaping import latex, markdown
-from tdlrt_lab.reports.groups import Group, Section
+from tdlrt_lab.reports.groups import Section
 from tdlrt_lab.spread import format_spread
 
 __all__ = ["Cell", "latex_table", "markdown_table", "provenance", "table_rows", "table_titles"]
@@ -15,7 +16,7 @@ __all__ = ["Cell", "latex_table", "markdown_table", "provenance", "table_rows", 
 Mark = Literal["", "best", "second"]
 
 COLUMNS: dict[str, tuple[str, float, int]] = {
-    "accuracy (%)": ("accuracy", 1, 2),
+    **{measure.title: (measure.name, 1, measure.digits) for measure in (BITS, ACCURACY)},
     "compression (%)": ("compression", 100, 1),
     "network (%)": ("network_compression", 100, 1),
     "parameters": ("network_parameters", 1, 0),
@@ -49,8 +50,8 @@ def table_titles(section: Section) -> list[str]:
 
 def table_rows(section: Section) -> list[list[Cell]]:
     """One row per group: means and standard deviations over the seeds."""
-    rows = []
-    for group, mark in zip(section.groups, _marks(section.groups), strict=True):
+    rows, measured = [], section.measure.name
+    for group, mark in zip(section.groups, _marks(section), strict=True):
         cells = [Cell(text=group.label)]
         for title in table_titles(section)[1:-1]:
             name, factor, digits = COLUMNS[title]
@@ -58,15 +59,20 @@ def table_rows(section: Section) -> list[list[Cell]]:
             if values and not digits:
                 values = [statistics.mean(values)]
             text = format_spread(values, digits)
-            cells.append(Cell(text=text, mark=mark if name == "accuracy" else ""))
+            cells.append(Cell(text=text, mark=mark if name == measured else ""))
         rows.append([*cells, Cell(text=str(len(group.runs)))])
     return rows
 
 
-def _marks(groups: Sequence[Group]) -> list[Mark]:
-    """Marks of the accuracies; groups with equal printed accuracies have equal marks."""
-    shown = [None if group.dense else round(group.mean("accuracy"), 2) for group in groups]
-    best = sorted({value for value in shown if value is not None}, reverse=True)
+def _marks(section: Section) -> list[Mark]:
+    """Marks of the best values of the measure; equal printed values have equal marks."""
+    measure = section.measure
+    shown = [
+        None if group.dense else round(group.mean(measure.name), measure.digits)
+        for group in section.groups
+    ]
+    values = {value for value in shown if value is not None}
+    best = sorted(values, reverse=measure.higher_is_better)
     marks: dict[float | None, Mark] = dict(zip(best, ("best", "second"), strict=False))
     return [marks.get(value, "") for value in shown]
 

@@ -1,17 +1,48 @@
-"""The training batches of a run; their order and augmentation depend on seed and epoch alone."""
+"""The batches of a run; their order and augmentation depend on seed and epoch alone."""
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tdlrt_lab.config import RunConfig
-from tdlrt_lab.data import ImageData
+from tdlrt_lab.data import Data, ImageData, TextData
 from tdlrt_lab.data.augmentation import draw_moves, move_images
+from tdlrt_lab.data.text_data import windows
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "ImageBatches", "TextBatches", "make_batches"]
 
 
-class Batches:
-    """The training images of a run, on its device.
+class Batches(Protocol):
+    """The training examples of a run, on its device."""
+
+    def __len__(self) -> int:
+        """Number of examples in an epoch."""
+
+    def order(self, epoch: int) -> Tensor:
+        """Indices of the examples of an epoch, in their order."""
+
+    def moves(self, epoch: int) -> Tensor | None:
+        """How each example is augmented in an epoch; None without augmentation."""
+
+    def batch(self, index: Tensor, moves: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The network's inputs for the examples with these indices, and their labels."""
+
+    def normalise(self, inputs: Tensor, /) -> Tensor:
+        """The network's inputs for examples as the data hold them."""
+
+
+def make_batches(config: RunConfig, data: Data, device: torch.device) -> Batches:
+    """The training examples of the data, images or text, on a device."""
+    if isinstance(data, TextData):
+        return TextBatches(config, data, device)
+    if isinstance(data, ImageData):
+        return ImageBatches(config, data, device)
+    raise TypeError(f"data: got {type(data).__name__}, expected ImageData or TextData")
+
+
+class ImageBatches:
+    """All training images, once in an epoch.
 
     Args:
         config: Options of the run.
@@ -32,16 +63,14 @@ class Batches:
 
     def order(self, epoch: int) -> Tensor:
         """Indices of all training images, in the order of an epoch."""
-        return torch.randperm(len(self), generator=self._generator(0, epoch)).to(self._device)
+        order = torch.randperm(len(self), generator=_generator(self._seed, 0, epoch))
+        return order.to(self._device)
 
     def moves(self, epoch: int) -> Tensor | None:
         """How each training image is augmented in an epoch; None without augmentation."""
         if self._augment == "none":
             return None
-        return draw_moves(len(self), self._generator(1, epoch)).to(self._device)
-
-    def _generator(self, purpose: int, epoch: int) -> torch.Generator:
-        return torch.Generator().manual_seed(purpose * 2**52 + self._seed * 2**20 + epoch)
+        return draw_moves(len(self), _generator(self._seed, 1, epoch)).to(self._device)
 
     def batch(self, index: Tensor, moves: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalised training images and their labels.
@@ -62,3 +91,42 @@ class Batches:
             images.shape, device=images.device, memory_format=torch.channels_last
         ).copy_(images)
         return normalised.sub_(self._mean).div_(self._std)
+
+
+class TextBatches:
+    """Windows at random places of the training text.
+
+    Args:
+        config: Options of the run.
+        data: The data; its test files are not used.
+        device: The device.
+    """
+
+    def __init__(self, config: RunConfig, data: TextData, device: torch.device) -> None:
+        self._seed, self._device = config.seed, device
+        self._context, self._count = data.context, data.epoch_examples
+        self._text = data.train_text().to(device)
+
+    def __len__(self) -> int:
+        """Number of windows in an epoch."""
+        return self._count
+
+    def order(self, epoch: int) -> Tensor:
+        """First characters of the windows of an epoch, in their order."""
+        places, generator = len(self._text) - self._context, _generator(self._seed, 0, epoch)
+        return torch.randint(places, (len(self),), generator=generator).to(self._device)
+
+    def moves(self, epoch: int) -> None:
+        """None: text is not augmented."""
+
+    def batch(self, index: Tensor, moves: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The windows that begin at these characters, and the characters that follow."""
+        return windows(self._text, index, self._context)
+
+    def normalise(self, text: Tensor) -> Tensor:
+        """Characters as they are."""
+        return text
+
+
+def _generator(seed: int, purpose: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(purpose * 2**52 + seed * 2**20 + epoch)

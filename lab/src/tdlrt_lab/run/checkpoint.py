@@ -17,7 +17,7 @@ from tdlrt.files import sync_folder, write_atomically
 from tdlrt.serialization import load, save
 from tdlrt.tensor_files import open_tensors
 from tdlrt_lab.config import RunConfig
-from tdlrt_lab.data import ImageData
+from tdlrt_lab.data import Data
 from tdlrt_lab.run.files import writing
 from tdlrt_lab.run.finite import check_state
 from tdlrt_lab.run.processes import any_process, is_first
@@ -231,7 +231,7 @@ def save_model(training: Training, path: Path) -> None:
         save(training.model, path, metadata=metadata)
 
 
-def load_model(config: RunConfig, path: Path, data: ImageData) -> nn.Module:
+def load_model(config: RunConfig, path: Path, data: Data) -> nn.Module:
     """Load a network that `save_model` saved, of any method.
 
     Args:

@@ -16,12 +16,12 @@ class EpochTotals:
     """Loss, correct predictions and time of the steps of an epoch that were not skipped.
 
     Attributes:
-        images: Images in these steps, over all processes.
+        labels: Labels in these steps, over all processes: one per image, or per character.
         seconds: Duration of the epoch so far.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.images = 0
+        self.labels = 0
         self.seconds = 0.0
         self._since = time.perf_counter()
         self._loss = torch.zeros((), device=device)
@@ -29,25 +29,25 @@ class EpochTotals:
 
     @property
     def mean_loss(self) -> float:
-        """Mean loss per image; NaN if all steps were skipped."""
-        return float(self._loss) / self.images if self.images else math.nan
+        """Mean loss per label; NaN if all steps were skipped."""
+        return float(self._loss) / self.labels if self.labels else math.nan
 
     @property
     def train_accuracy(self) -> float:
-        """Percentage of the images that were classified correctly."""
-        return 100 * int(self._correct) / self.images
+        """Percentage of the labels that were predicted."""
+        return 100 * int(self._correct) / self.labels
 
-    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
+    def add(self, loss: Tensor, correct: Tensor, labels: int) -> None:
         """Add a step.
 
         Args:
-            loss: Sum of the losses, for the images of this process.
-            correct: Number of correct predictions, for the images of this process.
-            images: Number of images, over all processes.
+            loss: Sum of the losses, for the labels of this process.
+            correct: Number of correct predictions, for the labels of this process.
+            labels: Number of labels, over all processes.
         """
         self._loss += loss
         self._correct += correct
-        self.images += images
+        self.labels += labels
 
     def start_clock(self) -> None:
         """Leave the time since the last call of `lap` out of `seconds`."""
@@ -67,13 +67,13 @@ class EpochTotals:
         return {
             "loss_sum": total(self._loss),
             "correct": total(self._correct),
-            "seen": self.images,
+            "seen": self.labels,
             "seconds": self.seconds,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the sums; the first process gets all of them, the others zeros."""
-        self.images, self.seconds = state["seen"], state["seconds"]
+        self.labels, self.seconds = state["seen"], state["seconds"]
         self._loss.copy_(state["loss_sum"])
         self._correct.copy_(state["correct"])
         if not is_first():

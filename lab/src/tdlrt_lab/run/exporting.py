@@ -1,7 +1,6 @@
 """Exporting the network of a finished run, and measuring the exported file."""
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +13,7 @@ from tdlrt.export import FORMATS, ExportReport, export, load_network
 from tdlrt.nn import TuckerLayer
 from tdlrt.paths import Preference
 from tdlrt_lab.config import RunConfig
-from tdlrt_lab.data import ImageData, load_data
+from tdlrt_lab.data import Data, load_data
 from tdlrt_lab.models import build_model
 from tdlrt_lab.names import pick
 from tdlrt_lab.run.accuracy import accuracy
@@ -23,6 +22,7 @@ from tdlrt_lab.run.files import check_own
 from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.timing import (
     Case,
+    batch_in_channels_last,
     channels_last,
     inference,
     median_seconds,
@@ -30,9 +30,9 @@ from tdlrt_lab.run.timing import (
     weight_bytes,
 )
 
-__all__ = ["accuracy_on", "calibration_images", "export_run", "inference_times", "load_run"]
+__all__ = ["accuracy_on", "calibration_inputs", "export_run", "inference_times", "load_run"]
 
-CALIBRATION_IMAGES = 512
+CALIBRATION_EXAMPLES = 512
 
 
 def export_run(
@@ -53,17 +53,17 @@ def export_run(
         run: The run directory.
         out: The file; by default one named after the network, in `run/export`.
         format: One of `tdlrt.export.FORMATS`.
-        int8: Quantise after training, calibrated on training images.
+        int8: Quantise after training, calibrated on training examples.
         prefer: 'size' for the layers with the fewest parameters, 'speed' for the fastest ones.
         data_dir: Folder of the parquet files; by default that of the run.
-        batch_size: Test images for the comparison and the timing; by default the batch size of
+        batch_size: Test examples for the comparison and the timing; by default the batch size of
             the run.
         rounds: Timed rounds.
         overwrite: Replace a file at `out`.
 
     Returns:
         The figures of `tdlrt.export.ExportReport`; 'accuracy' of the trained network, in percent
-        over all test images; 'int8_accuracy', None without int8; and 'networks', one row each for
+        over the test set; 'int8_accuracy', None without int8; and 'networks', one row each for
         the dense, the trained and the exported network. The trained one is called 'tucker', or by
         its method if it has no Tucker layers; in a dense run it has no row.
 
@@ -94,15 +94,16 @@ def export_run(
             "--out"
         )
     model, data = load_run(run, data_dir)
-    images = data.normalise(data.test_images[: batch_size or config.batch_size])
+    held_out, _ = data.held_out()
+    inputs = data.normalise(held_out[: batch_size or config.batch_size])
     report = export(
         model,
         path,
-        images,
+        inputs,
         format=format,
-        calibration=calibration_images(data) if int8 else None,
+        calibration=calibration_inputs(data) if int8 else None,
         prefer=preference,
-        metadata=_metadata(data),
+        metadata=data.metadata(),
         overwrite=overwrite,
     )
     exported = load_network(path, format, model)
@@ -119,23 +120,24 @@ def export_run(
         "seconds": report.seconds,
         "accuracy": directory.read_summary()["accuracy"],
         "int8_accuracy": accuracy_on(exported, data) if int8 else None,
-        "batch_size": len(images),
-        "networks": _network_rows(config, data, model, exported, report, images, rounds),
+        "batch_size": len(inputs),
+        "unit": data.unit,
+        "networks": _network_rows(config, data, model, exported, report, inputs, rounds),
     }
 
 
 def _network_rows(
     config: RunConfig,
-    data: ImageData,
+    data: Data,
     model: nn.Module,
     exported: Callable[[Tensor], Tensor],
     report: ExportReport,
-    images: Tensor,
+    inputs: Tensor,
     rounds: int,
 ) -> list[dict[str, Any]]:
     """Parameters, bytes and time of the dense, the trained and the exported network."""
-    dense = build_model(config.model, data.image_shape, len(data.classes)).eval()
-    times = inference_times(dense, model, exported, images, rounds)
+    dense = build_model(config.model, data.input_shape, len(data.classes)).eval()
+    times = inference_times(dense, model, exported, inputs, rounds)
     is_tucker = any(isinstance(module, TuckerLayer) for module in model.modules())
     trained = "tucker" if is_tucker else config.method
     sizes = {
@@ -151,7 +153,7 @@ def _network_rows(
     ]
 
 
-def load_run(run: str | Path, data_dir: str | Path | None = None) -> tuple[nn.Module, ImageData]:
+def load_run(run: str | Path, data_dir: str | Path | None = None) -> tuple[nn.Module, Data]:
     """The network of a finished run, in evaluation mode on the CPU, and its data.
 
     Args:
@@ -169,9 +171,9 @@ def load_run(run: str | Path, data_dir: str | Path | None = None) -> tuple[nn.Mo
     return load_model(config, directory.model, data), data
 
 
-def accuracy_on(network: Callable[[Tensor], Tensor], data: ImageData) -> float:
-    """Percentage of the test images that a network classifies correctly."""
-    return accuracy(lambda x: network(data.normalise(x)), data.test_images, data.test_labels)
+def accuracy_on(network: Callable[[Tensor], Tensor], data: Data) -> float:
+    """Percentage of the labels of the test set that a network predicts."""
+    return accuracy(lambda x: network(data.normalise(x)), *data.held_out())
 
 
 def _finished(directory: RunDirectory) -> RunConfig:
@@ -193,42 +195,29 @@ def _finished(directory: RunDirectory) -> RunConfig:
         ) from error
 
 
-def calibration_images(data: ImageData) -> Tensor:
-    """A sample of the training images, drawn with a fixed seed and normalised."""
-    order = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(0))
-    return data.normalise(data.train_images[order[:CALIBRATION_IMAGES]])
-
-
-def _metadata(data: ImageData) -> dict[str, str]:
-    """Metadata of the file: the meaning of its inputs and outputs."""
-    channels, height, width = data.image_shape
-    return {
-        "input": f"images (N, {channels}, {height}, {width}): levels from 0 to 1, minus the mean, "
-        "divided by the standard deviation of the channel",
-        "mean": json.dumps(data.mean),
-        "std": json.dumps(data.std),
-        "classes": json.dumps(data.classes),
-    }
+def calibration_inputs(data: Data) -> Tensor:
+    """A sample of the training examples, drawn with a fixed seed, as inputs of the network."""
+    return data.normalise(data.sample(CALIBRATION_EXAMPLES))
 
 
 def inference_times(
     dense: nn.Module,
     model: nn.Module,
     exported: Callable[[Tensor], Tensor],
-    images: Tensor,
+    inputs: Tensor,
     rounds: int,
 ) -> dict[str, float]:
     """Median seconds per batch; of the dense network, in the faster of two memory layouts."""
-    images_last = images.contiguous(memory_format=torch.channels_last)
+    inputs_last = batch_in_channels_last(inputs)
     if isinstance(exported, nn.Module) and not isinstance(exported, torch.fx.GraphModule):
-        exported, images_of_export = channels_last(exported), images_last
+        exported, inputs_of_export = channels_last(exported), inputs_last
     else:
-        images_of_export = images
+        inputs_of_export = inputs
     cases: dict[str, Case] = {
-        "dense": inference(dense, images),
-        "dense, channels last": inference(channels_last(copy.deepcopy(dense)), images_last),
-        "trained": inference(channels_last(copy.deepcopy(model)), images_last),
-        "exported": inference(exported, images_of_export),
+        "dense": inference(dense, inputs),
+        "dense, channels last": inference(channels_last(copy.deepcopy(dense)), inputs_last),
+        "trained": inference(channels_last(copy.deepcopy(model)), inputs_last),
+        "exported": inference(exported, inputs_of_export),
     }
     times = median_seconds(cases, rounds)
     return times | {"dense": min(times["dense"], times["dense, channels last"])}

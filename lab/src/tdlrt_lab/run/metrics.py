@@ -16,17 +16,19 @@ class EpochMetrics:
         epoch: Number of the epoch, from 1.
         loss: Mean training loss over the epoch.
         train_accuracy: In percent, over the training batches, each before its step.
-        test_accuracy: In percent, on the test images at the end of the epoch; None in a run that
-            holds out validation images and does not use the test set.
+        test_accuracy: In percent, on the test set at the end of the epoch; None in a run that
+            holds out a validation set and does not use the test set.
         compression: 1 - parameters / dense parameters over the factorised weights.
         network_compression: The same over all parameters.
         parameters: Parameters of the factorised weights; of the whole network if there are none.
         ranks: Ranks of each factorised layer.
         lr: Learning rate of the last step.
         seconds: Duration of training and evaluation.
-        validation_accuracy: In percent, on the validation images; None if there are none.
+        validation_accuracy: In percent, on the validation set; None if there is none.
         skipped_steps: Steps of the run so far that were skipped because a loss or gradient was
             NaN or infinite.
+        bits_per_character: Mean cross-entropy of a character on the set of `split` at the end of
+            the epoch, in bits; None for images.
     """
 
     epoch: int
@@ -41,15 +43,16 @@ class EpochMetrics:
     seconds: float
     validation_accuracy: float | None = None
     skipped_steps: int = 0
+    bits_per_character: float | None = None
 
     @property
     def split(self) -> Literal["test", "validation"]:
-        """The images on which `accuracy` was measured."""
+        """The set on which `accuracy` was measured."""
         return "test" if self.validation_accuracy is None else "validation"
 
     @property
     def accuracy(self) -> float:
-        """In percent, on the images of `split` at the end of the epoch."""
+        """In percent, on the set of `split` at the end of the epoch."""
         measured = {"test": self.test_accuracy, "validation": self.validation_accuracy}[self.split]
         return math.nan if measured is None else measured
 
@@ -64,7 +67,10 @@ class EpochMetrics:
             metrics = cls(**values)
         except TypeError as error:
             raise ValueError(f"not the metrics of an epoch ({error})") from error
-        numbers = {name: value for name, value in vars(metrics).items() if name != "ranks"}
+        # Runs on images have no bits per character.
+        missing = metrics.bits_per_character is None
+        left_out = ("ranks", "bits_per_character") if missing else ("ranks",)
+        numbers = {name: value for name, value in vars(metrics).items() if name not in left_out}
         others = {name: v for name, v in numbers.items() if not isinstance(v, int | float)}
         if others not in ({}, {"test_accuracy": None}, {"validation_accuracy": None}):
             raise ValueError(f"got {numbers}, expected numbers")

@@ -1,4 +1,4 @@
-"""Plots of a run over its epochs: accuracy, loss, compression and ranks."""
+"""Plots of a run over its epochs: accuracy or bits per character, loss, compression and ranks."""
 
 import io
 import itertools
@@ -48,7 +48,10 @@ def draw_plots(directory: RunDirectory, method: str) -> None:
     dense = directory.baseline.read_metrics() if directory.baseline.metrics.exists() else []
     own_folder(directory.plots, within=directory.path)
     curves = {"dense": dense, method: history} if dense else {method: history}
-    _draw_accuracy(curves, directory.plots / "accuracy.png")
+    if history[-1].bits_per_character is None:
+        _draw_accuracy(curves, directory.plots / "accuracy.png")
+    else:
+        _draw_bits(curves, directory.plots / "bits_per_character.png")
     _draw_loss(curves, directory.plots / "loss.png")
     if method != "dense":
         _draw_compression(history, directory.plots / "compression.png")
@@ -67,6 +70,20 @@ def _draw_accuracy(curves: Mapping[str, History], path: Path) -> None:
         _line(axes, epochs, held_out, label, colour)
         _line(axes, epochs, train, f"{name}, training", colour, dashed=True)
     axes.legend(frameon=False, loc="lower right")
+    save_figure(figure, path)
+
+
+def _draw_bits(curves: Mapping[str, History], path: Path) -> None:
+    """Held-out and training bits per character of each method; the baseline is drawn first."""
+    figure, axes = _chart("bits per character")
+    for method, epochs in curves.items():
+        name, colour = _style(method)
+        held_out = [metrics.bits_per_character or math.nan for metrics in epochs]
+        train = [metrics.loss / math.log(2) for metrics in epochs]
+        label = f"{name}, {epochs[-1].split}: {held_out[-1]:.3f}"
+        _line(axes, epochs, held_out, label, colour)
+        _line(axes, epochs, train, f"{name}, training", colour, dashed=True)
+    axes.legend(frameon=False, loc="upper right")
     save_figure(figure, path)
 
 

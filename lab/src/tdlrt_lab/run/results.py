@@ -3,7 +3,7 @@
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import yaml
 from tdlrt.errors import RunError
 from tdlrt.files import MAX_TEXT, PART, read_text, remove_parts
 from tdlrt_lab.config import RunConfig
-from tdlrt_lab.data import ImageRecord
+from tdlrt_lab.data import DataRecord
 from tdlrt_lab.run.files import check_own, read_object, write_text
 from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.stored_summary import checked_summary
@@ -30,6 +30,7 @@ FILES = (
     "checkpoints/new.pt",
     "checkpoints/model.safetensors",
     "plots/accuracy.png",
+    "plots/bits_per_character.png",
     "plots/loss.png",
     "plots/compression.png",
     "plots/ranks.png",
@@ -219,11 +220,11 @@ class RunDirectory:
             )
         return stored
 
-    def write_data(self, found: ImageRecord) -> None:
+    def write_data(self, found: DataRecord) -> None:
         """Store the record of the data that the run is trained on."""
         write_text(self.data, json.dumps(found, indent=2) + "\n")
 
-    def check_data(self, found: ImageRecord) -> None:
+    def check_data(self, found: DataRecord) -> None:
         """Check that a run to be resumed was trained on these data.
 
         Raises:
@@ -234,7 +235,7 @@ class RunDirectory:
             return
         stored = read_object(self.data, "record of the data of a run")
         changes = [
-            f"{part} images: {_describe(stored.get(part))} (now {_describe(record)})"
+            f"{part} {_describe(stored.get(part), record)} (now {_describe(record, record)})"
             for part, record in found.items()
             if stored.get(part) != record
         ]
@@ -298,7 +299,8 @@ def _of_an_epoch(line: str) -> str:
     return line
 
 
-def _describe(record: Any) -> str:
-    """Number of images and abbreviated digest of a part of a data set."""
+def _describe(record: Any, names: Iterable[str]) -> str:
+    """The sizes with these names and the abbreviated digest of a part of a data set."""
     values = record if isinstance(record, dict) else {}
-    return f"{values.get('images')} with digest {str(values.get('sha256'))[:12]}"
+    sizes = ", ".join(f"{name}: {values.get(name)}" for name in names if name != "sha256")
+    return f"{sizes} with digest {str(values.get('sha256'))[:12]}"

@@ -10,7 +10,7 @@ import torch
 
 from tdlrt.errors import ConfigError, NonFiniteError, RunError
 from tdlrt_lab.config import RunConfig
-from tdlrt_lab.data import ImageData, ImageRecord, hold_out, load_data
+from tdlrt_lab.data import Data, DataRecord, load_data
 from tdlrt_lab.options import DEPENDS
 from tdlrt_lab.run.checkpoint import (
     Checkpoints,
@@ -39,9 +39,9 @@ class Observer:
     """Callbacks of a run; the methods of this base class do nothing."""
 
     def loading(self, part: str, done: int, total: int) -> None:
-        """`done` of `total` images of a part of the data are decoded."""
+        """`done` of `total` images of a part of the data are decoded; text is read at once."""
 
-    def started(self, training: Training, data: ImageData) -> None:
+    def started(self, training: Training, data: Data) -> None:
         """A training starts, or continues from a checkpoint."""
 
     def stepped(self, training: Training) -> None:
@@ -71,7 +71,7 @@ class Observers(Observer):
         for observer in self._observers:
             observer.loading(part, done, total)
 
-    def started(self, training: Training, data: ImageData) -> None:
+    def started(self, training: Training, data: Data) -> None:
         """Call all observers."""
         for observer in self._observers:
             observer.started(training, data)
@@ -161,7 +161,8 @@ def run(
                 summary = job.run(config, directory)
                 if baseline:
                     dense = job.run(_dense(config), directory.baseline)
-                    summary["dense_accuracy"] = dense["accuracy"]
+                    for name in ("accuracy", "bits_per_character"):
+                        summary[f"dense_{name}"] = dense[name]
                     summary["dense_seconds"] = dense["seconds"]
                     _draw(directory, config)
                     directory.write_summary(summary)
@@ -182,8 +183,8 @@ def _check_directory(
 
 def _load_data(
     directory: RunDirectory, config: RunConfig, resume: bool, observer: Observer
-) -> tuple[ImageData, ImageRecord]:
-    """The data of a run, with validation images held out, and the record of all of them."""
+) -> tuple[Data, DataRecord]:
+    """The data of a run, with a validation set held out, and the record of all of them."""
     data = load_data(
         config.data,
         config.data_dir,
@@ -195,11 +196,11 @@ def _load_data(
     if resume:
         directory.check_data(record)
     if config.validation is not None:
-        data = hold_out(data, config.validation, config.seed)
-    if config.batch_size > len(data.train_labels):
+        data = data.hold_out(config.validation, config.seed)
+    if config.batch_size > data.epoch_examples:
         observer.warned(
-            f"a batch of {config.batch_size} images (--batch-size) is larger than the training set "
-            f"of {len(data.train_labels)}: each step uses all of them"
+            f"a batch of {config.batch_size} {data.unit} (--batch-size) is larger than an epoch "
+            f"of {data.epoch_examples}: each step uses all of them"
         )
     return data, record
 
@@ -218,8 +219,8 @@ def _draw(directory: RunDirectory, config: RunConfig) -> None:
 class _Job:
     """What a run and its dense baseline share."""
 
-    data: ImageData
-    record: ImageRecord
+    data: Data
+    record: DataRecord
     resume: bool
     checkpoints: Checkpoints
     stop_requested: Callable[[], bool]

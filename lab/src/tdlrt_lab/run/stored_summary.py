@@ -22,7 +22,10 @@ NUMBERS = {
 }
 """Numbers that a summary must have, and their ranges."""
 
-MAYBE_NUMBERS = ("tau", "budget", "dense_accuracy", "dense_seconds")
+MAYBE_NUMBERS = (
+    *("tau", "budget", "dense_accuracy", "dense_seconds"),
+    *("bits_per_character", "dense_bits_per_character"),
+)
 TEXTS = ("model", "data", "method")
 MAYBE_TABLES = ("versions", "machine", "ranks")
 
@@ -79,7 +82,8 @@ def _is_layer(layer: object) -> bool:
         and "ranks" in layer
         and (layer["ranks"] is None or _are_counts(layer["ranks"]))
         and _is_count(layer.get("parameters"))
-        and is_finite_number(layer.get("macs"))
+        and "macs" in layer
+        and (layer["macs"] is None or is_finite_number(layer["macs"]))  # None for an embedding
         and is_finite_number(layer.get("compression"))
     )
 

@@ -3,19 +3,19 @@
 from typing import Any
 
 from tdlrt.report import LayerSummary
-from tdlrt_lab.data import ImageRecord
+from tdlrt_lab.data import DataRecord
 from tdlrt_lab.run.environment import machine, versions
 from tdlrt_lab.run.training import Training
 
 __all__ = ["run_summary"]
 
 
-def run_summary(training: Training, images: ImageRecord, command: str | None) -> dict[str, Any]:
+def run_summary(training: Training, record: DataRecord, command: str | None) -> dict[str, Any]:
     """The result of a finished training.
 
     Args:
         training: The training.
-        images: The record of its data.
+        record: That of its data.
         command: The command line that started the run.
     """
     config, size, last = training.config, training.size, training.history[-1]
@@ -32,6 +32,8 @@ def run_summary(training: Training, images: ImageRecord, command: str | None) ->
         "split": last.split,
         "accuracy": last.accuracy,
         "dense_accuracy": last.accuracy if config.method == "dense" else None,
+        "bits_per_character": last.bits_per_character,
+        "dense_bits_per_character": last.bits_per_character if config.method == "dense" else None,
         "compression": size.compression,
         "network_compression": size.network_compression,
         "parameters": last.parameters,
@@ -47,7 +49,7 @@ def run_summary(training: Training, images: ImageRecord, command: str | None) ->
         "dense_seconds": None,
         "versions": versions(),
         "machine": machine(training.device),
-        "images": images,
+        "text" if last.bits_per_character is not None else "images": record,
         "config": config.to_dict(),
     }
 

@@ -20,6 +20,7 @@ from tdlrt.surgery import factorize_, to_plain
 
 __all__ = [
     "Case",
+    "batch_in_channels_last",
     "channels_last",
     "compare_networks",
     "inference",
@@ -85,8 +86,8 @@ def compare_networks(
 
     Args:
         model: The dense network; not changed.
-        images: A batch, (N, channels, height, width).
-        labels: Its classes, (N,).
+        images: A batch of images, (N, channels, height, width), or of text, (N, context).
+        labels: Its classes, (N,) or (N, context).
         rank: The ranks, as for `factorize_`.
         policy: The rank policy of the optimiser.
         rounds: Timed rounds.
@@ -98,7 +99,7 @@ def compare_networks(
     dense, last = copy.deepcopy(model), channels_last(copy.deepcopy(model))
     tucker = copy.deepcopy(model)
     factorize_(tucker, rank=rank)
-    images_last = images.contiguous(memory_format=torch.channels_last)
+    images_last = batch_in_channels_last(images)
     options: dict[str, Any] = {"lr": RATE, "momentum": 0.9}
     plain = to_plain(tucker)
     optimizers = {
@@ -141,10 +142,10 @@ def inference_seconds(
 
     Args:
         networks: Networks by name; not changed.
-        images: A batch, (N, channels, height, width).
+        images: A batch of images or of text.
         rounds: Timed rounds, in each of which every network is timed once.
     """
-    images_last = images.contiguous(memory_format=torch.channels_last)
+    images_last = batch_in_channels_last(images)
     cases = {(name, 0): inference(copy.deepcopy(n), images) for name, n in networks.items()}
     for name, network in networks.items():
         cases[name, 1] = inference(channels_last(copy.deepcopy(network)), images_last)
@@ -189,6 +190,11 @@ def _layers(model: nn.Module, images: Tensor, rounds: int) -> list[dict[str, Any
             }
         )
     return rows
+
+
+def batch_in_channels_last(inputs: Tensor) -> Tensor:
+    """A batch of images in the memory format `channels_last`; other batches as they are."""
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
 
 
 def channels_last(model: nn.Module) -> nn.Module:

@@ -13,12 +13,12 @@ from tdlrt.errors import NonFiniteError
 from tdlrt.nn import TuckerLayer
 from tdlrt.report import ModelSummary, summary
 from tdlrt_lab.config import RunConfig
-from tdlrt_lab.data import ImageData
+from tdlrt_lab.data import Data
 from tdlrt_lab.methods import METHODS
 from tdlrt_lab.methods.sizes import Size, kept_parameters
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.accuracy import accuracy
-from tdlrt_lab.run.batches import Batches
+from tdlrt_lab.run.accuracy import Quality, quality
+from tdlrt_lab.run.batches import make_batches
 from tdlrt_lab.run.epoch_totals import EpochTotals
 from tdlrt_lab.run.finite import check_gradients
 from tdlrt_lab.run.metrics import EpochMetrics
@@ -32,8 +32,8 @@ __all__ = ["Training"]
 class Training:
     """Model, optimiser and learning-rate schedule of a run, and its position in the data.
 
-    The order of the images depends on seed and epoch alone, and everything else that the next step
-    depends on is in `state_dict`. A restored training therefore reaches the same weights as an
+    The order of the examples depends on seed and epoch alone, and everything else that the next
+    step depends on is in `state_dict`. A restored training therefore reaches the same weights as an
     uninterrupted one, bit for bit on a CPU.
 
     Attributes:
@@ -42,7 +42,7 @@ class Training:
         model: The network, on its device.
         layers: The layers that the method compresses, with the size of their dense weights.
         optimizer: The optimiser of all parameters.
-        batches: The training images.
+        batches: The training images, or windows of text.
         classes: Number of classes.
         epoch: Number of finished epochs.
         history: Metrics of the finished epochs.
@@ -50,21 +50,24 @@ class Training:
         skipped_in_a_row: Skipped steps since the last step that was not.
     """
 
-    def __init__(self, config: RunConfig, data: ImageData) -> None:
+    def __init__(self, config: RunConfig, data: Data) -> None:
         self.config = config
         self.device = config.torch_device()
         self.method = METHODS[config.method]
         self.classes = len(data.classes)
-        self.input_size = (1, *data.image_shape)
-        self.model = build_model(config.model, data.image_shape, self.classes)
+        self.input_size = (1, *data.input_shape)
+        self.model = build_model(config.model, data.input_shape, self.classes)
         self.dense_macs = summary(self.model, input_size=self.input_size).macs
         self._network_dense_parameters = kept_parameters(self.model)
         self.layers = self.method.prepare(self.model, config)
         self.model.to(self.device)
         self._use_channels_last()
-        self.batches = Batches(config, data, self.device)
+        self.batches = make_batches(config, data, self.device)
         self._split = data.split
-        self._held_out = data.test_images.to(self.device), data.test_labels.to(self.device)
+        self._is_text = len(data.input_shape) == 1
+        inputs, labels = data.held_out()
+        self._held_out = inputs.to(self.device), labels.to(self.device)
+        self._labels_each = labels[0].numel()
         self.steps_per_epoch = math.ceil(len(self.batches) / config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
         self.dense_steps = max(1, round(config.dense_until * self.steps))
@@ -114,7 +117,7 @@ class Training:
         )
 
     def summary(self) -> ModelSummary:
-        """Ranks, parameters, and multiply-adds for one image, of each layer."""
+        """Ranks, parameters, and multiply-adds for one example, of each layer."""
         return summary(self.model, input_size=self.input_size)
 
     def rebuild(self) -> None:
@@ -194,8 +197,8 @@ class Training:
         self.epoch, self._batch = state["epoch"], state["batch"]
         self._lr = state["lr"]
         # Earlier versions had no skipped steps.
-        all_images = min(self._batch * self.config.batch_size, len(self.batches))
-        self._totals.load_state_dict({"seen": all_images, **state})
+        seen = min(self._batch * self.config.batch_size, len(self.batches)) * self._labels_each
+        self._totals.load_state_dict({"seen": seen, **state})
         self.skipped_steps = state.get("skipped_steps", 0)
         self.skipped_in_a_row = state.get("skipped_in_a_row", 0)
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
@@ -204,12 +207,13 @@ class Training:
             torch.cuda.set_rng_state(state["rng_device"].cpu(), self.device)
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first training images of this epoch, normalised, and their labels."""
-        return self.batches.batch(self.batches.order(self.epoch)[:count])
+        """The first training examples of this epoch, with `count` labels, and these labels."""
+        examples = math.ceil(count / self._labels_each)
+        return self.batches.batch(self.batches.order(self.epoch)[:examples])
 
     def _step(self, batch: Tensor, moves: Tensor | None) -> None:
         index, weight = share(batch)
-        images, labels = self.batches.batch(index, moves)
+        inputs, labels = self.batches.batch(index, moves)
         if self._distributed is None:
             self._distributed = distribute(self.model, self.optimizer)
         network = self._distributed
@@ -218,7 +222,7 @@ class Training:
         def closure() -> Any:
             self.optimizer.zero_grad()
             with torch.autocast(self.device.type, torch.bfloat16, self._autocast):
-                logits = network(images)
+                logits = network(inputs)
                 loss = weight * F.cross_entropy(logits, labels)
             evaluations.append((loss.detach(), logits.detach()))
             penalty = self.method.penalty(self)
@@ -239,7 +243,8 @@ class Training:
             # The integrator 'bug' evaluates the closure more than once, first before the step.
             loss, logits = evaluations[0]
             correct = (logits.argmax(1) == labels).sum() * (weight > 0)
-            self._totals.add(loss * len(batch) / process_count(), correct, len(batch))
+            count = len(batch) * self._labels_each
+            self._totals.add(loss * count / process_count(), correct, count)
             self.skipped_in_a_row = 0
         self._schedule.step()
         self._batch += 1
@@ -268,7 +273,7 @@ class Training:
                 f"epoch {self.epoch + 1}: the loss is {loss}; expected a finite number; "
                 f"lower the learning rate (--lr, now {self.config.lr})"
             )
-        size, percentage = self.size, self._evaluate()
+        size, (percentage, held_out_loss) = self.size, self._evaluate()
         self._totals.lap()
         is_validation = self._split == "validation"
         metrics = EpochMetrics(
@@ -284,17 +289,18 @@ class Training:
             lr=self._lr,
             seconds=self._totals.seconds,
             skipped_steps=self.skipped_steps,
+            bits_per_character=held_out_loss / math.log(2) if self._is_text else None,
         )
         self.history.append(metrics)
         self.epoch, self._batch, self._lr = self.epoch + 1, 0, 0.0
         self._totals = EpochTotals(self.device)
         return metrics
 
-    def _evaluate(self) -> float:
-        """Accuracy on the test or validation images, in percent."""
+    def _evaluate(self) -> Quality:
+        """Accuracy and loss on the test or validation set."""
         self.model.eval()
         broadcast_buffers(self.model)
         normalise = self.batches.normalise
-        percentage = accuracy(lambda images: self.model(normalise(images)), *self._held_out)
+        found = quality(lambda inputs: self.model(normalise(inputs)), *self._held_out)
         self.model.train()
-        return percentage
+        return found

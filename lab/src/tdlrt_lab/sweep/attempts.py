@@ -10,7 +10,7 @@ from typing import Any
 
 from tdlrt.errors import RunError, TdlrtError
 from tdlrt_lab.config import RunConfig
-from tdlrt_lab.data import ImageData
+from tdlrt_lab.data import Data
 from tdlrt_lab.rank_option import format_rank
 from tdlrt_lab.run.environment import versions
 from tdlrt_lab.run.files import write_text
@@ -31,7 +31,10 @@ Emit = Callable[[Event], None]
 ALIVE: Event = {"event": "alive"}
 """What a worker writes between its other events; it is not emitted."""
 
-SHOWN = ("accuracy", "compression", "network_compression", "parameters", "seconds")
+SHOWN = (
+    *("accuracy", "bits_per_character", "compression", "network_compression"),
+    *("parameters", "seconds"),
+)
 
 
 def pending(runs: Sequence[SweepRun], emit: Emit) -> list[SweepRun]:
@@ -108,7 +111,7 @@ class _Reporter(Observer):
         """Stop if that was requested."""
         self._check()
 
-    def started(self, training: Training, data: ImageData) -> None:
+    def started(self, training: Training, data: Data) -> None:
         """Emit "started", with the epoch at which the run continues."""
         self._check()
         epochs = training.config.epochs
@@ -125,6 +128,7 @@ class _Reporter(Observer):
                 "epoch": metrics.epoch,
                 "epochs": training.config.epochs,
                 "accuracy": metrics.accuracy,
+                "bits_per_character": metrics.bits_per_character,
                 "compression": metrics.compression,
             }
         )

@@ -141,7 +141,7 @@ class TDLRT(torch.optim.Optimizer):
             freeze_after=freeze_after,
         )
         self._rule_type = resolve_rule(optimizer_cls)
-        check_options(
+        options = check_options(
             integrator=integrator,
             capturable=capturable,
             adapt_every=adapt_every,
@@ -150,22 +150,16 @@ class TDLRT(torch.optim.Optimizer):
             freeze_after=freeze_after,
             skip_nonfinite=skip_nonfinite,
         )
-        self._arguments = {
-            "integrator": integrator,
-            "adapt_every": adapt_every,
-            "core_steps": core_steps,
-            "basis_every": basis_every,
-            "freeze_after": freeze_after,
-            "capturable": capturable,
-        }
+        skippable = options.pop("skip_nonfinite")
+        self._arguments = options
         self.team = Team()
         self._slots = {name: LayerSlot(name, layer) for name, layer in tucker_layers(model).items()}
         self._names: dict[Tensor, str] = {
             parameter: name for name, parameter in model.named_parameters()
         }
         check_whole(self._names)
-        self._adaptation = Adaptation(policy, self._slots, adapt_every)
-        self._resting = RestingBases(self._slots, basis_every)
+        self._adaptation = Adaptation(policy, self._slots, self.adapt_every)
+        self._resting = RestingBases(self._slots, self.basis_every)
 
         tucker = tucker_parameters(self._slots.values())
         groups = groups_of(self._names, tucker, param_groups)
@@ -179,7 +173,7 @@ class TDLRT(torch.optim.Optimizer):
         for group in self.param_groups[1:]:  # a scheduler divides the rate of each group in place
             if isinstance(group["lr"], Tensor):
                 group["lr"] = group["lr"].clone()
-        self._skipped = SkippedSteps(skip_nonfinite, device)
+        self._skipped = SkippedSteps(skippable, device)
         self._make_rates()
         for number in range(len(self.param_groups)):
             self._rule_of(number)
@@ -471,8 +465,7 @@ class TDLRT(torch.optim.Optimizer):
 
     @skip_nonfinite.setter
     def skip_nonfinite(self, most: int) -> None:
-        check_count("skip_nonfinite", most, least=0)
-        self._skipped.most = most
+        self._skipped.most = check_count("skip_nonfinite", most, least=0)
 
     @contextmanager
     def _plain_arithmetic(self) -> Iterator[None]:

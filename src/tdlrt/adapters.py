@@ -25,6 +25,7 @@ from tdlrt.nn.adapted import (
 from tdlrt.nn.reshape import Reshape
 from tdlrt.nn.start import Modes
 from tdlrt.ranks import RankSpec
+from tdlrt.scalars import as_int
 from tdlrt.serialization import load, save
 from tdlrt.surgery import (
     FactorizationReport,
@@ -283,8 +284,9 @@ def _update(layer: nn.Module, rank: RankSpec, modes: Modes, reshape: Reshape | N
     weight = layer.get_parameter("weight")
     model = copy.copy(layer)
     model._parameters = {"weight": nn.Parameter(torch.randn_like(weight)), "bias": None}
-    if reshape is None and isinstance(rank, int) and not isinstance(rank, bool) and rank > 0:
-        rank = tuple(min(rank, n) if mode < 2 else n for mode, n in enumerate(weight.shape))
+    whole = as_int(rank)
+    if reshape is None and whole is not None and whole > 0:
+        rank = tuple(min(whole, n) if mode < 2 else n for mode, n in enumerate(weight.shape))
     update = build_layer(model, rank=rank, modes=modes, reshape=reshape)
     nn.init.zeros_(update.core)
     return update

@@ -44,6 +44,18 @@ def test_only_the_layer_itself_is_converted(layer: nn.Module, name: str) -> None
         TuckerConv2d.from_conv(layer)
 
 
+@pytest.mark.parametrize("path", ["three_stage", "fold_in", "fold_out", "dense", "auto"])
+@pytest.mark.parametrize("shape", [(), (23,), (2, 48), (2, 3, 12)])
+def test_an_input_of_another_width_is_refused_with_the_width_of_the_layer(
+    shape: Any, path: Any
+) -> None:
+    layer = TuckerLinear(24, 6, rank=2, reshape=((6,), (2, 3, 4)))
+    layer.path = path
+    with pytest.raises(RuntimeError, match=r"input: got one of shape .*, expected \(\.\.\., 24\)"):
+        layer(torch.zeros(shape))
+    assert layer(torch.zeros(2, 3, 24)).shape == (2, 3, 6)
+
+
 def test_only_a_linear_layer_is_converted_to_one() -> None:
     with pytest.raises(UnsupportedLayerError, match=r"got Conv2d, expected torch\.nn\.Linear"):
         TuckerLinear.from_linear(nn.Conv2d(4, 4, 3))

@@ -27,6 +27,7 @@ def test_the_cutoff_at_the_start(spec, expected):
         (0.5, (64, 64), (0, 1), (26, 26)),  # 26^2 + 2 * 64 * 26 = 4004 of 4096
         (0.5, (20, 1, 5, 5), (0, 1, 2, 3), (9, 1, 5, 5)),
         (0.5, (4, 100), (0, 1), (3, 3)),  # a mode of 4 would start full
+        (0.5, (64, 3, 3, 3), (0, 1, 2, 3), (18, 3, 3, 3)),  # no colour is given up
         (0.5, (4, 4, 3, 3), (0, 1, 2, 3), (3, 3, 3, 3)),
         (0.5, (4, 4, 3), (0, 1), (2, 3, 3)),  # the kernel has no basis
         (0.5, (1, 1, 5, 5), (0, 1, 2, 3), (1, 1, 1, 1)),  # nothing but the kernel to lower

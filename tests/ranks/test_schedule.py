@@ -16,6 +16,8 @@ import tdlrt
         (tdlrt.CubicSchedule(0.0, 0.8, steps=2), {0: 0.0, 1: 0.7, 2: 0.8, 50: 0.8}),
         (tdlrt.CubicSchedule(0.8, 0.0, steps=4), {0: 0.8, 1: 0.3375, 2: 0.1, 3: 0.0125, 4: 0.0}),
         (tdlrt.LinearSchedule(3, 1, steps=1), {0: 3, 1: 1, 2: 1}),
+        (tdlrt.LinearSchedule(1, 0, steps=4, begin=2), {0: 1, 2: 1, 3: 0.75, 6: 0, 9: 0}),
+        (tdlrt.CubicSchedule(1, 0, steps=2, begin=3), {3: 1, 4: 0.125, 5: 0, 6: 0}),
     ],
 )
 def test_values_of_a_schedule(schedule, values):
@@ -27,6 +29,7 @@ def test_values_of_a_schedule(schedule, values):
     ("make", "message"),
     [
         (lambda: tdlrt.LinearSchedule(0, 1, steps=0), "steps: got 0, expected an int of at least"),
+        (lambda: tdlrt.LinearSchedule(0, 1, 3, begin=-1), "begin: got -1, expected an int of at"),
         (
             lambda: tdlrt.CubicSchedule(float("nan"), 1, steps=3),
             "start: got nan, expected a finite",

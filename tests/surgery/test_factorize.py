@@ -1,6 +1,7 @@
 """What is taken, and what is left alone and why."""
 
 import copy
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -240,3 +241,23 @@ def test_a_fraction_fits_the_tensor_that_a_matrix_is_read_as():
     assert report.rows[0].parameters <= 36 * 64
     assert report.rows[0].note == "rank 0.95 lowered to the dense size"
     assert norm < model[0].core.norm() <= 1.5 * norm
+
+
+def test_a_fraction_leaves_a_layer_of_few_inputs_dense():
+    """The embedding of 2x2 patches has 4 inputs: at rank 3 it would lose a quarter of the image."""
+    model = nn.Sequential(
+        OrderedDict(
+            patches=nn.Conv2d(1, 64, 2, 2),
+            flat=nn.Flatten(),
+            narrow=nn.Linear(1024, 4),
+            wide=nn.Linear(4, 64),
+            inner=nn.Linear(64, 64),
+            head=nn.Linear(64, 10),
+        )
+    )
+    left = notes(tdlrt.factorize_(model, dry_run=True))
+    assert left["patches"] == left["wide"] == "only 4 inputs; name it in include"
+    assert left["narrow"] == "only 4 outputs; name it in include"
+    for options in ({"include": ["patches"]}, {"rank": 3}, {"rank": {"patches": 3, "*": 0.5}}):
+        report = tdlrt.factorize_(model, dry_run=True, **options)
+        assert next(row for row in report.rows if row.name == "patches").ranks == (3, 1, 2, 2)

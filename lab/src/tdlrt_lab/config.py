@@ -49,7 +49,7 @@ WITH_TAU = {
 }
 WITH_BUDGET = {
     "optimizer": "adam",
-    "ramp": "cubic",
+    "ramp": "linear",
     "spare": BudgetRecipe.spare,
     "adapt_every": BudgetRecipe.adapt_every,
     "freeze_at": BudgetRecipe.freeze_at,

@@ -96,8 +96,8 @@ class RunOptions:
         str,
         Option(
             METHOD,
-            "Schedule by which tau rises from 0, or the budget falls from at least 0.5, over the "
-            "first three quarters of the steps before --freeze-at: {choices}.",
+            "Schedule by which tau rises from 0 over the first three quarters of the steps before "
+            "--freeze-at, or the budget falls from at least 0.5 over the last three: {choices}.",
         ),
     ] = DEPENDS
     spare: Annotated[

@@ -21,6 +21,7 @@ from tdlrt.integrations.sharding import ShardedTeam
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.models import tucker_layers
 from tdlrt.optim import TDLRT
+from tdlrt.scalars import as_int
 
 __all__ = ["check_replicas", "keep_group", "prepare", "wrap"]
 
@@ -137,7 +138,8 @@ def keep_group(group: dist.ProcessGroup | None = None) -> None:
 def _prepared(
     model: nn.Module, process_group: dist.ProcessGroup | None, check_every: int
 ) -> _FactorAverage:
-    if not isinstance(check_every, int) or check_every < 1:
+    every = as_int(check_every)
+    if every is None or every < 1:
         raise ValueError(f"check_every: got {check_every!r}, expected an int of at least 1")
     _check_group()
     layers = tucker_layers(model)
@@ -154,7 +156,7 @@ def _prepared(
     # DistributedDataParallel looks up a parameter of the root module as ".core".
     ignored |= names | {f".{name}" for name in names}
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)  # type: ignore[no-untyped-call]
-    return _FactorAverage(model, process_group, check_every)
+    return _FactorAverage(model, process_group, every)
 
 
 def _check_group() -> None:

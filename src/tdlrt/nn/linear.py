@@ -17,6 +17,7 @@ from tdlrt.paths import LayerShape, PathChoice, linear_shape
 from tdlrt.paths.apply import ModeMap, linear_stages, tucker_linear
 from tdlrt.paths.stages import FOLDS_OUT
 from tdlrt.ranks import RankSpec, explicit_ranks
+from tdlrt.scalars import as_float
 
 __all__ = ["TuckerLinear"]
 
@@ -108,7 +109,7 @@ class TuckerLinear(TuckerLayer):
             reshape = check_reshape(reshape, (linear.out_features, linear.in_features))
             learned_modes(modes, 2)  # refuses other words
             modes, shape = "all", (*reshape[0], *reshape[1])
-            if isinstance(rank, float):
+            if as_float(rank) is not None:
                 rank = explicit_ranks(rank, shape, channels=len(shape))
         self._factorize(linear, rank, modes, init_scale, reshape)
 
@@ -139,9 +140,20 @@ class TuckerLinear(TuckerLayer):
         return WeightValue.of(self._matrix)
 
     def _apply_weight(self, input: Tensor) -> Tensor:
+        if self.reshape is not None:
+            self._check_width(input)
         bases = self._bases
         path, rows = self._call_path(input, bases), self._row_modes
         return tucker_linear(input, self.core, bases, self.bias, path=path, row_modes=rows)
+
+    def _check_width(self, input: Tensor) -> None:
+        """Refuse, as torch.nn.Linear does, what no pass through several modes would explain."""
+        width = input.shape[-1] if input.ndim else 0
+        if isinstance(width, int) and width != self.in_features:  # a tracer may leave it open
+            raise RuntimeError(
+                f"input: got one of shape {tuple(input.shape)}, expected (..., {self.in_features}) "
+                f"for a TuckerLinear with in_features={self.in_features}, reshape={self.reshape}"
+            )
 
     def plan_shape(
         self, input: Sequence[int], *, channels_last: bool = False, input_grad: bool = True

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import TypeAlias
 
 from tdlrt.errors import RankError
+from tdlrt.scalars import as_int
 
 __all__ = ["Reshape", "check_reshape", "tensor_shape"]
 
@@ -34,7 +36,7 @@ def check_reshape(reshape: object, matrix: Sequence[int], where: str = "reshape"
     parts = tuple(reshape) if isinstance(reshape, Sequence) else ()
     if len(parts) != 2 or not all(_are_sizes(part) for part in parts):
         raise RankError(f"{where}: got {reshape!r}, expected {_EXPECTED}")
-    rows, columns = (tuple(part) for part in parts)
+    rows, columns = (tuple(operator.index(n) for n in part) for part in parts)
     for name, sizes, features in zip(
         ("out_features", "in_features"), (rows, columns), matrix, strict=True
     ):
@@ -53,7 +55,5 @@ def tensor_shape(matrix: Sequence[int], reshape: Reshape | None) -> tuple[int, .
 
 def _are_sizes(value: object) -> bool:
     return (
-        isinstance(value, Sequence)
-        and len(value) > 0
-        and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in value)
+        isinstance(value, Sequence) and len(value) > 0 and all((as_int(n) or 0) > 0 for n in value)
     )

@@ -26,6 +26,7 @@ from tdlrt.ranks import (
     initial_cutoff,
     starting_ranks,
 )
+from tdlrt.scalars import as_number
 
 __all__ = [
     "Modes",
@@ -143,9 +144,8 @@ def initial_tensor(
     """
     if isinstance(rank, TuckerTensor):
         return _copied_like(weight, *rank)
-    if init_scale is not None and not (
-        isinstance(init_scale, int | float) and 0 < init_scale < sys.float_info.max
-    ):
+    scale = as_number(init_scale)
+    if init_scale is not None and (scale is None or not 0 < scale < sys.float_info.max):
         raise RankError(f"init_scale: got {init_scale!r}, expected a positive number or None")
     if weight.is_meta:
         return _without_values(weight, rank, learned)
@@ -158,9 +158,9 @@ def initial_tensor(
     tensor = weight if weight.dtype == torch.float64 else weight.float()
     norm = torch.linalg.vector_norm(tensor)
     core, projections = truncate(tensor, initial_cutoff(rank, weight.shape), learned)
-    if init_scale is not None:
+    if scale is not None:
         kept = torch.linalg.vector_norm(core)
-        core = core * torch.where(kept > 0, float(init_scale) * norm / kept, 1.0)
+        core = core * torch.where(kept > 0, scale * norm / kept, 1.0)
         if not torch.isfinite(core.to(weight.dtype)).all():
             raise RankError(
                 f"init_scale: got {init_scale!r}, which makes the weight overflow {weight.dtype}; "

@@ -15,6 +15,7 @@ from tdlrt.ranks import (
     RelativeTolerance,
 )
 from tdlrt.ranks.bounds import check_number
+from tdlrt.scalars import as_int
 
 __all__ = [
     "Adapting",
@@ -74,23 +75,30 @@ def check_options(
     basis_every: int,
     freeze_after: int | None,
     skip_nonfinite: int,
-) -> None:
-    """Refuse options of `TDLRT` that are out of range, or that exclude each other.
+) -> dict[str, Any]:
+    """Options of `TDLRT`, refused if they are out of range, or exclude each other.
+
+    Returns:
+        The options by name, with Python's own numbers.
 
     Raises:
         ValueError: One is.
     """
     if integrator not in ("parallel", "bug"):
         raise ValueError(f"integrator: got {integrator!r}, expected 'parallel' or 'bug'")
-    for name, count in (("adapt_every", adapt_every), ("freeze_after", freeze_after)):
-        if count is not None:
-            check_count(name, count)
-    check_count("core_steps", core_steps)
-    check_count("basis_every", basis_every)
-    check_count("skip_nonfinite", skip_nonfinite, least=0)
+    periods = {"adapt_every": adapt_every, "freeze_after": freeze_after}
+    counts = {"core_steps": core_steps, "basis_every": basis_every}
+    options = {
+        "integrator": integrator,
+        "capturable": capturable,
+        **{n: None if count is None else check_count(n, count) for n, count in periods.items()},
+        **{name: check_count(name, count) for name, count in counts.items()},
+        "skip_nonfinite": check_count("skip_nonfinite", skip_nonfinite, least=0),
+    }
     if basis_every > 1 and (integrator == "bug" or capturable):
         other = "integrator='bug'" if integrator == "bug" else "capturable=True"
         raise ValueError(f"basis_every: got {basis_every} with {other}, expected 1 there")
+    return options
 
 
 def resolve_adapting(
@@ -159,11 +167,13 @@ def resolve_policy(
     return rank_policy
 
 
-def check_count(name: str, value: object, *, least: int = 1) -> None:
-    """Refuse what is no int, or too small.
+def check_count(name: str, value: object, *, least: int = 1) -> int:
+    """A value as Python's own int.
 
     Raises:
-        ValueError: It is.
+        ValueError: It is no int, or too small.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    count = as_int(value)
+    if count is None or count < least:
         raise ValueError(f"{name}: got {value!r}, expected an int of at least {least}")
+    return count

@@ -123,15 +123,17 @@ class TDLRT(torch.optim.Optimizer):
             freeze_after=freeze_after,
         )
         rule = resolve_rule(optimizer_cls)
-        self._arguments: dict[str, Any] = {
-            "integrator": integrator,
-            "adapt_every": adapt_every,
-            "core_steps": core_steps,
-            "basis_every": basis_every,
-            "freeze_after": freeze_after,
-            "capturable": capturable,
-        }
-        check_options(**self._arguments, skip_nonfinite=skip_nonfinite)
+        options = check_options(
+            integrator=integrator,
+            capturable=capturable,
+            adapt_every=adapt_every,
+            core_steps=core_steps,
+            basis_every=basis_every,
+            freeze_after=freeze_after,
+            skip_nonfinite=skip_nonfinite,
+        )
+        skippable = options.pop("skip_nonfinite")
+        self._arguments = options
         self._slots = {name: LayerSlot(name, layer) for name, layer in tucker_layers(model).items()}
         self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         check_whole(self._names)
@@ -151,7 +153,7 @@ class TDLRT(torch.optim.Optimizer):
         self._engine = Engine(
             *(self.state, self.param_groups, self._slots, self._names),
             *(rule, plain, policy),
-            SkippedSteps(skip_nonfinite, device),
+            SkippedSteps(skippable, device),
             **self._arguments,
         )
 
@@ -311,8 +313,7 @@ class TDLRT(torch.optim.Optimizer):
 
     @skip_nonfinite.setter
     def skip_nonfinite(self, most: int) -> None:
-        check_count("skip_nonfinite", most, least=0)
-        self._engine.skipped.most = most
+        self._engine.skipped.most = check_count("skip_nonfinite", most, least=0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy of the optimiser for the copy of its model that the same deepcopy makes.

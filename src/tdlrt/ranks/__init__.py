@@ -7,10 +7,12 @@ A *direction* of mode i is a left singular vector of Mat_i(W); a layer of rank r
 from tdlrt.ranks.budget import ParameterBudget
 from tdlrt.ranks.by_name import ByName
 from tdlrt.ranks.initial import (
+    SMALL_MODE,
     RankSpec,
     explicit_ranks,
     fraction_within_dense,
     initial_cutoff,
+    is_fraction,
     starting_ranks,
 )
 from tdlrt.ranks.policy import Candidate, FixedRank, RankPolicy
@@ -20,6 +22,7 @@ from tdlrt.ranks.tolerance import DEFAULT_TAU, RelativeTolerance
 
 __all__ = [
     "DEFAULT_TAU",
+    "SMALL_MODE",
     "BudgetRecipe",
     "ByName",
     "Candidate",
@@ -34,5 +37,6 @@ __all__ = [
     "explicit_ranks",
     "fraction_within_dense",
     "initial_cutoff",
+    "is_fraction",
     "starting_ranks",
 ]

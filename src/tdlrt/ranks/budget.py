@@ -6,11 +6,12 @@ import heapq
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TypeAlias
 
 from tdlrt.errors import RankError
 from tdlrt.linalg import Cutoff
-from tdlrt.ranks.bounds import check_bounds
+from tdlrt.ranks.bounds import check_bounds, set_fields
 from tdlrt.ranks.policy import Candidate, RankPolicy
 from tdlrt.ranks.schedule import Schedule, check_values, value_at
 
@@ -26,13 +27,18 @@ class ParameterBudget(RankPolicy):
 
     Directions are removed until the parameters fit. The next direction to be removed is the one of
     all layers and modes that is worth least per parameter saved. If F is the mean square of the
-    gradient of the layer's core, a direction with singular value sigma is worth
+    gradient of the layer's core, the smallest remaining direction k of a mode, with the singular
+    value sigma_k, is worth
 
-        sigma^2 sqrt(F) / ||C||,
+        sqrt(F) ||C|| log(E_k / E_{k-1}),    E_k = sigma_1^2 + ... + sigma_k^2.
 
-    the geometric mean of its share of the layer, sigma^2 / ||C||^2, and of the rise in the loss
-    that an empirical Fisher matrix F I predicts for its removal, sigma^2 F. The worth does not
-    depend on the scale of a layer.
+    To first order this is sigma_k^2 sqrt(F) ||C|| / E_k, the geometric mean of its share of what
+    the layer has left and of the rise in the loss that an empirical Fisher matrix F I predicts for
+    its removal, sigma^2 F. Layers that follow one another keep the product of what each keeps, of
+    which the logarithm is a sum: so no layer is emptied because its directions are all alike, and
+    two cuts are worth what one cut to the same ranks is. The worth does not depend on the scale of
+    a layer. No layer gets more parameters than its dense weight: where its
+    ranks would, its own directions are removed first, as if that were its budget.
 
     A layer without a gradient keeps its ranks, and the others share the rest of the budget. What
     frozen layers leave is divided by the sizes of the dense weights, and the layers of a step never
@@ -68,10 +74,14 @@ class ParameterBudget(RankPolicy):
             )
         if self.fraction is not None:
             expected = "a number in (0, 1], such as 0.1"
-            check_values("fraction", self.fraction, expected, lambda x: 0 < x <= 1)
+            fraction = check_values("fraction", self.fraction, expected, lambda x: 0 < x <= 1)
+            set_fields(self, fraction=fraction)
         if self.parameters is not None:
-            check_values("parameters", self.parameters, "a number from 1", lambda x: x >= 1)
-        check_bounds(self.min_rank, self.max_rank, self.multiple_of, self.spare)
+            expected = "a number from 1"
+            parameters = check_values("parameters", self.parameters, expected, lambda x: x >= 1)
+            set_fields(self, parameters=parameters)
+        bounds = check_bounds(self.min_rank, self.max_rank, self.multiple_of, self.spare)
+        set_fields(self, **bounds)
 
     def cutoffs(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, Cutoff]:
         """The ranks that fit the budget of this step together."""
@@ -88,6 +98,8 @@ class ParameterBudget(RankPolicy):
         left = limit - _parameters(c for c in candidates.values() if c.frozen)
         size = sum(c.dense_parameters for c in moving.values())
         share = size / max(1, size + sum(c.dense_parameters for c in waiting))
+        for of in shares.values():
+            _cut_to_fit([of], of.candidate.dense_parameters)
         _cut_to_fit(list(shares.values()), max(left - _parameters(waiting), left * share))
         return {
             name: Cutoff(tuple(shares[name].ranks if name in shares else candidate.ranks))
@@ -95,16 +107,22 @@ class ParameterBudget(RankPolicy):
         }
 
     def worth(self, name: str, candidate: Candidate, mode: int) -> Sequence[float]:
-        """The share sigma_k^2 / ||C||^2 of each direction of a mode in the layer, largest first.
+        """log(E_k / E_{k-1}) of each direction k of a mode, largest first.
 
-        A subclass may measure the worth of directions in another way.
+        The largest direction, which is never removed, has its share sigma_1^2 / ||C||^2 in place of
+        an infinite number. A subclass may measure the worth of directions in another way.
 
         Args:
             name: Name of the layer.
             candidate: The layer.
             mode: The mode.
         """
-        return candidate.spectra[mode]
+        spectrum = candidate.spectra[mode]
+        kept = accumulate(spectrum, initial=0.0)
+        return [
+            math.log1p(share / before) if before > 0 else share
+            for share, before in zip(spectrum, kept, strict=False)
+        ]
 
     def sensitivities(self, candidates: Mapping[str, Candidate]) -> dict[str, float]:
         """How much a relative error of each layer changes the loss: sqrt(F) ||C||, over its mean.

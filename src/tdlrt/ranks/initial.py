@@ -10,12 +10,15 @@ from tdlrt.errors import RankError
 from tdlrt.linalg import Cutoff, possible_ranks
 from tdlrt.ranks.policy import Candidate
 from tdlrt.ranks.tolerance import RelativeTolerance
+from tdlrt.scalars import as_float, as_int
 
 __all__ = [
+    "SMALL_MODE",
     "RankSpec",
     "explicit_ranks",
     "fraction_within_dense",
     "initial_cutoff",
+    "is_fraction",
     "starting_ranks",
 ]
 
@@ -28,6 +31,11 @@ _EXPECTED = (
     "a fraction in (0, 1], a positive int, a tuple with one rank per mode, 'full' "
     "or a RelativeTolerance"
 )
+
+
+def is_fraction(spec: object) -> bool:
+    """Whether a rank is a fraction below 1, which adapts to each layer."""
+    return as_float(spec) not in (None, 1.0)
 
 
 def initial_cutoff(spec: RankSpec, shape: Sequence[int]) -> Cutoff:
@@ -63,17 +71,18 @@ def explicit_ranks(spec: object, shape: Sequence[int], channels: int = 2) -> tup
     """
     if isinstance(spec, str) and spec == "full":  # an array has no single truth value
         return tuple(shape)
-    if isinstance(spec, float):
-        if not 0 < spec <= 1:
-            raise RankError(f"rank: got the fraction {spec}, expected {_EXPECTED}")
+    fraction, whole = as_float(spec), as_int(spec)
+    if fraction is not None:
+        if not 0 < fraction <= 1:
+            raise RankError(f"rank: got the fraction {fraction}, expected {_EXPECTED}")
         return tuple(
-            max(1, math.floor(spec * n + 0.5)) if mode < channels and n > SMALL_MODE else n
+            max(1, math.floor(fraction * n + 0.5)) if mode < channels and n > SMALL_MODE else n
             for mode, n in enumerate(shape)
         )
-    if isinstance(spec, int) and not isinstance(spec, bool):
-        if spec < 1:
-            raise RankError(f"rank: got {spec}, expected {_EXPECTED}")
-        return tuple(min(spec, n) for n in shape)
+    if whole is not None:
+        if whole < 1:
+            raise RankError(f"rank: got {whole}, expected {_EXPECTED}")
+        return tuple(min(whole, n) for n in shape)
     if isinstance(spec, Sequence) and not isinstance(spec, str):
         return _tuple_ranks(spec, shape)
     raise RankError(f"rank: got {spec!r}, expected {_EXPECTED}")
@@ -111,11 +120,14 @@ def fraction_within_dense(
 ) -> RankSpec:
     """The ranks that a fraction gives, lowered until core and bases are no larger than the weight.
 
-    Of the channel modes, and of the kernel modes once both channels have rank 1, the one with the
-    largest r_i / n_i loses a direction, until prod r_i + sum n_i r_i <= prod n_i.
+    The mode with the largest r_i / n_i loses a direction, until prod r_i + sum n_i r_i <= prod n_i:
+    of the channel modes larger than `SMALL_MODE`, of the others once these have rank 1, and at last
+    of the kernel modes.
 
     >>> fraction_within_dense(0.5, (64, 64), learned=(0, 1))
     (26, 26)
+    >>> fraction_within_dense(0.5, (64, 3, 3, 3), learned=range(4))
+    (18, 3, 3, 3)
 
     Args:
         spec: The rank. Only a fraction below 1 can be lowered, because all else is what was typed.
@@ -129,13 +141,15 @@ def fraction_within_dense(
     Raises:
         RankError: The fraction is not positive.
     """
-    if not isinstance(spec, float) or spec == 1:
+    if not is_fraction(spec):
         return spec
     weight = Candidate(ranks=(), available=(), shape=shape, modes=learned)
     ranks = start = starting_ranks(explicit_ranks(spec, shape, channels), shape, learned)
     while weight.parameters_at(ranks) > weight.dense_parameters:
-        first = [mode for mode in learned if mode < channels and ranks[mode] > 1]
-        modes = first or [mode for mode in learned if ranks[mode] > 1]
+        able = [mode for mode in learned if ranks[mode] > 1]
+        small = [mode for mode in able if mode < channels]
+        large = [mode for mode in small if shape[mode] > SMALL_MODE]
+        modes = large or small or able
         if not modes:
             break
         largest = max(modes, key=lambda mode: ranks[mode] / shape[mode])
@@ -152,10 +166,11 @@ def _tuple_ranks(spec: Sequence[object], shape: Sequence[int]) -> tuple[int, ...
         )
     ranks = []
     for mode, (rank, size) in enumerate(zip(spec, shape, strict=True)):
-        if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= size:
+        whole = as_int(rank)
+        if whole is None or not 1 <= whole <= size:
             raise RankError(
                 f"rank: got {rank!r} for mode {mode} of size {size}, expected an int from 1 "
                 f"to {size}"
             )
-        ranks.append(rank)
+        ranks.append(whole)
     return tuple(ranks)

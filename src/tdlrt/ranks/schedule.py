@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tdlrt.ranks.bounds import check_number, check_positive_integer
+from tdlrt.errors import RankError
+from tdlrt.ranks.bounds import check_number, check_positive_integer, set_fields
+from tdlrt.scalars import as_int
 
 __all__ = ["CubicSchedule", "LinearSchedule", "Schedule", "check_values", "value_at"]
 
@@ -31,17 +33,23 @@ class _Ramp(Schedule):
     start: float
     end: float
     steps: int
+    begin: int = 0
 
     _power: ClassVar[int]
 
     def __post_init__(self) -> None:
-        check_positive_integer("steps", self.steps)
+        set_fields(self, steps=check_positive_integer("steps", self.steps))
+        begin = as_int(self.begin)
+        if begin is None or begin < 0:
+            raise RankError(f"begin: got {self.begin!r}, expected an int of at least 0")
+        set_fields(self, begin=begin)
         for name in ("start", "end"):
-            check_number(name, getattr(self, name), "a finite number", math.isfinite)
+            value = check_number(name, getattr(self, name), "a finite number", math.isfinite)
+            set_fields(self, **{name: value})
 
     def value(self, step: int) -> float:
-        """The number at a step, counted from 1; `end` from step `steps` on."""
-        left = max(0.0, 1 - step / self.steps)
+        """The number at a step, counted from 1; `end` from step `begin + steps` on."""
+        left = min(1.0, max(0.0, 1 - (step - self.begin) / self.steps))
         return self.end + (self.start - self.end) * left**self._power
 
     @property
@@ -51,30 +59,32 @@ class _Ramp(Schedule):
 
 
 class LinearSchedule(_Ramp):
-    """end + (start - end) (1 - t / steps) at step t, and `end` afterwards.
+    """end + (start - end) (1 - (t - begin) / steps) at step t, `start` before, `end` afterwards.
 
     Args:
-        start: Value before the first step.
-        end: Value from step `steps` on.
+        start: Value until step `begin`.
+        end: Value from step `begin + steps` on.
         steps: Length of the ramp.
+        begin: Step after which it begins.
 
     Raises:
-        RankError: A value is not a finite number, or steps is not positive.
+        RankError: A value is not a finite number, or steps is not positive, or begin is negative.
     """
 
     _power = 1
 
 
 class CubicSchedule(_Ramp):
-    """end + (start - end) (1 - t / steps)^3 at step t, and `end` afterwards; it is fast at first.
+    """end + (start - end) (1 - (t - begin) / steps)^3 at step t; it is fast at first.
 
     Args:
-        start: Value before the first step.
-        end: Value from step `steps` on.
+        start: Value until step `begin`.
+        end: Value from step `begin + steps` on.
         steps: Length of the ramp.
+        begin: Step after which it begins.
 
     Raises:
-        RankError: A value is not a finite number, or steps is not positive.
+        RankError: A value is not a finite number, or steps is not positive, or begin is negative.
 
     Source: Zhu, Gupta, arXiv:1710.01878, equation 1.
 
@@ -90,13 +100,21 @@ def value_at(number: float | Schedule, step: int) -> float:
     return number.value(step) if isinstance(number, Schedule) else number
 
 
-def check_values(name: str, number: object, expected: str, holds: Callable[[float], bool]) -> None:
+def check_values(
+    name: str, number: float | Schedule, expected: str, holds: Callable[[float], bool]
+) -> float | Schedule:
     """Refuse a number, or a schedule with an extreme value, that is out of range.
 
     See `check_number` for the arguments.
 
+    Returns:
+        The schedule, or the number as Python's own.
+
     Raises:
         RankError: A value is not a number, or out of range.
     """
-    for value in number.extremes if isinstance(number, Schedule) else (number,):
+    if not isinstance(number, Schedule):
+        return check_number(name, number, expected, holds)
+    for value in number.extremes:
         check_number(name, value, expected, holds, given=number)
+    return number

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tdlrt.linalg import Cutoff
-from tdlrt.ranks.bounds import check_bounds
+from tdlrt.ranks.bounds import check_bounds, set_fields
 from tdlrt.ranks.policy import Candidate, FixedRank, RankPolicy
 from tdlrt.ranks.schedule import Schedule, check_values, value_at
 
@@ -49,10 +49,10 @@ class RelativeTolerance(RankPolicy):
     spare: float = 0.0
 
     def __post_init__(self) -> None:
-        check_values(
-            "tau", self.tau, f"a number in [0, 1), such as {DEFAULT_TAU}", lambda x: 0 <= x < 1
-        )
-        check_bounds(self.min_rank, self.max_rank, self.multiple_of, self.spare)
+        expected = f"a number in [0, 1), such as {DEFAULT_TAU}"
+        tau = check_values("tau", self.tau, expected, lambda x: 0 <= x < 1)
+        bounds = check_bounds(self.min_rank, self.max_rank, self.multiple_of, self.spare)
+        set_fields(self, tau=tau, **bounds)
 
     def cutoffs(self, candidates: Mapping[str, Candidate], step: int) -> dict[str, Cutoff]:
         """The tolerance of this step, as a cutoff for each layer."""

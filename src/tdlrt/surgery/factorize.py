@@ -42,13 +42,14 @@ def factorize_(
 
     Layers whose type is exactly Conv1d/2d/3d or Linear are factorised, and those of types that were
     registered with `tdlrt.surgery.register_layer`. These are left dense, with the reason in the
-    report: the output head (a Linear registered last) and frozen layers, unless `include` names
-    them; grouped and transposed convolutions, layers that would not be smaller even at rank 1, tied
-    weights, weights that are complex, quantised or without a shape yet, and layers with hooks. The
-    report also lists other modules with weights, such as attention and embeddings. On the meta
-    device layers get their ranks, to be filled from a file later. Shared modules stay shared, and
-    biases stay the same Parameters. Everything is validated and computed before anything is
-    changed.
+    report: the output head (a Linear registered last), frozen layers and, where the rank is a
+    fraction below 1, layers of at most 4 inputs or outputs in all (docs/algorithm.md), unless
+    `include` names them; grouped and transposed convolutions, layers that would not be smaller even
+    at rank 1, tied weights, weights that are complex, quantised or without a shape yet, and layers
+    with hooks. The report also lists other modules with weights, such as attention and embeddings.
+    On the meta device layers get their ranks, to be filled from a file later. Shared modules stay
+    shared, and biases stay the same Parameters. Everything is validated and computed before
+    anything is changed.
 
     Args:
         model: The model; changed in place unless dry_run is set.
@@ -59,8 +60,9 @@ def factorize_(
             ranks are lowered until it is not; other ranks stay as typed, and the report says so.
         modes: 'all', or 'channels' to leave kernel modes unfactorised (Tucker-2).
         include: Only layers whose name matches one of these patterns (`*`, `?`, `[..]`) are
-            factorised, including the output head and frozen layers if they match. Without it,
-            frozen layers stay dense, unless all layers that could be factorised are frozen.
+            factorised, including the output head, frozen layers and those of few inputs or outputs
+            if they match. Without it, frozen layers stay dense, unless all layers that could be
+            factorised are frozen.
         exclude: Layers whose name matches one of these patterns stay dense.
         init_scale: Norm of the initial weight relative to the dense layer's; None keeps the norm of
             the truncated weight. 'auto' is None if the rank asks to keep the network ('full' or a

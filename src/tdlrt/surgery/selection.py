@@ -18,7 +18,15 @@ from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.others import other_modules, other_reason, other_shape, other_size
 from tdlrt.nn.start import Modes, weight_obstacle
-from tdlrt.ranks import RankSpec, RelativeTolerance, explicit_ranks, fraction_within_dense
+from tdlrt.ranks import (
+    SMALL_MODE,
+    RankSpec,
+    RelativeTolerance,
+    explicit_ranks,
+    fraction_within_dense,
+    is_fraction,
+)
+from tdlrt.scalars import as_number
 from tdlrt.surgery.factorization_report import FactorizationReport, FactorizationRow
 from tdlrt.surgery.hooks import has_hooks
 from tdlrt.surgery.layer_types import dense_shape, is_registered
@@ -66,6 +74,7 @@ def plan_surgery(
         NothingMatchedError: No layer can be factorised, or a pattern matches no layer.
         UnsupportedLayerError: The model is itself a layer.
     """
+    ranks = {pattern: _plain_number(rank) for pattern, rank in ranks.items()}
     considered = considered_layers(model)
     others = other_modules(model, considered.values())
     _check_patterns(considered | others, ranks, include, exclude)
@@ -80,7 +89,10 @@ def plan_surgery(
             reason = "output head"
         if reason is None and module in adapted:
             reason = "part of an adapter"
-        patterns[name], why[name] = pattern, reason or _layer_reason(module, tied, modes)
+        reason = reason or _layer_reason(module, tied, modes)
+        if reason is None and pattern is not None and include is None:
+            reason = _thinness(dense_shape(module)) if is_fraction(ranks[pattern]) else None
+        patterns[name], why[name] = pattern, reason
     if leave_frozen:
         free = [name for name, reason in why.items() if reason is None]
         frozen = [n for n in free if not considered[n].get_parameter("weight").requires_grad]
@@ -165,6 +177,25 @@ def _layer_reason(module: nn.Module, tied: set[nn.Module], modes: Modes) -> str 
     if reason is None and _smallest_size(shape, modes) >= math.prod(shape):
         return "too small to save anything"
     return reason
+
+
+def _plain_number(rank: RankSpec) -> RankSpec:
+    """A number of numpy as Python's, so that it compares with ranks as one value."""
+    number = as_number(rank)
+    return rank if number is None else number
+
+
+def _thinness(shape: Sequence[int]) -> str | None:
+    """The reason why a fraction as rank leaves a layer dense that has few inputs or outputs.
+
+    A fraction keeps modes of at most `SMALL_MODE` at full rank, because they have little to save,
+    and so does it with all inputs or outputs together. A layer with m of them on one side and n on
+    the other, n > m, has 2 m^2 parameters more than dense at rank m, and below it loses a part of
+    what it passes on that no other layer can replace.
+    """
+    outputs, inputs = shape[0], math.prod(shape[1:])
+    side, count = ("inputs", inputs) if inputs <= outputs else ("outputs", outputs)
+    return f"only {count} {side}; name it in include" if count <= SMALL_MODE else None
 
 
 def obstacle(module: nn.Module, tied: set[nn.Module]) -> str | None:

@@ -22,6 +22,7 @@ from tdlrt.nn.adapted import (
     adapted_modules,
     adapter_parts,
 )
+from tdlrt.nn.layer_types import build_layer, can_store, dense_shape
 from tdlrt.nn.reshape import Reshape
 from tdlrt.nn.start import Modes
 from tdlrt.ranks import RankSpec
@@ -29,8 +30,6 @@ from tdlrt.serialization import load, save
 from tdlrt.surgery import (
     FactorizationReport,
     Patterns,
-    build_layer,
-    has_own_layout,
     pattern_list,
     plan_surgery,
     replace_modules,
@@ -132,11 +131,11 @@ def add_adapters_(
         raise AdapterError(f"scale: got {scale}, expected a finite number")
     trained = _modules_to_train(model, train)
     tensors = reshaped_layers(model, reshape)
-    # An update can be merged only into a Parameter that is stored in the order of W.
+    # An update can be merged only into a Parameter whose order of modes is known.
     reasons = {
         module: "stores its weight in another order"
         for module in model.modules()
-        if has_own_layout(module)
+        if not can_store(module)
     }
     reasons |= {
         inner: "trained in full" for module in trained.values() for inner in module.modules()
@@ -284,7 +283,8 @@ def _update(layer: nn.Module, rank: RankSpec, modes: Modes, reshape: Reshape | N
     model = copy.copy(layer)
     model._parameters = {"weight": nn.Parameter(torch.randn_like(weight)), "bias": None}
     if reshape is None and isinstance(rank, int) and not isinstance(rank, bool) and rank > 0:
-        rank = tuple(min(rank, n) if mode < 2 else n for mode, n in enumerate(weight.shape))
+        shape = dense_shape(layer)
+        rank = tuple(min(rank, n) if mode < 2 else n for mode, n in enumerate(shape))
     update = build_layer(model, rank=rank, modes=modes, reshape=reshape)
     nn.init.zeros_(update.core)
     return update

@@ -13,7 +13,8 @@ from torch.nn.parameter import is_lazy
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.calls import Inputs, LayerCall, calls_for
-from tdlrt.nn.models import check_model, weight_shape
+from tdlrt.nn.layer_types import dense_shape, is_registered
+from tdlrt.nn.models import check_model
 from tdlrt.nn.others import other_modules, other_reason, other_shape, other_size
 from tdlrt.paths import PathName, path_macs
 from tdlrt.text_tables import format_shape, format_table
@@ -205,11 +206,12 @@ def summary(
         name: module
         for name, module in model.named_modules()
         if isinstance(module, TuckerLayer | nn.modules.conv._ConvNd | nn.Linear)
+        or is_registered(module)
     }
     calls = calls_for(model, layers.values(), input_size, example_inputs)
     costs = {module: _cost(module, made) for module, made in calls.items()}
     rows = [_row(name, module, costs.get(module)) for name, module in layers.items()]
-    others = other_modules(model, layers.values())
+    others = other_modules(model.named_modules(), layers.values())
     rows += [_other_row(name, module) for name, module in others.items()]
     total = sum(parameter.numel() for parameter in model.parameters() if not is_lazy(parameter))
     beside = sum(module.replaced_parameters for module in adapted_modules(model).values())
@@ -262,7 +264,7 @@ class _Cost(NamedTuple):
 
 
 def _row(name: str, module: nn.Module, cost: _Cost | None) -> LayerSummary:
-    shape = weight_shape(module)
+    shape = dense_shape(module)
     dense, tucker = (
         math.prod(shape) if shape else 0,
         module if isinstance(module, TuckerLayer) else None,
@@ -311,7 +313,7 @@ def _call_cost(module: nn.Module, call: LayerCall) -> _Cost:
         return _Cost(path_macs(path, planned), path_macs("dense", planned), path)
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
     positions = call.input.numel() if transposed else math.prod(call.output)
-    dense = positions * math.prod(weight_shape(module)[1:])
+    dense = positions * math.prod(dense_shape(module)[1:])
     return _Cost(dense, dense, None)
 
 

@@ -17,7 +17,7 @@ from tdlrt.export import onnx, plain_files, pt2
 from tdlrt.export.source import Source
 from tdlrt.files import open_regular, write_bytes
 from tdlrt.paths import Preference
-from tdlrt.surgery import copied, to_plain, without_adapters
+from tdlrt.surgery import copied, plain_layers, without_adapters
 
 __all__ = ["FORMATS", "ExportReport", "Format", "export", "load_network"]
 
@@ -26,16 +26,19 @@ Network: TypeAlias = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Format:
-    """A file format: how a network is written to a file, and read from it."""
+    """A file format: how a network is written to a file, and read from it.
+
+    A graph holds operations, in any number type; the other formats hold torch layers of floats.
+    """
 
     suffix: str
     dump: Callable[[Source], bytes]
     load: Callable[[bytes, nn.Module], Network]
-    has_int8: bool = True
+    is_graph: bool = True
 
 
 FORMATS = {
-    "plain": Format(".safetensors", plain_files.dump, plain_files.load, has_int8=False),
+    "plain": Format(".safetensors", plain_files.dump, plain_files.load, is_graph=False),
     "pt2": Format(".pt2", pt2.dump, pt2.load),
     "onnx": Format(".onnx", onnx.dump, onnx.load),
 }
@@ -123,11 +126,13 @@ def export(
     outputs = _outputs(model, inputs)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     model = without_adapters(model)
-    plain_network = to_plain(
+    plain_network = plain_layers(
         model,
+        input_size=None,
         example_inputs=inputs,
         prefer=prefer,
         fuse_batch_norm=fuse_batch_norm,
+        pack=not FORMATS[format].is_graph,
     ).requires_grad_(False)
     source = Source(
         model=model,
@@ -181,7 +186,7 @@ def _check(
 ) -> None:
     if format not in FORMATS:
         raise UnknownNameError(f"unknown format {format!r}. Known: {', '.join(FORMATS)}")
-    if calibration is not None and not FORMATS[format].has_int8:
+    if calibration is not None and not FORMATS[format].is_graph:
         raise ExportError(
             f"format {format!r} with calibration: torch's plain layers compute in floats; use "
             "format 'onnx' or 'pt2' for int8"

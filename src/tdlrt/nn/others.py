@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from tdlrt.nn.attention import SplitAttention
+
 __all__ = ["other_modules", "other_reason", "other_shape", "other_size"]
 
 _REASONS: dict[type[nn.Module], str] = {
+    SplitAttention: "added to keys and values, one vector each",
     nn.MultiheadAttention: "projections packed in one parameter",
     nn.modules.linear.NonDynamicallyQuantizableLinear: "attention reads its weight itself",
     nn.RNNBase: "recurrent layer",
@@ -19,15 +22,21 @@ _REASONS: dict[type[nn.Module], str] = {
 }
 
 
-def other_modules(model: nn.Module, layers: Iterable[nn.Module]) -> dict[str, nn.Module]:
+def other_modules(
+    named: Iterable[tuple[str, nn.Module]], layers: Iterable[nn.Module]
+) -> dict[str, nn.Module]:
     """The modules outside given layers that hold a parameter of two or more dimensions, by name.
 
     The name of the model itself is '(model)'.
+
+    Args:
+        named: The modules of a model, as from `named_modules()`.
+        layers: Layers that are not looked at.
     """
     inside = {part for layer in layers for part in layer.modules()}
     return {
         name or "(model)": module
-        for name, module in model.named_modules()
+        for name, module in named
         if module not in inside and _weights(module)
     }
 

@@ -163,6 +163,7 @@ def add_adapters_(
     replace_modules(model, replacements)
     return AdapterReport(
         rows=report.rows,
+        vectors=report.vectors,
         trained=tuple(trained),
         trained_parameters=sum(p.numel() for m in trained.values() for p in m.parameters()),
     )

@@ -265,7 +265,7 @@ def test_a_product_of_three_matrices():
         layer.path = "three_stage"
     plain = tdlrt.to_plain(model)
     sizes = inner_sizes(plain["attention"])
-    assert sizes == dict.fromkeys(("q", "k", "v", "out"), [3, 3])
+    assert sizes == {name: [3, 3] for name in ("q", "k", "v", "out")}
     assert_same(plain["attention"](*inputs()), model["attention"](*inputs()), atol=1e-5, rtol=1e-4)
 
 

@@ -33,7 +33,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     Returns:
         A new model with equal outputs.
     """
-    return _converted(copied(model), lambda layer: layer.to_dense(), pack=True)
+    return _converted(copied(model), lambda layer: layer.to_dense(), pack=True, stacklevel=3)
 
 
 def to_plain(
@@ -116,7 +116,8 @@ def plain_layers(
         result = _converted(
             result,
             lambda layer: layer.to_plain(layer.plain_path(calls.get(layer, ()), prefer)),
-            pack,
+            pack=pack,
+            stacklevel=4,
         )
         if fuse_batch_norm:
             fuse_batch_norms_(result, input_size, example_inputs)
@@ -171,11 +172,11 @@ def _called_shapes(
 
 
 def _converted(
-    model: nn.Module, convert: Callable[[TuckerLayer], nn.Module], pack: bool
+    model: nn.Module, convert: Callable[[TuckerLayer], nn.Module], *, pack: bool, stacklevel: int
 ) -> nn.Module:
     """The model with adapters merged and Tucker layers converted, in place unless it is a layer.
 
-    With `pack`, attention is torch's own again.
+    With `pack`, attention is torch's own again. A warning points to the caller at `stacklevel`.
     """
     model = without_adapters(model)
     layers = {
@@ -191,7 +192,7 @@ def _converted(
         warnings.warn(
             f"model: got hooks on {', '.join(lost)}, which have no place in torch layers and are "
             "lost; register hooks on the layers of the new model instead",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
     replace_modules(model, replacements)
     model = replacements.get(model, model)

@@ -135,7 +135,7 @@ def factorize_(
             if module in layers
         }
     rows = [replace(row, change=changes.get(row.name)) for row in report.rows]
-    report = FactorizationReport(rows=tuple(rows))
+    report = replace(report, rows=tuple(rows))
     if not dry_run:
         replacements: dict[nn.Module, nn.Module] = dict(layers)
         for attention, split in splits.items():

@@ -15,7 +15,15 @@ from tdlrt.errors import NothingMatchedError, UnsupportedLayerError
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.layer_types import dense_shape, is_registered
-from tdlrt.nn.others import other_modules, other_reason, other_shape, other_size
+from tdlrt.nn.others import (
+    VECTORS,
+    other_modules,
+    other_reason,
+    other_shape,
+    other_size,
+    vector_modules,
+    vector_size,
+)
 from tdlrt.nn.start import Modes, weight_obstacle
 from tdlrt.ranks import RankSpec, RelativeTolerance, explicit_ranks, fraction_within_dense
 from tdlrt.surgery.attention import Splits, named_parts
@@ -108,7 +116,15 @@ def plan_surgery(
     for name, module in others.items():
         reason = reasons.get(module) or other_reason(module)
         rows.append(_skipped_row(name, module, reason, other_shape(module), other_size(module)))
-    report = FactorizationReport(rows=tuple(rows))
+    vectors = vector_modules(named_parts(model, splits), considered.values())
+    report = FactorizationReport(
+        rows=tuple(rows),
+        vectors=tuple(
+            _skipped_row(name, module, VECTORS, (size,), size)
+            for name, module in vectors.items()
+            if (size := vector_size(module))
+        ),
+    )
     if not layers:
         raise NothingMatchedError(f"model: no layer can be factorised\n{report}")
     return report, layers

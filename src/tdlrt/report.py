@@ -243,7 +243,7 @@ def summary(
         network_parameters=sum(size for size, _ in sizes),
         frozen_beside=beside,
         vector_parameters=sum(size for size, ndim in sizes if ndim < 2),
-        macs_outside=outside.macs if calls else None,
+        macs_outside=None if input_size is None and example_inputs is None else outside.macs,
     )
 
 

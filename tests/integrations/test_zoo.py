@@ -111,6 +111,8 @@ ZOO = {
     "LSTM": (Classifier, IDS),
 }
 TIED = {"GPT-2", "BERT", "Llama", "T5", "torch's Transformer"}
+# These networks read the weight of a layer, which as plain layers has two.
+READ = {"ViT": "*.projection", "T5": "*.wo"}
 ALL = pytest.mark.parametrize("name", ZOO)
 
 
@@ -136,7 +138,7 @@ def ties(model):
 def test_every_parameter_is_in_the_report(name):
     model, inputs = made(name), ZOO[name][1]
     dense_size = sum(parameter.numel() for parameter in model.parameters())
-    report = tdlrt.factorize_(model, rank=3)
+    report = tdlrt.factorize_(model, rank=3, exclude=READ.get(name))
     assert len(report.factorized) >= 1
     assert all(row.note for row in (*report.skipped, *report.vectors))
     rows = {row.name: row for row in (*report.rows, *report.vectors)}
@@ -165,7 +167,7 @@ def test_the_same_outputs_in_every_form(name, tmp_path):
     torch.testing.assert_close(output(full, inputs), dense, **tolerance)
     before = ties(model)
     assert bool(before) == (name in TIED)
-    tdlrt.factorize_(model, rank=3)
+    tdlrt.factorize_(model, rank=3, exclude=READ.get(name))
     expected = output(model, inputs)
     tdlrt.save(model, tmp_path / "model.safetensors")
     loaded = made(name)

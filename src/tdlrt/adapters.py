@@ -30,10 +30,12 @@ from tdlrt.serialization import load, save
 from tdlrt.surgery import (
     FactorizationReport,
     Patterns,
+    packed_attention,
     pattern_list,
     plan_surgery,
     replace_modules,
     reshaped_layers,
+    split_attention,
     without_adapters,
 )
 
@@ -94,9 +96,11 @@ def add_adapters_(
     `tdlrt.TDLRT` trains the updates and finds their ranks. A `ParameterBudget` counts the cores and
     bases of the updates; its fraction refers to the dense weights of the adapted layers.
 
-    Layers are selected as by `factorize_`. All parameters are frozen, except those of the updates
-    and of copies of the modules that `train` names, such as a new head. The running statistics of
-    batch norms are preserved too: new statistics go to a copy whose parameters are frozen.
+    Layers are selected as by `factorize_`, projections of torch's attention among them, which is
+    split into layers until the adapters are merged or removed. All parameters are frozen, except
+    those of the updates and of copies of the modules that `train` names, such as a new head. The
+    running statistics of batch norms are preserved too: new statistics go to a copy whose
+    parameters are frozen.
 
     Args:
         model: The model; changed in place.
@@ -140,6 +144,8 @@ def add_adapters_(
     reasons |= {
         inner: "trained in full" for module in trained.values() for inner in module.modules()
     }
+    splits, obstacles = split_attention(model)
+    splits = {attention: split for attention, split in splits.items() if attention not in reasons}
     report, updates = plan_surgery(
         model,
         lambda layer, spec: _update(layer, spec, modes, tensors.get(layer)),
@@ -147,7 +153,8 @@ def add_adapters_(
         modes=modes,
         include=include,
         exclude=exclude,
-        reasons=reasons,
+        reasons=obstacles | reasons,
+        splits=splits,
     )
     replacements: dict[nn.Module, nn.Module] = {
         module: TrainedCopy(module, requires_grad=False)
@@ -158,7 +165,14 @@ def add_adapters_(
     }
     for parameter in model.parameters():
         parameter.requires_grad = False  # requires_grad_ refuses parameters without a shape yet
-    replacements |= {layer: AdapterLayer(layer, update, scale) for layer, update in updates.items()}
+    adapters = {layer: AdapterLayer(layer, update, scale) for layer, update in updates.items()}
+    for attention, split in splits.items():
+        if not adapters.keys().isdisjoint(split.modules()):
+            for projection in split.projections().values():
+                projection.requires_grad_(False)
+            split.use(adapters)
+            replacements[attention] = split
+    replacements |= adapters
     replacements |= {module: TrainedCopy(module) for module in trained.values()}
     replace_modules(model, replacements)
     return AdapterReport(
@@ -196,6 +210,7 @@ def unload_adapters_(model: nn.Module) -> None:
     """
     adapted = _require(model)
     replace_modules(model, {module: module.base for module in adapted.values()})
+    packed_attention(model)
 
 
 def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> None:

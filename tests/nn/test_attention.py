@@ -330,6 +330,46 @@ def test_bad_masks(masks, error, message):
         factorized(attention())["attention"](*inputs(), **masks)
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_adapters_are_merged_and_removed(options):
+    given = inputs(options.get("batch_first"), True, options.get("kdim"), options.get("vdim"))
+    model = attention(**options).eval()
+    before = copy.deepcopy(model.state_dict())
+    expected = model["attention"](*given)
+    report = tdlrt.add_adapters_(model, rank=2, exclude="*.k_proj")
+    assert [row.name for row in report.factorized] == [
+        f"attention.{name}" for name in PROJECTIONS if name != "k_proj"
+    ]
+    assert_same(model["attention"](*given), expected, atol=1e-5, rtol=1e-4)
+    trained = [name for name, one in model.named_parameters() if one.requires_grad]
+    assert len(trained) == 9
+    assert all(".update." in name for name in trained)
+    removed = copy.deepcopy(model)
+    tdlrt.unload_adapters_(removed)
+    assert type(removed["attention"]) is nn.MultiheadAttention
+    assert removed.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in removed.state_dict().items())
+    for name, one in model.named_parameters():
+        if name.endswith("update.core"):
+            nn.init.normal_(one)
+    changed = model["attention"](*given)
+    assert not torch.allclose(changed[0], expected[0], atol=1e-2)
+    plain = tdlrt.to_plain(model)
+    tdlrt.merge_adapters_(model)
+    for one in (model, plain):
+        assert type(one["attention"]) is nn.MultiheadAttention
+        assert not any(parameter.requires_grad for parameter in one.parameters())
+        assert_same(one["attention"](*given), changed, atol=1e-4, rtol=1e-4)
+
+
+def test_attention_that_is_trained_in_full_gets_no_adapter():
+    model = attention()
+    model["layer"], model["head"] = nn.Linear(30, 30), nn.Linear(30, 3)
+    report = tdlrt.add_adapters_(model, rank=2, train="attention")
+    assert {row.name: row.note for row in report.skipped}["attention"] == "trained in full"
+    assert type(model["attention"].trained) is nn.MultiheadAttention
+
+
 def test_packed_is_the_inverse_of_splitting():
     for options in OPTIONS.values():
         dense = attention(**options)["attention"]

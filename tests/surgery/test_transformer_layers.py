@@ -241,6 +241,8 @@ def test_the_summary_counts_attention():
     assert small.dense_macs == dense.macs == dense.dense_macs
     assert f"outside of layers, as in attention: {products:,}" in str(small)
     assert tdlrt.summary(model).macs_outside is None
+    compiled = torch.compile(model, backend="eager")
+    assert tdlrt.summary(compiled, example_inputs=tokens()).macs == small.macs
 
 
 def test_recurrent_layers_are_said_not_to_be_counted():

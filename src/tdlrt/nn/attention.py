@@ -86,14 +86,14 @@ class SplitAttention(nn.MultiheadAttention):
         return {name: self.get_submodule(name) for name in names}
 
     def use(self, layers: Mapping[nn.Module, nn.Module]) -> None:
-        """Put layers in the place of dense projections; the others get memory of their own."""
+        """Put layers in the place of projections; those that stay get memory of their own."""
         for name, projection in self.projections().items():
-            if projection in layers:
-                self._modules[name] = layers[projection]
-            else:
+            new = layers.get(projection, projection)
+            if projection in set(new.modules()):  # an adapter keeps the layer too
                 weight = projection.get_parameter("weight")
                 own = nn.Parameter(weight.detach().clone(), weight.requires_grad)
                 projection.register_parameter("weight", own)
+            self._modules[name] = new
 
     def forward(
         self,

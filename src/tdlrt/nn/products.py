@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ["ProductsOutside"]
 
@@ -32,6 +31,10 @@ class ProductsOutside:
     @contextmanager
     def counted(self) -> Iterator[None]:
         """Count what is computed in the block. The caller removes the hooks that this sets."""
+        # Imported here because `import torch` alone does not load these modules.
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+        from torch.utils.flop_counter import FlopCounterMode
+
         counter = FlopCounterMode(display=False)
         entered: list[int] = []
         inside = 0
@@ -48,6 +51,8 @@ class ProductsOutside:
         for layer in self._layers:
             layer.register_forward_pre_hook(enter)
             layer.register_forward_hook(leave)
-        with counter, sdpa_kernel(SDPBackend.MATH):
+        with counter, sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            # The counter looks at all modules; a compiled model warns that it is seen twice.
+            warnings.filterwarnings("ignore", ".*global hooks on modules")
             yield
         self.macs = (counter.get_total_flops() - inside) // 2

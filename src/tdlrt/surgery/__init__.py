@@ -1,7 +1,7 @@
 """Replacing the layers of a model: dense layers by Tucker layers, and these by torch layers."""
 
 from tdlrt.nn.layer_types import register_layer
-from tdlrt.surgery.attention import split_attention
+from tdlrt.surgery.attention import packed_attention, split_attention
 from tdlrt.surgery.conversion import copied, plain_layers, to_dense, to_plain, without_adapters
 from tdlrt.surgery.factorization_report import FactorizationReport, FactorizationRow
 from tdlrt.surgery.factorize import factorize_
@@ -19,6 +19,7 @@ __all__ = [
     "factorize_",
     "flattened_modes",
     "obstacle",
+    "packed_attention",
     "pattern_list",
     "plain_layers",
     "plan_surgery",

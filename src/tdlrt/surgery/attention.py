@@ -7,12 +7,16 @@ from collections.abc import Collection, Iterator, Mapping
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from tdlrt.nn import TuckerLayer
+from tdlrt.nn.adapted import AdaptedModule
 from tdlrt.nn.attention import PACKED, SplitAttention
+from tdlrt.nn.packed import packed
 from tdlrt.nn.start import parameter_obstacle
-from tdlrt.surgery.hooks import has_hooks
+from tdlrt.surgery.hooks import has_hooks, take_over_hooks
+from tdlrt.surgery.swap import replace_modules
 from tdlrt.surgery.tied import is_tied, tensor_places
 
-__all__ = ["Splits", "named_parts", "split_attention"]
+__all__ = ["Splits", "named_parts", "packed_attention", "split_attention"]
 
 Splits = Mapping[nn.Module, SplitAttention]
 
@@ -53,6 +57,23 @@ def named_parts(model: nn.Module, splits: Splits) -> Iterator[tuple[str, nn.Modu
             yield from splits[module].named_modules(prefix=name)
         elif module not in replaced:
             yield name, module
+
+
+def packed_attention(model: nn.Module) -> nn.Module:
+    """The model with torch's own attention again, in place unless it is an attention itself.
+
+    An attention with projections in Tucker format, or with adapters, stays as it is.
+    """
+    own: dict[nn.Module, nn.Module] = {
+        module: packed(module)
+        for module in model.modules()
+        if isinstance(module, SplitAttention)
+        and not any(isinstance(part, TuckerLayer | AdaptedModule) for part in module.modules())
+    }
+    for split, attention in own.items():
+        take_over_hooks(split, attention)
+    replace_modules(model, own)
+    return own.get(model, model)
 
 
 def _obstacle(attention: nn.MultiheadAttention, places: Mapping[int, int]) -> str | None:

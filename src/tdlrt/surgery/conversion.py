@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapted import adapted_modules
-from tdlrt.nn.attention import SplitAttention
 from tdlrt.nn.calls import Inputs, calls_for, random_state_kept
 from tdlrt.nn.models import check_model
-from tdlrt.nn.packed import packed
 from tdlrt.paths import LayerShape, Preference, check_preference
+from tdlrt.surgery.attention import packed_attention
 from tdlrt.surgery.fusion import fuse_batch_norms_
 from tdlrt.surgery.hooks import copy_parameter_hooks, take_over_hooks
 from tdlrt.surgery.swap import replace_modules
@@ -149,7 +148,7 @@ def without_adapters(model: nn.Module) -> nn.Module:
     for adapted, layer in merged.items():
         take_over_hooks(adapted, layer)
     replace_modules(model, merged)
-    return merged.get(model, model)
+    return packed_attention(merged.get(model, model))
 
 
 def _called_shapes(
@@ -196,11 +195,4 @@ def _converted(
         )
     replace_modules(model, replacements)
     model = replacements.get(model, model)
-    if pack:
-        splits = [module for module in model.modules() if isinstance(module, SplitAttention)]
-        own: dict[nn.Module, nn.Module] = {split: packed(split) for split in splits}
-        for split, attention in own.items():
-            take_over_hooks(split, attention)
-        replace_modules(model, own)
-        model = own.get(model, model)
-    return model
+    return packed_attention(model) if pack else model

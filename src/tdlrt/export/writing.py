@@ -28,17 +28,20 @@ Network: TypeAlias = Callable[[Tensor], Tensor]
 class Format:
     """A file format: how a network is written to a file, and read from it.
 
-    A graph holds operations, in any number type; the other formats hold torch layers of floats.
+    A graph holds operations, of which attention may be made; other formats hold torch's layers.
     """
 
     suffix: str
     dump: Callable[[Source], bytes]
     load: Callable[[bytes, nn.Module], Network]
+    has_int8: bool = True
     is_graph: bool = True
 
 
 FORMATS = {
-    "plain": Format(".safetensors", plain_files.dump, plain_files.load, is_graph=False),
+    "plain": Format(
+        ".safetensors", plain_files.dump, plain_files.load, has_int8=False, is_graph=False
+    ),
     "pt2": Format(".pt2", pt2.dump, pt2.load),
     "onnx": Format(".onnx", onnx.dump, onnx.load),
 }
@@ -186,7 +189,7 @@ def _check(
 ) -> None:
     if format not in FORMATS:
         raise UnknownNameError(f"unknown format {format!r}. Known: {', '.join(FORMATS)}")
-    if calibration is not None and not FORMATS[format].is_graph:
+    if calibration is not None and not FORMATS[format].has_int8:
         raise ExportError(
             f"format {format!r} with calibration: torch's plain layers compute in floats; use "
             "format 'onnx' or 'pt2' for int8"

@@ -78,8 +78,8 @@ def export_run(
     """
     writer, directory = pick("format", format, FORMATS), RunDirectory(run)
     preference: Any = pick("prefer", prefer, {name: name for name in get_args(Preference)})
-    if int8 and not writer.is_graph:
-        formats = " or ".join(name for name, one in FORMATS.items() if one.is_graph)
+    if int8 and not writer.has_int8:
+        formats = " or ".join(name for name, one in FORMATS.items() if one.has_int8)
         raise ConfigError(
             f"int8 with format {format!r}: expected a format that supports int8: {formats}"
         )

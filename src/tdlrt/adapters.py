@@ -22,6 +22,7 @@ from tdlrt.nn.adapted import (
     adapted_modules,
     adapter_parts,
 )
+from tdlrt.nn.layer_types import build_layer, can_store, dense_shape
 from tdlrt.nn.reshape import Reshape
 from tdlrt.nn.start import Modes
 from tdlrt.ranks import RankSpec
@@ -30,12 +31,12 @@ from tdlrt.serialization import load, save
 from tdlrt.surgery import (
     FactorizationReport,
     Patterns,
-    build_layer,
-    has_own_layout,
+    packed_attention,
     pattern_list,
     plan_surgery,
     replace_modules,
     reshaped_layers,
+    split_attention,
     without_adapters,
 )
 
@@ -96,9 +97,11 @@ def add_adapters_(
     `tdlrt.TDLRT` trains the updates and finds their ranks. A `ParameterBudget` counts the cores and
     bases of the updates; its fraction refers to the dense weights of the adapted layers.
 
-    Layers are selected as by `factorize_`. All parameters are frozen, except those of the updates
-    and of copies of the modules that `train` names, such as a new head. The running statistics of
-    batch norms are preserved too: new statistics go to a copy whose parameters are frozen.
+    Layers are selected as by `factorize_`, projections of torch's attention among them, which is
+    split into layers until the adapters are merged or removed. All parameters are frozen, except
+    those of the updates and of copies of the modules that `train` names, such as a new head. The
+    running statistics of batch norms are preserved too: new statistics go to a copy whose
+    parameters are frozen.
 
     Args:
         model: The model; changed in place.
@@ -133,15 +136,17 @@ def add_adapters_(
         raise AdapterError(f"scale: got {scale}, expected a finite number")
     trained = _modules_to_train(model, train)
     tensors = reshaped_layers(model, reshape)
-    # An update can be merged only into a Parameter that is stored in the order of W.
+    # An update can be merged only into a Parameter whose order of modes is known.
     reasons = {
         module: "stores its weight in another order"
         for module in model.modules()
-        if has_own_layout(module)
+        if not can_store(module)
     }
     reasons |= {
         inner: "trained in full" for module in trained.values() for inner in module.modules()
     }
+    splits, obstacles = split_attention(model)
+    splits = {attention: split for attention, split in splits.items() if attention not in reasons}
     report, updates = plan_surgery(
         model,
         lambda layer, spec: _update(layer, spec, modes, tensors.get(layer)),
@@ -149,7 +154,8 @@ def add_adapters_(
         modes=modes,
         include=include,
         exclude=exclude,
-        reasons=reasons,
+        reasons=obstacles | reasons,
+        splits=splits,
     )
     replacements: dict[nn.Module, nn.Module] = {
         module: TrainedCopy(module, requires_grad=False)
@@ -160,11 +166,19 @@ def add_adapters_(
     }
     for parameter in model.parameters():
         parameter.requires_grad = False  # requires_grad_ refuses parameters without a shape yet
-    replacements |= {layer: AdapterLayer(layer, update, scale) for layer, update in updates.items()}
+    adapters = {layer: AdapterLayer(layer, update, scale) for layer, update in updates.items()}
+    for attention, split in splits.items():
+        if not adapters.keys().isdisjoint(split.modules()):
+            for projection in split.projections().values():
+                projection.requires_grad_(False)
+            split.use(adapters)
+            replacements[attention] = split
+    replacements |= adapters
     replacements |= {module: TrainedCopy(module) for module in trained.values()}
     replace_modules(model, replacements)
     return AdapterReport(
         rows=report.rows,
+        vectors=report.vectors,
         trained=tuple(trained),
         trained_parameters=sum(p.numel() for m in trained.values() for p in m.parameters()),
     )
@@ -197,6 +211,7 @@ def unload_adapters_(model: nn.Module) -> None:
     """
     adapted = _require(model)
     replace_modules(model, {module: module.base for module in adapted.values()})
+    packed_attention(model)
 
 
 def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -286,7 +301,8 @@ def _update(layer: nn.Module, rank: RankSpec, modes: Modes, reshape: Reshape | N
     model._parameters = {"weight": nn.Parameter(torch.randn_like(weight)), "bias": None}
     whole = as_int(rank)
     if reshape is None and whole is not None and whole > 0:
-        rank = tuple(min(whole, n) if mode < 2 else n for mode, n in enumerate(weight.shape))
+        shape = dense_shape(layer)
+        rank = tuple(min(whole, n) if mode < 2 else n for mode, n in enumerate(shape))
     update = build_layer(model, rank=rank, modes=modes, reshape=reshape)
     nn.init.zeros_(update.core)
     return update

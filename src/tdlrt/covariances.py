@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import NothingMatchedError
-from tdlrt.nn import FACTORIZERS
 from tdlrt.nn.calls import evaluating
+from tdlrt.nn.layer_types import dense_shape, is_registered
 from tdlrt.nn.models import check_model
 
 __all__ = ["input_covariances"]
@@ -29,14 +29,15 @@ def input_covariances(model: nn.Module, batches: Iterable[Any]) -> dict[str, Ten
             the first entry is used, or mappings of keyword arguments.
 
     Returns:
-        Sigma, of shape n x n in float64, for each Conv1d/2d/3d and Linear by name.
+        Sigma, of shape n x n in float64, for each Conv1d/2d/3d, Linear and layer of a registered
+        type by name.
 
     Raises:
         NothingMatchedError: There are no batches, or no layer was called.
         UnsupportedLayerError: The model is no module.
     """
     check_model(model)
-    names = {module: name for name, module in model.named_modules() if type(module) in FACTORIZERS}
+    names = {module: name for name, module in model.named_modules() if is_registered(module)}
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(names.values(), 0)
 
@@ -72,7 +73,7 @@ def _call(model: nn.Module, batch: Any) -> None:
 
 def _rows(module: nn.Module, input: Tensor) -> Tensor:
     """Inputs as rows: one per position, with the features or channels as columns."""
-    if isinstance(module, nn.Linear):
+    spatial = len(dense_shape(module)) - 2
+    if not spatial:
         return input.flatten(0, -2) if input.ndim > 1 else input[None]
-    spatial = module.get_parameter("weight").ndim - 2
     return input.movedim(-spatial - 1, -1).flatten(0, -2)

@@ -13,8 +13,17 @@ from torch.nn.parameter import is_lazy
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.calls import Inputs, LayerCall, calls_for
-from tdlrt.nn.models import check_model, weight_shape
-from tdlrt.nn.others import other_modules, other_reason, other_shape, other_size
+from tdlrt.nn.layer_types import dense_shape, is_registered
+from tdlrt.nn.models import check_model
+from tdlrt.nn.others import (
+    RECURRENT,
+    RECURRENT_TYPES,
+    other_modules,
+    other_reason,
+    other_shape,
+    other_size,
+)
+from tdlrt.nn.products import ProductsOutside
 from tdlrt.paths import PathName, path_macs
 from tdlrt.text_tables import format_shape, format_table
 
@@ -34,7 +43,7 @@ class LayerSummary:
         dense_parameters: Number of entries of the dense weight.
         plain_parameters: Number of weight parameters of the torch layers that `to_plain` makes.
         macs: Multiply-adds of one forward pass; None if no input size was given, and for modules
-            that are neither convolutions nor linear layers.
+            that are neither convolutions nor linear layers, whose products are counted together.
         dense_macs: Multiply-adds of the dense layer; None as before.
         path: Forward path in inference at this input size; None for a dense layer, or if no input
             size was given.
@@ -68,11 +77,17 @@ class ModelSummary:
         network_parameters: Number of all parameters of the model.
         frozen_beside: Number of frozen parameters beside adapters. The dense counterpart is the
             merged network, in which they are part of the merged weights.
+        vector_parameters: Number of parameters in vectors, such as biases and the scales of norms,
+            which have no row.
+        macs_outside: Multiply-adds outside of the layers, such as those of queries with keys in
+            attention; None if no input size was given.
     """
 
     rows: tuple[LayerSummary, ...]
     network_parameters: int
     frozen_beside: int = 0
+    vector_parameters: int = 0
+    macs_outside: int | None = None
 
     @property
     def _factorized(self) -> list[LayerSummary]:
@@ -121,13 +136,13 @@ class ModelSummary:
 
     @property
     def macs(self) -> int | None:
-        """Multiply-adds of all convolutions and linear layers; None if no input size was given."""
-        return _total([row.macs for row in self.rows])
+        """Multiply-adds of all layers and outside of them; None if no input size was given."""
+        return _total([*(row.macs for row in self.rows), self.macs_outside])
 
     @property
     def dense_macs(self) -> int | None:
         """Multiply-adds of the dense counterpart; None if no input size was given."""
-        return _total([row.dense_macs for row in self.rows])
+        return _total([*(row.dense_macs for row in self.rows), self.macs_outside])
 
     def __str__(self) -> str:
         header = ["layer", "shape", "ranks", "parameters", "MACs", "compression"]
@@ -158,13 +173,19 @@ class ModelSummary:
                 f"as plain torch layers: {self.plain_parameters:,} weight parameters, "
                 f"compression {100 * kept:.1f}%",
             )
+        if self.vector_parameters:
+            lines.append(f"of them in vectors, such as biases: {self.vector_parameters:,}")
         if self.macs is not None and self.dense_macs:
             ratio = self.macs / self.dense_macs
             lines.append(f"MACs: {self.macs:,} of {self.dense_macs:,} ({100 * ratio:.1f}%)")
+            if self.macs_outside:
+                lines.append(f"of them outside of layers, as in attention: {self.macs_outside:,}")
         others = [f"{row.name} ({row.note})" for row in self.rows if row.note]
         if others:
-            counted = "" if self.macs is None else ", not in the MACs"
-            lines.append(f"no Tucker format{counted}: {', '.join(others)}")
+            lines.append(f"no Tucker format: {', '.join(others)}")
+        uncounted = [row.name for row in self.rows if row.note == RECURRENT]
+        if uncounted and self.macs is not None:
+            lines.append(f"not in the MACs: {', '.join(uncounted)}")
         return "\n".join(lines)
 
 
@@ -177,10 +198,11 @@ def summary(
     """Ranks, parameters and, given an input size or example inputs, multiply-adds of a model.
 
     Multiply-adds (MACs, half the floating-point operations) are counted for convolutions and linear
-    layers, by one forward pass in evaluation mode, on zeros if only a size is given. Bias additions
-    are not counted, nor is the folding of factors into the core, whose cost does not grow with the
-    input, nor are other modules with weights, such as attention, which have a row with the reason.
-    A Tucker layer is counted along the path that inference takes at this input size.
+    layers, by one forward pass in evaluation mode, on zeros if only a size is given, and for all
+    other matrix products of that pass, such as those of queries with keys in attention. Bias
+    additions are not counted, nor is the folding of factors into the core, whose cost does not grow
+    with the input, nor are recurrent layers. A Tucker layer is counted along the path that
+    inference takes at this input size.
 
     An adapter has two rows, one for the frozen layer and one for the update.
 
@@ -205,15 +227,24 @@ def summary(
         name: module
         for name, module in model.named_modules()
         if isinstance(module, TuckerLayer | nn.modules.conv._ConvNd | nn.Linear)
+        or is_registered(module)
     }
-    calls = calls_for(model, layers.values(), input_size, example_inputs)
+    recurrent = [module for module in model.modules() if isinstance(module, RECURRENT_TYPES)]
+    outside = ProductsOutside([*layers.values(), *recurrent])
+    calls = calls_for(model, layers.values(), input_size, example_inputs, outside)
     costs = {module: _cost(module, made) for module, made in calls.items()}
     rows = [_row(name, module, costs.get(module)) for name, module in layers.items()]
-    others = other_modules(model, layers.values())
+    others = other_modules(model.named_modules(), layers.values())
     rows += [_other_row(name, module) for name, module in others.items()]
-    total = sum(parameter.numel() for parameter in model.parameters() if not is_lazy(parameter))
+    sizes = [(one.numel(), one.ndim) for one in model.parameters() if not is_lazy(one)]
     beside = sum(module.replaced_parameters for module in adapted_modules(model).values())
-    return ModelSummary(rows=tuple(rows), network_parameters=total, frozen_beside=beside)
+    return ModelSummary(
+        rows=tuple(rows),
+        network_parameters=sum(size for size, _ in sizes),
+        frozen_beside=beside,
+        vector_parameters=sum(size for size, ndim in sizes if ndim < 2),
+        macs_outside=None if input_size is None and example_inputs is None else outside.macs,
+    )
 
 
 def metrics(model: nn.Module) -> dict[str, float]:
@@ -262,7 +293,7 @@ class _Cost(NamedTuple):
 
 
 def _row(name: str, module: nn.Module, cost: _Cost | None) -> LayerSummary:
-    shape = weight_shape(module)
+    shape = dense_shape(module)
     dense, tucker = (
         math.prod(shape) if shape else 0,
         module if isinstance(module, TuckerLayer) else None,
@@ -311,7 +342,7 @@ def _call_cost(module: nn.Module, call: LayerCall) -> _Cost:
         return _Cost(path_macs(path, planned), path_macs("dense", planned), path)
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
     positions = call.input.numel() if transposed else math.prod(call.output)
-    dense = positions * math.prod(weight_shape(module)[1:])
+    dense = positions * math.prod(dense_shape(module)[1:])
     return _Cost(dense, dense, None)
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
+import tdlrt
 from export.networks import dense, lenet5
 from tdlrt.errors import ExportError
 from tdlrt.export import export, load_network, load_plain
@@ -184,3 +185,44 @@ def test_names_that_no_file_has(tmp_path, name):
         export(dense("lenet5"), tmp_path / name, lenet5()[1], format="plain")
     with pytest.raises(ExportError, match="cannot be read"):
         load_plain(tmp_path / name, dense("lenet5"))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+@pytest.fixture(scope="module")
+def attention(tmp_path_factory):
+    path = tmp_path_factory.mktemp("attention") / "file"
+    model = Attention()
+    tdlrt.factorize_(model, rank=2)
+    export(model, path, torch.randn(2, 3, 8), format="plain")
+    return path.read_bytes()
+
+
+INNER = {"q": [2], "k": [2], "v": [2], "out": [2]}
+ATTENTION = {
+    "a negative size": ({"embed_dim": -8}, "MultiheadAttention with 'embed_dim' -8; expected"),
+    "a probability": ({"dropout": 3}, "MultiheadAttention with 'dropout' 3; expected"),
+    "a device": ({"device": "cpu"}, "MultiheadAttention with 'device' 'cpu'; expected"),
+    "no inner sizes": ({"inner": None}, "MultiheadAttention with 'inner' None; expected"),
+    "a projection too few": ({"inner": {"q": [2]}}, "MultiheadAttention with 'inner'"),
+    "an inner size": ({"inner": {**INNER, "q": [-2]}}, "MultiheadAttention with 'inner'"),
+    "many factors": ({"inner": {**INNER, "q": [2, 2, 2]}}, "MultiheadAttention with 'inner'"),
+    "other factors": ({"inner": {**INNER, "q": [3]}}, "does not fit the model"),
+    "no factors": ({"inner": {**INNER, "out": []}}, r"no attention\.out_proj\.weight"),
+    "heads": ({"num_heads": 3}, "does not fit the model"),
+    "huge": ({"embed_dim": 2**50}, "does not fit the model"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), ATTENTION.values(), ids=ATTENTION)
+def test_crafted_attention(attention, arguments, message, tmp_path):
+    (tmp_path / "file").write_bytes(changed(attention, "attention", **arguments))
+    with pytest.raises(ExportError, match=message):
+        load_plain(tmp_path / "file", Attention())

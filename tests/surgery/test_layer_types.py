@@ -150,6 +150,48 @@ def test_an_adapter_needs_a_weight_in_the_usual_order():
     assert torch.allclose(model(inputs()), changed, atol=1e-5)
 
 
+class Stored(Conv1D):
+    """Registered with the way back into the order in which the weight is stored."""
+
+
+class Named(Conv1D):
+    """Registered by its full name alone."""
+
+
+register_layer(
+    Stored, from_conv1d, weight=lambda dense: dense.weight.T, store=lambda weight: weight.T
+)
+register_layer(f"{__name__}.Named", from_conv1d, weight=lambda dense: dense.weight.T)
+
+
+def test_an_adapter_of_a_layer_whose_order_is_known_both_ways():
+    model = nn.Sequential(Stored(40, 20), nn.ReLU(), nn.Linear(40, 5))
+    expected = model(inputs())
+    assert tdlrt.add_adapters_(model, rank=30).factorized[0].shape == (40, 20)
+    assert torch.equal(model(inputs()), expected)
+    nn.init.normal_(model[0].update.core, std=0.1)
+    changed = model(inputs())
+    assert not torch.allclose(changed, expected, atol=1e-2)
+    tdlrt.merge_adapters_(model)
+    assert type(model[0]) is Stored
+    assert torch.allclose(model(inputs()), changed, atol=1e-4)
+
+
+def test_a_type_that_is_registered_by_its_name(tmp_path):
+    model = nn.Sequential(Named(40, 20), nn.ReLU(), nn.Linear(40, 5))
+    assert tdlrt.factorize_(model, rank=3).factorized[0].kind == "Named"
+    tdlrt.save(model, tmp_path / "network.safetensors")
+    fresh = nn.Sequential(Named(40, 20), nn.ReLU(), nn.Linear(40, 5))
+    tdlrt.load(tmp_path / "network.safetensors", fresh)
+    assert torch.equal(fresh(inputs()), model(inputs()))
+
+
+def test_which_layers_may_be_reshaped():
+    model = nn.Sequential(Named(40, 20), nn.Linear(40, 5))
+    with pytest.raises(tdlrt.UnsupportedLayerError, match=r"0 is a Named, expected .*reshape"):
+        tdlrt.factorize_(model, reshape={"0": ((4, 10), (20,))})
+
+
 def test_input_covariances_belong_to_the_inputs():
     model = nn.Sequential(Conv1D(30, 30), nn.Linear(30, 5))
     rows = torch.randn(50, 3) @ torch.randn(3, 30)  # inputs in three directions only
@@ -200,6 +242,7 @@ def test_what_a_registered_function_returns_is_checked():
     ("arguments", "message"),
     [
         (("Linear", from_conv1d), "dense_type: got 'Linear', expected a subclass of torch.nn.Mod"),
+        (("my layers.Linear", from_conv1d), "dense_type: got 'my layers.Linear', expected a sub"),
         ((int, from_conv1d), "dense_type: got <class 'int'>"),
         ((TuckerConv2d, from_conv1d), "dense_type: got TuckerConv2d, which is in Tucker format"),
         ((ScaledLinear, 3), "build: got 3, expected a function of a layer"),
@@ -214,3 +257,8 @@ def test_bad_registrations(arguments, message):
 def test_a_bad_weight_function():
     with pytest.raises(tdlrt.UnsupportedLayerError, match="weight: got 'T', expected a function"):
         register_layer(ScaledLinear, TuckerScaledLinear.from_scaled, weight="T")
+
+
+def test_a_bad_store_function():
+    with pytest.raises(tdlrt.UnsupportedLayerError, match="store: got 'T', expected a function of"):
+        register_layer(ScaledLinear, TuckerScaledLinear.from_scaled, store="T")

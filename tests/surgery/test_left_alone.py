@@ -208,12 +208,12 @@ def test_backward_pre_hooks_are_not_lost():
     assert "hooks" in notes(tdlrt.factorize_(model))["0"]
 
 
+class OwnAttention(nn.MultiheadAttention):
+    """A subclass, which may do anything."""
+
+
 OTHERS = {
-    "attention": (nn.MultiheadAttention(8, 2), "projections packed in one parameter"),
-    "attention of other widths": (
-        nn.MultiheadAttention(8, 2, kdim=4, vdim=6),
-        "projections packed in one parameter",
-    ),
+    "attention of the user's": (OwnAttention(8, 2), "projections packed in one parameter"),
     "LSTM": (nn.LSTM(4, 5), "recurrent layer"),
     "GRU cell": (nn.GRUCell(4, 5), "recurrent layer"),
     "embedding": (nn.Embedding(7, 3), "embedding, a table of rows"),
@@ -240,6 +240,7 @@ def test_every_module_with_weights_has_a_reason(module, reason):
 
 def test_the_output_of_attention_and_bare_parameters_have_a_reason():
     model = nn.TransformerEncoderLayer(8, 2, 16)
+    model.self_attn = OwnAttention(8, 2)
     model.table = nn.Parameter(torch.zeros(2, 3))
     found = notes(tdlrt.factorize_(model))
     assert found["self_attn.out_proj"] == "attention reads its weight itself"
@@ -250,8 +251,14 @@ def test_every_weight_of_a_model_is_in_a_row():
     model = nn.Sequential(
         nn.Transformer(8, 2, 1, 1, 16, batch_first=True), nn.LSTM(8, 8), nn.Embedding(5, 8)
     )
-    rows = tdlrt.factorize_(model).rows
+    report = tdlrt.factorize_(model)
+    rows = report.rows
     weights = sum(p.numel() for p in model.parameters() if p.ndim > 1)
     assert sum(row.parameters for row in rows) == weights
-    assert sum(row.parameters for row in tdlrt.summary(model).rows) == weights
+    summary = tdlrt.summary(model)
+    assert sum(row.parameters for row in summary.rows) == weights
     assert all(row.note for row in rows if row.ranks is None)
+    assert summary.vector_parameters == summary.network_parameters - weights
+    norms = [name for name, one in model.named_modules() if isinstance(one, nn.LayerNorm)]
+    assert {row.name for row in report.vectors} >= set(norms)
+    assert "vectors stay as they are: 3 SplitAttention (72 parameters), 7 LayerNorm" in str(report)

@@ -12,11 +12,15 @@ from torch import nn
 
 from tdlrt.errors import ExportError
 from tdlrt.nn import TuckerLayer
+from tdlrt.nn.attention import SplitAttention
+from tdlrt.nn.packed import PROJECTIONS, attention_options, inner_sizes, packed_like
 
 __all__ = ["Layers", "changed_layers", "made", "parsed"]
 
 Layers: TypeAlias = dict[str, list[dict[str, Any]]]
 """Stages of layers by the name of the layer; a stage is a class, `kind`, with its arguments."""
+
+_ATTENTION = "MultiheadAttention"
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -51,6 +55,19 @@ def _is_padding(value: object, dims: int) -> bool:
     return value in ("valid", "same")
 
 
+def _is_share(value: object, dims: int) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
+
+
+def _are_inner_sizes(value: object, dims: int) -> bool:
+    return (
+        isinstance(value, dict)
+        and sorted(value) == sorted(PROJECTIONS)
+        and all(isinstance(one, list) and len(one) <= 2 for one in value.values())
+        and all(_is_count(n, 0) for one in value.values() for n in one)
+    )
+
+
 _CONV: dict[str, Callable[[object, int], bool]] = {
     "in_channels": _is_count,
     "out_channels": _is_count,
@@ -68,6 +85,18 @@ _ARGUMENTS: dict[str, dict[str, Callable[[object, int], bool]]] = {
     "Identity": {},
     "Flatten": {"start_dim": _is_mode, "end_dim": _is_mode},
     "Unflatten": {"dim": _is_mode, "unflattened_size": _are_sizes},
+    _ATTENTION: {
+        "embed_dim": _is_count,
+        "num_heads": _is_count,
+        "dropout": _is_share,
+        "bias": _is_flag,
+        "add_bias_kv": _is_flag,
+        "add_zero_attn": _is_flag,
+        "kdim": _is_count,
+        "vdim": _is_count,
+        "batch_first": _is_flag,
+        "inner": _are_inner_sizes,
+    },
 }
 """The arguments of each class, each with the check of a value from a file."""
 
@@ -77,10 +106,15 @@ _MAX_STAGES = 32
 def changed_layers(model: nn.Module, plain: nn.Module) -> Layers:
     """Descriptions, by name, of the layers that differ between `plain` and the dense network."""
     modules = dict(plain.named_modules(remove_duplicate=False))
+    attention = [module for module in model.modules() if isinstance(module, SplitAttention)]
+    inside = {part for split in attention for part in split.modules() if part is not split}
     return {
         name: [_describe(stage) for stage in _stages(modules[name])]
         for name, layer in model.named_modules(remove_duplicate=False)
-        if isinstance(layer, TuckerLayer) or (name in modules and _is_fused(layer, modules[name]))
+        if layer not in inside
+        and (
+            isinstance(layer, TuckerLayer) or (name in modules and _is_fused(layer, modules[name]))
+        )
     }
 
 
@@ -96,6 +130,9 @@ def _stages(module: nn.Module) -> list[nn.Module]:
 
 def _describe(layer: nn.Module) -> dict[str, Any]:
     """Class and arguments of a plain layer."""
+    if isinstance(layer, nn.MultiheadAttention):
+        inner = {"inner": inner_sizes(layer)}
+        return {"kind": _ATTENTION} | attention_options(layer) | inner
     kind = type(layer).__name__
     described = {"kind": kind} | {name: getattr(layer, name) for name in _ARGUMENTS[kind]}
     return described | {"bias": layer.bias is not None} if "bias" in described else described
@@ -147,7 +184,11 @@ def _check(stage: Any, name: str, tensors: Container[str]) -> None:
             f"{reprlib.repr(stage.get(wrong[0]))}; expected {', '.join(checks) or 'no arguments'}, "
             "with values that torch has for them; export the network again"
         )
-    weight = f"{name}.weight" if name else "weight"
+    weight = "weight"
+    if kind == _ATTENTION:
+        whole = "weight" if not stage["inner"]["out"] else "parametrizations.weight.original"
+        weight = f"out_proj.{whole}"
+    weight = f"{name}.{weight}" if name else weight
     if "bias" in checks and weight not in tensors:
         raise ExportError(f"not a readable export (no {weight}); export the network again")
 
@@ -159,6 +200,9 @@ def made(stages: list[dict[str, Any]]) -> nn.Module:
 
 
 def _made(kind: str, **arguments: Any) -> nn.Module:
+    if kind == _ATTENTION:
+        inner = arguments.pop("inner")
+        return packed_like(arguments, inner)
     make: Any = getattr(nn, kind)
     with torch.device("meta"):
         layer: nn.Module = make(**arguments)

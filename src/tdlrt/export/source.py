@@ -31,7 +31,7 @@ class Source:
 
     Attributes:
         model: The trained network, in evaluation mode on the CPU.
-        plain: The same network as plain torch layers.
+        plain: The same network as plain torch layers; in a graph, attention is split into layers.
         example: A batch of two inputs, for tracing.
         calibration: Inputs from which the int8 ranges are set, (N, ...), or None for floats.
         metadata: Strings to store with the network.

@@ -17,7 +17,7 @@ from tdlrt.export import onnx, plain_files, pt2
 from tdlrt.export.source import Source
 from tdlrt.files import open_regular, write_bytes
 from tdlrt.paths import Preference
-from tdlrt.surgery import copied, to_plain, without_adapters
+from tdlrt.surgery import copied, plain_layers, without_adapters
 
 __all__ = ["FORMATS", "ExportReport", "Format", "export", "load_network"]
 
@@ -26,16 +26,22 @@ Network: TypeAlias = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Format:
-    """A file format: how a network is written to a file, and read from it."""
+    """A file format: how a network is written to a file, and read from it.
+
+    A graph holds operations, of which attention may be made; other formats hold torch's layers.
+    """
 
     suffix: str
     dump: Callable[[Source], bytes]
     load: Callable[[bytes, nn.Module], Network]
     has_int8: bool = True
+    is_graph: bool = True
 
 
 FORMATS = {
-    "plain": Format(".safetensors", plain_files.dump, plain_files.load, has_int8=False),
+    "plain": Format(
+        ".safetensors", plain_files.dump, plain_files.load, has_int8=False, is_graph=False
+    ),
     "pt2": Format(".pt2", pt2.dump, pt2.load),
     "onnx": Format(".onnx", onnx.dump, onnx.load),
 }
@@ -123,11 +129,13 @@ def export(
     outputs = _outputs(model, inputs)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     model = without_adapters(model)
-    plain_network = to_plain(
+    plain_network = plain_layers(
         model,
+        input_size=None,
         example_inputs=inputs,
         prefer=prefer,
         fuse_batch_norm=fuse_batch_norm,
+        pack=not FORMATS[format].is_graph,
     ).requires_grad_(False)
     source = Source(
         model=model,

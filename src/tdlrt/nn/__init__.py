@@ -4,11 +4,21 @@ from collections.abc import Callable
 
 from torch import nn
 
+from tdlrt.nn.attention import SplitAttention
 from tdlrt.nn.conv import TuckerConv1d, TuckerConv2d, TuckerConv3d
 from tdlrt.nn.layer import TuckerLayer
 from tdlrt.nn.linear import TuckerLinear
+from tdlrt.nn.transposed import TuckerTransposedLinear
 
-__all__ = ["TuckerConv1d", "TuckerConv2d", "TuckerConv3d", "TuckerLayer", "TuckerLinear"]
+__all__ = [
+    "SplitAttention",
+    "TuckerConv1d",
+    "TuckerConv2d",
+    "TuckerConv3d",
+    "TuckerLayer",
+    "TuckerLinear",
+    "TuckerTransposedLinear",
+]
 
 # The constructor that factorises each torch layer. A new layer type is one more line here.
 FACTORIZERS: dict[type[nn.Module], Callable[..., TuckerLayer]] = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tdlrt.nn.layer import TuckerLayer
+from tdlrt.nn.layer_types import as_stored
 from tdlrt.nn.models import check_model
 from tdlrt.nn.weight_value import WeightValue
 
@@ -85,7 +86,7 @@ class AdapterLayer(AdaptedModule):
 
     def _sum(self) -> Tensor:
         weight = self.base.get_parameter("weight")
-        return weight + self.scale * self.update.dense_weight().reshape(weight.shape)
+        return weight + self.scale * as_stored(self.base, self.update.dense_weight())
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, TypeAlias, TypeGuard
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tdlrt.errors import UnsupportedLayerError
+from tdlrt.nn.products import ProductsOutside
 from tdlrt.paths.apply import is_channels_last
 
 __all__ = [
@@ -154,8 +155,11 @@ def calls_for(
     layers: Collection[nn.Module],
     input_size: Sequence[int] | None,
     example_inputs: Inputs | None,
+    outside: ProductsOutside | None = None,
 ) -> dict[nn.Module, list[LayerCall]]:
     """The calls of each layer for an input size or for example inputs; {} if neither is given.
+
+    If `outside` is given, it counts the multiply-adds of the pass outside of its layers.
 
     Raises:
         TypeError: input_size is not a sequence of ints, or example_inputs has another type.
@@ -163,21 +167,24 @@ def calls_for(
         UnsupportedLayerError: A layer has no shape yet, so that a pass would change the model.
     """
     if example_inputs is None:
-        return {} if input_size is None else _calls_on_zeros(model, layers, input_size)
+        return {} if input_size is None else _calls_on_zeros(model, layers, input_size, outside)
     if input_size is not None:
         raise ValueError(
             f"input_size: got {input_size!r} together with example_inputs, expected one of them; "
             "leave input_size out"
         )
-    return watch_calls(model, layers, example_inputs)
+    return watch_calls(model, layers, example_inputs, outside)
 
 
 def _calls_on_zeros(
-    model: nn.Module, layers: Collection[nn.Module], input_size: Sequence[int]
+    model: nn.Module,
+    layers: Collection[nn.Module],
+    input_size: Sequence[int],
+    outside: ProductsOutside | None,
 ) -> dict[nn.Module, list[LayerCall]]:
     zeros = zeros_for(model, input_size)
     try:
-        return watch_calls(model, layers, zeros)
+        return watch_calls(model, layers, zeros, outside)
     except UnsupportedLayerError:
         raise
     except Exception as error:  # a forward method may raise anything
@@ -191,7 +198,10 @@ def _calls_on_zeros(
 
 
 def watch_calls(
-    model: nn.Module, layers: Collection[nn.Module], inputs: Inputs
+    model: nn.Module,
+    layers: Collection[nn.Module],
+    inputs: Inputs,
+    outside: ProductsOutside | None = None,
 ) -> dict[nn.Module, list[LayerCall]]:
     """The calls of each layer in one forward pass in evaluation mode; an empty list if none.
 
@@ -201,6 +211,7 @@ def watch_calls(
         model: The model.
         layers: The layers whose calls are recorded.
         inputs: The input, a tuple or list of inputs, or a mapping of keyword arguments.
+        outside: Counts the multiply-adds of the pass outside of its layers.
 
     Raises:
         TypeError: The inputs are none of these.
@@ -221,7 +232,8 @@ def watch_calls(
     with evaluating(model), torch.no_grad():
         for layer in layers:  # `evaluating` takes these hooks away again
             layer.register_forward_hook(record, with_kwargs=True)
-        call_model(model, inputs)
+        with nullcontext() if outside is None else outside.counted():  # its hooks as well
+            call_model(model, inputs)
     return calls
 
 

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 from torch.utils.checkpoint import checkpoint
 
 from tdlrt.errors import (
@@ -26,6 +25,7 @@ from tdlrt.nn.factors import FactorList, check_shapes
 from tdlrt.nn.loading import check_bias, stored_weight
 from tdlrt.nn.reshape import Reshape, tensor_shape
 from tdlrt.nn.start import Modes, Start, initial_tensor, learned_modes, weight_obstacle
+from tdlrt.nn.tracing import is_traced, traced_call
 from tdlrt.nn.weight_value import WeightValue
 from tdlrt.paths import (
     LayerShape,
@@ -150,29 +150,14 @@ class TuckerLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer along its path."""
-        if isinstance(input, Proxy):
-            return self._as_leaf(input)
+        if is_traced(input):
+            return traced_call(self, TuckerLayer.forward, (input,), {})  # type: ignore[no-any-return]
         if self.recompute and torch.is_grad_enabled():
             applied: Tensor = checkpoint(
                 self._apply_weight, input, use_reentrant=False, preserve_rng_state=False
             )
             return applied
         return self._apply_weight(input)
-
-    def _as_leaf(self, input: Proxy) -> Any:
-        """The node of this layer in a trace by torch.fx, one call like that of torch's layers.
-
-        Raises:
-            UnsupportedLayerError: The layer itself is traced, or has a forward method of its own.
-        """
-        tracer: Any = input.tracer
-        if tracer.root is self or type(self).forward is not TuckerLayer.forward:
-            raise UnsupportedLayerError(
-                f"input: got a torch.fx Proxy inside a {type(self).__name__}, expected a tensor; "
-                "use a Tracer whose is_leaf_module is true for this layer, and wrap a single layer "
-                "in torch.nn.Sequential"
-            )
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
 
     def _apply_weight(self, input: Tensor) -> Tensor:
         raise NotImplementedError
@@ -275,13 +260,18 @@ class TuckerLayer(nn.Module):
         The weight is truncated and scaled as it was when the layer was made. Every Parameter stays
         the same object.
         """
-        dense: Any = self.to_dense()
-        dense.reset_parameters()
+        dense = self._random_dense()
         weight = dense.weight.reshape(self.shape)
         start = initial_tensor(weight, self.ranks, self.learned_modes, self._init_scale)
         self.resize_(*start)
         if self.bias is not None:
             self.bias.copy_(dense.bias)
+
+    def _random_dense(self) -> Any:
+        """A new torch layer with random parameters, its weight in the order of W."""
+        dense: Any = self.to_dense()
+        dense.reset_parameters()
+        return dense
 
     def check_invariants(self) -> None:
         """Verify shapes, r_i <= prod_{j != i} r_j, finite values and orthonormal bases.

@@ -7,29 +7,75 @@ from collections.abc import Iterable
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["other_modules", "other_reason", "other_shape", "other_size"]
+from tdlrt.nn.attention import SplitAttention
+
+__all__ = [
+    "RECURRENT",
+    "RECURRENT_TYPES",
+    "VECTORS",
+    "other_modules",
+    "other_reason",
+    "other_shape",
+    "other_size",
+    "vector_modules",
+    "vector_size",
+]
+
+VECTORS = "vectors, such as scales and biases, have no ranks"
+
+RECURRENT = "recurrent layer"
+RECURRENT_TYPES = (nn.RNNBase, nn.RNNCellBase)
 
 _REASONS: dict[type[nn.Module], str] = {
+    SplitAttention: "added to keys and values, one vector each",
     nn.MultiheadAttention: "projections packed in one parameter",
     nn.modules.linear.NonDynamicallyQuantizableLinear: "attention reads its weight itself",
-    nn.RNNBase: "recurrent layer",
-    nn.RNNCellBase: "recurrent layer",
+    **dict.fromkeys(RECURRENT_TYPES, RECURRENT),
     nn.Embedding: "embedding, a table of rows",
     nn.EmbeddingBag: "embedding, a table of rows",
 }
 
 
-def other_modules(model: nn.Module, layers: Iterable[nn.Module]) -> dict[str, nn.Module]:
+def other_modules(
+    named: Iterable[tuple[str, nn.Module]], layers: Iterable[nn.Module]
+) -> dict[str, nn.Module]:
     """The modules outside given layers that hold a parameter of two or more dimensions, by name.
 
     The name of the model itself is '(model)'.
+
+    Args:
+        named: The modules of a model, as from `named_modules()`.
+        layers: Layers that are not looked at.
     """
     inside = {part for layer in layers for part in layer.modules()}
     return {
         name or "(model)": module
-        for name, module in model.named_modules()
+        for name, module in named
         if module not in inside and _weights(module)
     }
+
+
+def vector_modules(
+    named: Iterable[tuple[str, nn.Module]], layers: Iterable[nn.Module]
+) -> dict[str, nn.Module]:
+    """The modules outside given layers that hold vectors alone, such as norms, by name.
+
+    Args:
+        named: The modules of a model, as from `named_modules()`.
+        layers: Layers that are not looked at.
+    """
+    inside = {part for layer in layers for part in layer.modules()}
+    return {
+        name or "(model)": module
+        for name, module in named
+        if module not in inside and vector_size(module) and not _weights(module)
+    }
+
+
+def vector_size(module: nn.Module) -> int:
+    """Number of entries of all vectors and scalars that a module holds itself."""
+    own = module._parameters.values()
+    return sum(one.numel() for one in own if one is not None and not is_lazy(one) and one.ndim < 2)
 
 
 def other_reason(module: nn.Module) -> str:

@@ -34,6 +34,7 @@ __all__ = [
     "auto_scale",
     "initial_tensor",
     "learned_modes",
+    "parameter_obstacle",
     "weight_obstacle",
     "weighted_start",
 ]
@@ -48,7 +49,11 @@ _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def weight_obstacle(layer: nn.Module) -> str | None:
     """Why the weight of a dense layer cannot be put in Tucker format, or None."""
-    weight = layer._parameters.get("weight")
+    return parameter_obstacle(layer._parameters.get("weight"))
+
+
+def parameter_obstacle(weight: nn.Parameter | None) -> str | None:
+    """Why a parameter, or None for one that is missing, cannot be put in Tucker format, or None."""
     if weight is None:
         return "weight computed from other parameters"
     if is_lazy(weight):

@@ -16,6 +16,7 @@ from tdlrt.errors import CheckpointError
 from tdlrt.files import open_regular, write_bytes
 from tdlrt.linalg import TuckerTensor
 from tdlrt.nn import TuckerLayer
+from tdlrt.nn.layer_types import build_layer
 from tdlrt.serialization.header import KEY, Header, LayerFormat, checksum, maps_strings
 from tdlrt.serialization.state_tensors import (
     check_names,
@@ -25,7 +26,7 @@ from tdlrt.serialization.state_tensors import (
     expected_tensors,
     key,
 )
-from tdlrt.surgery import build_layer, replace_modules
+from tdlrt.surgery import replace_modules, split_attention
 from tdlrt.tensor_files import MAX_HEADER, header_length, open_tensors
 
 __all__ = ["load", "save"]
@@ -97,7 +98,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> dict[str, str]:
     path = Path(path)
     with _opened(path) as file:
         header, stored_checksum = Header.from_json((file.metadata() or {}).get(KEY))
-        expected, dense = expected_tensors(model, header.layers)
+        splits, _ = split_attention(model, {name.rpartition(".")[0] for name in header.layers})
+        expected, dense = expected_tensors(model, header.layers, splits)
         names = file.keys()
         check_names({*names, *header.aliases}, expected)
         sources = {name: header.aliases.get(name, name) for name in expected}
@@ -112,7 +114,9 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> dict[str, str]:
         module: _tucker_layer(module, name, header.layers[name], state)
         for module, name in dense.items()
     }
-    replace_modules(model, layers)
+    for split in splits.values():
+        split.use(layers)
+    replace_modules(model, {**layers, **splits})
     model.load_state_dict(state)
     return header.metadata
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 
 from tdlrt.errors import CheckpointError, RankError
 from tdlrt.nn import TuckerLayer
+from tdlrt.nn.attention import PACKED, SplitAttention
+from tdlrt.nn.layer_types import dense_shape, takes_reshape
 from tdlrt.nn.reshape import check_reshape
 from tdlrt.serialization.header import LayerFormat
-from tdlrt.surgery import dense_shape, obstacle, tied_weights
+from tdlrt.surgery import obstacle, tied_weights
 
 __all__ = [
     "ExpectedTensor",
@@ -65,13 +68,16 @@ def distinct_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[
 
 
 def expected_tensors(
-    model: nn.Module, layers: Mapping[str, LayerFormat]
+    model: nn.Module,
+    layers: Mapping[str, LayerFormat],
+    splits: Mapping[nn.Module, SplitAttention] = MappingProxyType({}),
 ) -> tuple[dict[str, ExpectedTensor], dict[nn.Module, str]]:
     """The tensors that a model expects once its layers have the format of a file.
 
     Args:
         model: Not changed.
         layers: Layers that the file holds in Tucker format, by name.
+        splits: Attention that takes the place of torch's in the model.
 
     Returns:
         The expected tensors by name, and the name of each dense layer that has to be replaced.
@@ -80,10 +86,18 @@ def expected_tensors(
         CheckpointError: The layers do not fit those of the model.
     """
     expected = {}
-    for name, value in model.state_dict().items():
+    modules = dict(model.named_modules(remove_duplicate=False))
+    state = model.state_dict()
+    for name, module in list(modules.items()):
+        if module in splits:
+            for packed in PACKED:
+                state.pop(key(name, packed), None)
+            split = splits[module]
+            state |= split.state_dict(prefix=key(name, ""))
+            modules |= split.named_modules(prefix=name)
+    for name, value in state.items():
         _check_storable(name, value)
         expected[name] = ExpectedTensor(tuple(value.shape), value.dtype, _owner(name, value))
-    modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
         if isinstance(module, TuckerLayer) and name not in layers:
             raise CheckpointError(
@@ -192,7 +206,7 @@ def _tensor_shape(name: str, module: nn.Module, layer: LayerFormat) -> tuple[int
     if isinstance(module, TuckerLayer) or layer.reshape is None:
         return dense_shape(module)
     try:
-        if type(module) is not nn.Linear:
+        if not takes_reshape(module):
             raise RankError(f"reshape: got {layer.reshape} for a {type(module).__name__}")
         rows, columns = check_reshape(layer.reshape, dense_shape(module))
     except RankError as error:

@@ -13,11 +13,12 @@ from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.calls import Inputs, calls_for, random_state_kept
 from tdlrt.nn.models import check_model
 from tdlrt.paths import LayerShape, Preference, check_preference
+from tdlrt.surgery.attention import packed_attention
 from tdlrt.surgery.fusion import fuse_batch_norms_
 from tdlrt.surgery.hooks import copy_parameter_hooks, take_over_hooks
 from tdlrt.surgery.swap import replace_modules
 
-__all__ = ["copied", "to_dense", "to_plain", "without_adapters"]
+__all__ = ["copied", "plain_layers", "to_dense", "to_plain", "without_adapters"]
 
 
 def to_dense(model: nn.Module) -> nn.Module:
@@ -31,7 +32,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     Returns:
         A new model with equal outputs.
     """
-    return _converted(copied(model), lambda layer: layer.to_dense())
+    return _converted(copied(model), lambda layer: layer.to_dense(), pack=True, stacklevel=3)
 
 
 def to_plain(
@@ -47,7 +48,10 @@ def to_plain(
     A convolution becomes 1x1, core, 1x1, and a linear layer becomes two linear layers, or fewer
     depending on `prefer`. A `path` that was set on the layer is followed; a path that `autotune_`
     measured only if speed is preferred. Adapters are merged. The result runs and loads without this
-    library.
+    library. Attention is torch.nn.MultiheadAttention again. That takes one matrix for each
+    projection, so where a projection has fewer parameters as two factors, the factors are the
+    parameters of a parametrisation (torch.nn.utils.parametrize), which multiplies them in every
+    forward pass; torch stores such a module by its `state_dict` alone.
 
     A torch layer is trainable if the core or a basis was, its bias if the bias was. Hooks of layers
     and of parameters that remain are kept. A warning names those of cores, of bases and of the
@@ -81,12 +85,38 @@ def to_plain(
         ValueError: A size is negative or far too large, the model does not take zeros of this size,
             or both arguments are given.
     """
+    return plain_layers(
+        model,
+        input_size=input_size,
+        example_inputs=example_inputs,
+        prefer=prefer,
+        fuse_batch_norm=fuse_batch_norm,
+        pack=True,
+    )
+
+
+def plain_layers(
+    model: nn.Module,
+    *,
+    input_size: Sequence[int] | None,
+    example_inputs: Inputs | None,
+    prefer: Preference,
+    fuse_batch_norm: bool,
+    pack: bool,
+) -> nn.Module:
+    """`to_plain`, or without `pack` the same with attention that is still split.
+
+    The latter is for tracing: it applies projections factor by factor.
+    """
     check_preference(prefer)
     result = copied(model)
     with random_state_kept(model):
         calls = _called_shapes(result, input_size, example_inputs)
         result = _converted(
-            result, lambda layer: layer.to_plain(layer.plain_path(calls.get(layer, ()), prefer))
+            result,
+            lambda layer: layer.to_plain(layer.plain_path(calls.get(layer, ()), prefer)),
+            pack=pack,
+            stacklevel=4,
         )
         if fuse_batch_norm:
             fuse_batch_norms_(result, input_size, example_inputs)
@@ -118,7 +148,7 @@ def without_adapters(model: nn.Module) -> nn.Module:
     for adapted, layer in merged.items():
         take_over_hooks(adapted, layer)
     replace_modules(model, merged)
-    return merged.get(model, model)
+    return packed_attention(merged.get(model, model))
 
 
 def _called_shapes(
@@ -140,8 +170,13 @@ def _called_shapes(
     }
 
 
-def _converted(model: nn.Module, convert: Callable[[TuckerLayer], nn.Module]) -> nn.Module:
-    """The model with adapters merged and Tucker layers converted, in place unless it is a layer."""
+def _converted(
+    model: nn.Module, convert: Callable[[TuckerLayer], nn.Module], *, pack: bool, stacklevel: int
+) -> nn.Module:
+    """The model with adapters merged and Tucker layers converted, in place unless it is a layer.
+
+    With `pack`, attention is torch's own again. A warning points to the caller at `stacklevel`.
+    """
     model = without_adapters(model)
     layers = {
         name: module for name, module in model.named_modules() if isinstance(module, TuckerLayer)
@@ -156,7 +191,8 @@ def _converted(model: nn.Module, convert: Callable[[TuckerLayer], nn.Module]) ->
         warnings.warn(
             f"model: got hooks on {', '.join(lost)}, which have no place in torch layers and are "
             "lost; register hooks on the layers of the new model instead",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
     replace_modules(model, replacements)
-    return replacements.get(model, model)
+    model = replacements.get(model, model)
+    return packed_attention(model) if pack else model

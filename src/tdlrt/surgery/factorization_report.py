@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,9 +41,15 @@ class FactorizationRow:
 
 @dataclass(frozen=True, kw_only=True)
 class FactorizationReport:
-    """The result of `factorize_`, or its plan if dry_run is set; prints as a table."""
+    """The result of `factorize_`, or its plan if dry_run is set; prints as a table.
+
+    Attributes:
+        rows: One per layer, then one per other module that holds weights of two or more dimensions.
+        vectors: One per module that holds vectors alone, such as a norm; nothing to factorise.
+    """
 
     rows: tuple[FactorizationRow, ...]
+    vectors: tuple[FactorizationRow, ...] = ()
 
     _parameters_header: ClassVar[str] = "now"
 
@@ -71,6 +78,8 @@ class FactorizationReport:
         ]
         header = ["layer", "shape", "ranks", "dense", self._parameters_header, "note"]
         lines = [format_table(header, table), self._total_line]
+        if self.vectors:
+            lines.append(f"vectors stay as they are: {_by_kind(self.vectors)}")
         if max(moved, default=0) > _NOTABLE:
             lines.append(
                 f"The start changes weights by up to {100 * max(moved):.0f}%; to keep a trained "
@@ -87,6 +96,13 @@ class FactorizationReport:
             f"{len(hits)} of {len(self.rows)} layers in Tucker format, "
             f"{before:,} -> {after:,} weight parameters"
         )
+
+
+def _by_kind(rows: Sequence[FactorizationRow]) -> str:
+    """How many modules of each kind there are, with how many parameters."""
+    kinds = dict.fromkeys(row.kind for row in rows)
+    groups = {kind: [row.parameters for row in rows if row.kind == kind] for kind in kinds}
+    return ", ".join(f"{len(n)} {kind} ({sum(n):,} parameters)" for kind, n in groups.items())
 
 
 def _changed(change: float, note: str) -> str:

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from tdlrt.errors import NothingMatchedError, RankError
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.calls import random_state_kept
+from tdlrt.nn.layer_types import build_layer, dense_weight
 from tdlrt.nn.models import check_model
 from tdlrt.nn.reshape import Reshape
 from tdlrt.nn.start import Modes, auto_scale, weighted_start
 from tdlrt.ranks import RankSpec
+from tdlrt.surgery.attention import named_parts, split_attention
 from tdlrt.surgery.factorization_report import FactorizationReport
-from tdlrt.surgery.layer_types import build_layer, dense_weight
 from tdlrt.surgery.reshaping import reshaped_layers
 from tdlrt.surgery.selection import Patterns, plan_surgery
 from tdlrt.surgery.swap import replace_modules
@@ -41,15 +42,17 @@ def factorize_(
     """Put the convolutions and linear layers of a model in Tucker format, in place.
 
     Layers whose type is exactly Conv1d/2d/3d or Linear are factorised, and those of types that were
-    registered with `tdlrt.surgery.register_layer`. These are left dense, with the reason in the
-    report: the output head (a Linear registered last), frozen layers and, where the rank is a
+    registered with `tdlrt.surgery.register_layer`, such as Conv1D of transformers. The projections
+    of torch.nn.MultiheadAttention are factorised under the names q_proj, k_proj, v_proj and
+    out_proj: a `tdlrt.nn.SplitAttention` takes its place. These are left dense, with the reason in
+    the report: the output head (a Linear registered last), frozen layers and, where the rank is a
     fraction below 1, layers of at most 4 inputs or outputs in all (docs/algorithm.md), unless
     `include` names them; grouped and transposed convolutions, layers that would not be smaller even
     at rank 1, tied weights, weights that are complex, quantised or without a shape yet, and layers
-    with hooks. The report also lists other modules with weights, such as attention and embeddings.
-    On the meta device layers get their ranks, to be filled from a file later. Shared modules stay
-    shared, and biases stay the same Parameters. Everything is validated and computed before
-    anything is changed.
+    with hooks. The report also lists other modules with weights, such as embeddings. On the meta
+    device layers get their ranks, to be filled from a file later. Shared modules stay shared, and
+    biases stay the same Parameters. Everything is validated and computed before anything is
+    changed.
 
     Args:
         model: The model; changed in place unless dry_run is set.
@@ -117,23 +120,31 @@ def factorize_(
             scale = auto_scale(dense_weight(module).detach(), spec, modes, tensor_modes)
         return build_layer(module, rank=spec, modes=modes, init_scale=scale, reshape=tensor_modes)
 
+    splits, reasons = split_attention(model)
     with random_state_kept(model) if dry_run else nullcontext():
-        report, replacements = plan_surgery(
+        report, layers = plan_surgery(
             *(model, build),
             ranks=ranks,
             modes=modes,
             include=include,
             exclude=exclude,
+            reasons=reasons,
+            splits=splits,
             leave_frozen=include is None,
         )
         changes = {
-            name: _change(module, replacements[module])
-            for name, module in model.named_modules()
-            if module in replacements
+            name: _change(module, layers[module])
+            for name, module in named_parts(model, splits)
+            if module in layers
         }
     rows = [replace(row, change=changes.get(row.name)) for row in report.rows]
-    report = FactorizationReport(rows=tuple(rows))
+    report = replace(report, rows=tuple(rows))
     if not dry_run:
+        replacements: dict[nn.Module, nn.Module] = dict(layers)
+        for attention, split in splits.items():
+            if not layers.keys().isdisjoint(split.modules()):
+                split.use(layers)
+                replacements[attention] = split
         replace_modules(model, replacements)
     return report
 

@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from tdlrt.errors import NothingMatchedError, RankError, UnsupportedLayerError
 from tdlrt.nn.calls import Inputs, calls_for
-from tdlrt.nn.models import check_model, weight_shape
+from tdlrt.nn.layer_types import dense_shape, takes_reshape
+from tdlrt.nn.models import check_model
 from tdlrt.nn.reshape import Reshape, check_reshape
 from tdlrt.surgery.selection import considered_layers, pattern_list
 
@@ -47,12 +48,13 @@ def reshaped_layers(
                 f"some of {', '.join(layers) or 'no layers at all'}"
             )
         for name, module in matches.items():
-            if type(module) is not nn.Linear:
+            if not takes_reshape(module):
                 raise UnsupportedLayerError(
                     f"reshape[{pattern!r}]: {name} is a {type(module).__name__}, expected "
-                    "torch.nn.Linear itself; a convolution is a tensor already"
+                    "torch.nn.Linear itself, Conv1D of transformers or a type whose registered "
+                    "function takes reshape; a convolution is a tensor already"
                 )
-            modes = check_reshape(reshape[pattern], weight_shape(module), f"reshape[{pattern!r}]")
+            modes = check_reshape(reshape[pattern], dense_shape(module), f"reshape[{pattern!r}]")
             found.setdefault(module, modes)
     return found
 

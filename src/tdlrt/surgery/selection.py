@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TypeAlias
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from tdlrt.errors import NothingMatchedError, UnsupportedLayerError
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapted import adapted_modules
-from tdlrt.nn.others import other_modules, other_reason, other_shape, other_size
+from tdlrt.nn.layer_types import dense_shape, is_registered
+from tdlrt.nn.others import (
+    VECTORS,
+    other_modules,
+    other_reason,
+    other_shape,
+    other_size,
+    vector_modules,
+    vector_size,
+)
 from tdlrt.nn.start import Modes, weight_obstacle
 from tdlrt.ranks import (
     SMALL_MODE,
@@ -27,9 +34,10 @@ from tdlrt.ranks import (
     is_fraction,
 )
 from tdlrt.scalars import as_number
+from tdlrt.surgery.attention import Splits, named_parts
 from tdlrt.surgery.factorization_report import FactorizationReport, FactorizationRow
 from tdlrt.surgery.hooks import has_hooks
-from tdlrt.surgery.layer_types import dense_shape, is_registered
+from tdlrt.surgery.tied import tied_weights
 
 __all__ = [
     "Patterns",
@@ -37,7 +45,6 @@ __all__ = [
     "obstacle",
     "pattern_list",
     "plan_surgery",
-    "tied_weights",
 ]
 
 Patterns: TypeAlias = str | Sequence[str]
@@ -52,6 +59,7 @@ def plan_surgery(
     include: Patterns | None,
     exclude: Patterns | None,
     reasons: Mapping[nn.Module, str] = MappingProxyType({}),
+    splits: Splits = MappingProxyType({}),
     leave_frozen: bool = False,
 ) -> tuple[FactorizationReport, dict[nn.Module, TuckerLayer]]:
     """Choose the layers of a model to factorise and build their Tucker layers; replace nothing.
@@ -65,6 +73,7 @@ def plan_surgery(
         include: See `factorize_`.
         exclude: See `factorize_`.
         reasons: Modules that stay dense for a further reason, and that reason.
+        splits: Attention in the place of torch's, whose projections may be factorised.
         leave_frozen: Whether layers whose weight needs no gradient stay dense, if others do not.
 
     Returns:
@@ -75,10 +84,10 @@ def plan_surgery(
         UnsupportedLayerError: The model is itself a layer.
     """
     ranks = {pattern: _plain_number(rank) for pattern, rank in ranks.items()}
-    considered = considered_layers(model)
-    others = other_modules(model, considered.values())
+    considered = considered_layers(model, splits)
+    others = other_modules(named_parts(model, splits), considered.values())
     _check_patterns(considered | others, ranks, include, exclude)
-    tied, head = tied_weights(model), _output_head(considered)
+    tied, head = tied_weights(model), _output_head(considered, splits)
     adapted = {part for one in adapted_modules(model).values() for part in one.modules()}
     patterns: dict[str, str | None] = {}
     why: dict[str, str | None] = {}
@@ -119,20 +128,31 @@ def plan_surgery(
     for name, module in others.items():
         reason = reasons.get(module) or other_reason(module)
         rows.append(_skipped_row(name, module, reason, other_shape(module), other_size(module)))
-    report = FactorizationReport(rows=tuple(rows))
+    vectors = vector_modules(named_parts(model, splits), considered.values())
+    report = FactorizationReport(
+        rows=tuple(rows),
+        vectors=tuple(
+            _skipped_row(name, module, VECTORS, (size,), size)
+            for name, module in vectors.items()
+            if (size := vector_size(module))
+        ),
+    )
     if not layers:
         raise NothingMatchedError(f"model: no layer can be factorised\n{report}")
     return report, layers
 
 
-def considered_layers(model: nn.Module) -> dict[str, nn.Module]:
+def considered_layers(
+    model: nn.Module, splits: Splits = MappingProxyType({})
+) -> dict[str, nn.Module]:
     """All layers that get a row in the report, factorised or not, by their first name."""
-    if _is_considered(model):
+    if _is_considered(model) or model in splits:
         raise UnsupportedLayerError(
             f"model: got a single {type(model).__name__}, which cannot be replaced in place; use "
             "tdlrt.nn.TuckerConv2d.from_conv or a similar method, or wrap it in torch.nn.Sequential"
         )
-    return {name: module for name, module in model.named_modules() if _is_considered(module)}
+    parts = named_parts(model, splits)
+    return {name: module for name, module in parts if _is_considered(module)}
 
 
 def _is_considered(module: nn.Module) -> bool:
@@ -225,30 +245,10 @@ def _smallest_size(shape: Sequence[int], modes: Modes) -> int:
     return math.prod(shape[len(factored) :]) + sum(factored)
 
 
-def _output_head(considered: Mapping[str, nn.Module]) -> nn.Module | None:
-    last = list(considered.values())[-1:]
+def _output_head(considered: Mapping[str, nn.Module], splits: Splits) -> nn.Module | None:
+    inside = {part for split in splits.values() for part in split.modules()}
+    last = [module for module in considered.values() if module not in inside][-1:]
     return last[0] if last and isinstance(last[0], nn.Linear) and is_registered(last[0]) else None
-
-
-def tied_weights(model: nn.Module) -> set[nn.Module]:
-    """Layers whose weight is also a parameter or buffer of another name, or shares its memory."""
-    places = Counter(
-        _memory(tensor)
-        for module in model.modules()
-        for tensor in (*module._parameters.values(), *module._buffers.values())
-        if tensor is not None
-    )
-    return {
-        module
-        for module in model.modules()
-        if (weight := module._parameters.get("weight")) is not None and places[_memory(weight)] > 1
-    }
-
-
-def _memory(tensor: Tensor) -> int:
-    """The address of a tensor's memory; of the object if it has none, or more than one."""
-    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
-    return (tensor.data_ptr() if plain else 0) or id(tensor)
 
 
 def _factorized_row(

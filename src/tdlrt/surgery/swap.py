@@ -29,8 +29,14 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
         if isinstance(module, nn.TransformerEncoderLayer) and not _has_weights(module):
             module.activation_relu_or_gelu = 0
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder) and not all(map(_has_weights, module.layers)):
+        if isinstance(module, nn.TransformerEncoder) and not all(map(_is_fused, module.layers)):
             module.use_nested_tensor = False  # only the fused operation takes nested tensors
+
+
+def _is_fused(layer: nn.Module) -> bool:
+    """Whether torch may call its fused operation for a transformer layer."""
+    attention = layer._modules.get("self_attn")
+    return _has_weights(layer) and bool(getattr(attention, "_qkv_same_embed_dim", True))
 
 
 def _has_weights(layer: nn.Module) -> bool:

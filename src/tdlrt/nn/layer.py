@@ -51,6 +51,8 @@ class TuckerLayer(nn.Module):
         bias: Parameter of shape (n_1,), or None.
         recompute: Whether the backward pass computes the maps between the stages again instead of
             storing them, which saves memory and takes time. Not for torch.func's transforms.
+        is_averaged: Whether all processes average its gradients, although others hold parts of the
+            other parameters (`tdlrt.integrations.fsdp`).
         path_is_measured: Whether `autotune_` has set `path`, to the fastest one.
         reshape: Sizes of the modes of the rows and of the columns, if the layer is linear and its
             matrix is a tensor of more than two modes; otherwise None.
@@ -62,6 +64,7 @@ class TuckerLayer(nn.Module):
     factors: FactorList
     bias: nn.Parameter | None
 
+    is_averaged: bool = False
     recompute: bool = False
     path_is_measured: bool = False
     reshape: Reshape | None = None

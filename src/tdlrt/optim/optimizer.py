@@ -29,7 +29,7 @@ from tdlrt.optim.bug import Bug
 from tdlrt.optim.finite import Finite, PlainAtRiskError
 from tdlrt.optim.groups import (
     as_list,
-    check_whole,
+    check_shards,
     group_of_each_layer,
     groups_of,
     tucker_parameters,
@@ -97,7 +97,7 @@ class TDLRT(torch.optim.Optimizer):
         TypeError: param_groups holds what is no dict with 'params', or a set of parameters.
         NothingMatchedError: The model, or a pattern of the policy, has no Tucker layer.
         UnsupportedLayerError: The model is no module, or its parameters are sharded (FSDP, tensor
-            parallelism).
+            parallelism) in another way than by `tdlrt.integrations.fsdp.fully_shard_`.
         UnsupportedOptimizerError: The class or one of its options has no rule for Tucker weights.
         RankError: tau or budget is out of its range, or more than one of tau, budget and
             rank_policy is given, or total_steps without budget, or the policy cannot be met.
@@ -163,7 +163,7 @@ class TDLRT(torch.optim.Optimizer):
         self._names: dict[Tensor, str] = {
             parameter: name for name, parameter in model.named_parameters()
         }
-        check_whole(self._names)
+        check_shards(self._names, self._slots.values())
         self._adaptation = Adaptation(policy, self._slots, adapt_every)
         self._resting = RestingBases(self._slots, basis_every)
 
@@ -287,6 +287,11 @@ class TDLRT(torch.optim.Optimizer):
     def examines_next(self) -> bool:
         """Whether ranks may change in the next step, or at its end."""
         return self._adaptation.examines or self._adaptation.steps + 1 == self.freeze_after
+
+    @property
+    def moves_bases(self) -> bool:
+        """Whether the next call of `step` reads gradients of bases: not in core steps of `bug`."""
+        return not self._bug.core_steps_left
 
     @property
     def storage_version(self) -> tuple[int, ...]:

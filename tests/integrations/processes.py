@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.distributed as dist
 
-MOST = 3
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TIMEOUT = timedelta(seconds=60)
 LIMIT = 180  # seconds for a call, the start of the processes included
@@ -30,7 +29,7 @@ def on_processes(count, work, *arguments):
     with TemporaryDirectory() as folder:
         store = Path(folder) / "store"
         places = [(n, count) for n in range(count)]
-        futures = [_pool().submit(_run, work, place, store, arguments) for place in places]
+        futures = [_worker(p[0]).submit(_run, work, p, store, arguments) for p in places]
         if wait(futures, LIMIT).not_done:
             for process in multiprocessing.active_children():
                 process.kill()
@@ -38,9 +37,12 @@ def on_processes(count, work, *arguments):
 
 
 @cache
-def _pool():
-    """The processes, which import torch once; every call makes a group of its own."""
-    return ProcessPoolExecutor(MOST, multiprocessing.get_context("spawn"))
+def _worker(number):
+    """A process, which imports torch once; every call makes a group of its own.
+
+    It has the same number in all groups, because DTensor remembers that of the first.
+    """
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
 def _run(work, place, store, arguments):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +70,8 @@ def save(
     tensors[_REST] = torch.tensor(list(json.dumps(rest).encode()), dtype=torch.uint8)
     _on_first(lambda: _check_new(path, part), process_group)
     writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
-    try:
+    with _errors_that_say(f"{path}: cannot be written"):
         dcp.save(_apart(tensors), storage_writer=writer, process_group=process_group)
-    except Exception as error:
-        raise CheckpointError(f"{path}: cannot be written ({error})") from error
     _on_first(lambda: _publish(part, path), process_group)
 
 
@@ -234,12 +234,21 @@ def _check_names(
 def _read(
     targets: dict[str, Tensor], path: Path, process_group: dist.ProcessGroup | None
 ) -> dict[str, Tensor]:
-    try:
-        reader = HuggingFaceStorageReader(str(path))
+    reader = HuggingFaceStorageReader(str(path))
+    with _errors_that_say(f"{path}: cannot be read"):
         dcp.load(targets, storage_reader=reader, process_group=process_group)
-    except Exception as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
     return targets
+
+
+@contextmanager
+def _errors_that_say(what: str) -> Iterator[None]:
+    """Make errors of torch.distributed.checkpoint those of this library."""
+    try:
+        with warnings.catch_warnings():  # that there is one process only
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            yield
+    except Exception as error:
+        raise CheckpointError(f"{what} ({error})") from error
 
 
 def _check_new(path: Path, part: Path) -> None:

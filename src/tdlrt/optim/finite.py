@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tdlrt.errors import NonFiniteError
-from tdlrt.optim.shards import norms
+from tdlrt.optim.shards import is_finite, norms
 from tdlrt.optim.slot import OptimizerState
 from tdlrt.optim.steps import Augmented, Iterate, Lifted
 
@@ -175,7 +175,7 @@ class Finite:
             if parameter.grad is None:
                 continue
             for what, tensor in self._tensors_of(parameter):
-                if not torch.isfinite(tensor).all():
+                if not is_finite(tensor):
                     after = what != "gradient" and parameter in self._plain and has_moved
                     raise NonFiniteError(
                         f"{name}: its {what} has NaN or infinite entries"

@@ -108,17 +108,16 @@ def check_shards(names: Mapping[Tensor, str], slots: Collection[LayerSlot]) -> N
     if not sharded:
         return
     tucker = tucker_parameters(slots)
+    averaged = all(slot.layer.is_averaged for slot in slots)
     for parameter, name in names.items():
-        if is_sharded(parameter) and (
-            id(parameter) in tucker or not all(slot.layer.is_averaged for slot in slots)
-        ):
+        if is_sharded(parameter) and not (averaged and id(parameter) not in tucker):
             raise UnsupportedLayerError(
                 f"{name}: is a DTensor, expected a plain parameter; leave out torch's fully_shard "
                 "and tensor parallelism, and shard the whole model by "
                 "tdlrt.integrations.fsdp.fully_shard_(model), which leaves cores and bases whole "
                 "and averages their gradients"
             )
-        if not is_sharded(parameter) and id(parameter) not in tucker:
+        if averaged and not is_sharded(parameter) and id(parameter) not in tucker:
             raise UnsupportedLayerError(
                 f"{name}: is a plain parameter beside sharded ones such as {sharded[0]}, expected "
                 "all in one model given to tdlrt.integrations.fsdp.fully_shard_"

@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:  # importing DTensor takes long, and most models have none
     from torch.distributed.tensor import DTensor
 
-__all__ = ["is_sharded", "norms", "own_part"]
+__all__ = ["is_finite", "is_sharded", "norms", "own_part"]
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
@@ -22,6 +22,12 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
 def own_part(tensor: Tensor) -> Tensor:
     """The part that this process holds, in the same memory; the tensor itself if it is whole."""
     return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all entries are finite. If the tensor is sharded, all processes must ask."""
+    finite = torch.isfinite(tensor).all()
+    return bool(finite.full_tensor() if is_sharded(finite) else finite)
 
 
 @torch.no_grad()

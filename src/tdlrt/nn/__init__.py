@@ -4,11 +4,19 @@ from collections.abc import Callable
 
 from torch import nn
 
+from tdlrt.nn.compiling import mark_dynamic_ranks_
 from tdlrt.nn.conv import TuckerConv1d, TuckerConv2d, TuckerConv3d
 from tdlrt.nn.layer import TuckerLayer
 from tdlrt.nn.linear import TuckerLinear
 
-__all__ = ["TuckerConv1d", "TuckerConv2d", "TuckerConv3d", "TuckerLayer", "TuckerLinear"]
+__all__ = [
+    "TuckerConv1d",
+    "TuckerConv2d",
+    "TuckerConv3d",
+    "TuckerLayer",
+    "TuckerLinear",
+    "mark_dynamic_ranks_",
+]
 
 # The constructor that factorises each torch layer. A new layer type is one more line here.
 FACTORIZERS: dict[type[nn.Module], Callable[..., TuckerLayer]] = {

@@ -37,7 +37,7 @@ from tdlrt.paths import (
     choose_path,
     path_parameters,
 )
-from tdlrt.paths.apply import fastest_path, is_channels_last, known_shape
+from tdlrt.paths.apply import fastest_path, has_known_shape, is_channels_last, known_shape
 
 __all__ = ["TuckerLayer", "resize_layers_"]
 
@@ -183,6 +183,8 @@ class TuckerLayer(nn.Module):
     def _call_path(self, input: Tensor, bases: Sequence[Tensor]) -> PathName:
         if self._path != "auto":
             return self._path
+        if not has_known_shape(self.core):
+            return "three_stage"  # one graph serves all ranks: no guards that compare their costs
         last = is_channels_last(input, self.core.ndim)
         grad = input.requires_grad
         shape = self.plan_shape(known_shape(input), channels_last=last, input_grad=grad)

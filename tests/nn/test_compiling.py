@@ -75,6 +75,24 @@ def test_without_marks_there_are_a_few_graphs():
     assert 1 < counter.frame_count <= 8
 
 
+def test_ranks_that_ask_for_another_path_get_the_same_graph():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layer = tdlrt.nn.TuckerLinear(64, 64, rank=60)
+    x = torch.randn(256, 64)
+    paths = [layer.planned_path(layer.plan_shape(x.shape), "training")]
+    mark_dynamic_ranks_(layer)
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(layer, backend=counter, fullgraph=True)
+    with torch._dynamo.config.patch(force_parameter_static_shapes=False):
+        for rank in (60, 4):
+            layer.resize_(layer.core[:rank, :rank], [f[:, :rank] for f in layer.factors])
+            assert torch.allclose(compiled(x), layer(x), atol=1e-5)
+    paths.append(layer.planned_path(layer.plan_shape(x.shape), "training"))
+    assert paths[0] != paths[1]
+    assert counter.frame_count == 1
+
+
 def test_a_model_without_tucker_layers():
     with pytest.raises(tdlrt.NothingMatchedError, match="without Tucker layers"):
         mark_dynamic_ranks_(nn.Linear(2, 2))

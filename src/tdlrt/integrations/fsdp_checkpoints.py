@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from tdlrt.errors import CheckpointError
@@ -71,7 +74,7 @@ def save(
     _on_first(lambda: _check_new(path, part), process_group)
     writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
     with _errors_that_say(f"{path}: cannot be written"):
-        dcp.save(_apart(tensors), storage_writer=writer, process_group=process_group)
+        state_dict_saver.save(_apart(tensors), storage_writer=writer, process_group=process_group)
     _on_first(lambda: _publish(part, path), process_group)
 
 
@@ -236,7 +239,7 @@ def _read(
 ) -> dict[str, Tensor]:
     reader = HuggingFaceStorageReader(str(path))
     with _errors_that_say(f"{path}: cannot be read"):
-        dcp.load(targets, storage_reader=reader, process_group=process_group)
+        state_dict_loader.load(targets, storage_reader=reader, process_group=process_group)
     return targets
 
 

@@ -29,8 +29,8 @@ def network():
 class Training:
     """On one of some processes that share out each batch, or on this one alone (None)."""
 
-    def __init__(self, process=None, count=1, *, name="adamw", **options):
-        self.model = network()
+    def __init__(self, process=None, count=1, *, name="adamw", dtype=torch.float64, **options):
+        self.model, self.inputs = network().to(dtype), INPUTS.to(dtype)
         if process is not None:
             fsdp.fully_shard_(self.model, [self.model[5]], check_every=3)
         self.rows = slice(None) if process is None else slice(process, None, count)
@@ -46,7 +46,7 @@ class Training:
 
     def closure(self):
         self.optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(self.model(INPUTS[self.rows]), LABELS[self.rows])
+        loss = nn.functional.cross_entropy(self.model(self.inputs[self.rows]), LABELS[self.rows])
         loss.backward()
         self.optimizer.clip_grad_norm_(0.5)
         return loss

@@ -59,6 +59,16 @@ def test_a_training_continues_on_another_number_of_processes(tmp_path, integrato
         assert_close(found, expected)
 
 
+def test_a_training_in_bfloat16_continues_bit_for_bit(tmp_path):
+    options = {"dtype": torch.bfloat16}
+    saved = on_two_processes(shards.save, 2, 4, tmp_path / "two", options)
+    resumed = on_two_processes(shards.resume, 2, 4, tmp_path / "two", options)
+    for (found, ranks), (again, of) in zip(saved, resumed, strict=True):
+        assert found["4.weight"].dtype == torch.bfloat16
+        assert of == ranks[4:]
+        assert_same(again, found)
+
+
 def test_the_norm_of_clipping_is_that_of_the_whole():
     alone, expected = shards.clip(None, 1)
     for norm, gradients in on_two_processes(shards.clip, 2):

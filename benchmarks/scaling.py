@@ -288,8 +288,8 @@ def document(result: Row) -> str:
     return f"""\
 # Scaling over workers
 
-Written by `{result["command"]}`, seed {result["seed"]}; do not edit. How to train on several
-processes: [distributed training](distributed.md).
+Written by `{result["command"]}`, seed {result["seed"]}, the bytes again with `--bytes`; do not
+edit. How to train on several processes: [distributed training](distributed.md).
 
 ## Bytes in a step
 

@@ -45,6 +45,7 @@ def run(called, optimizer, model, steps=45):
     return torch.tensor(losses), sum(before != after for before, after in pairs)
 
 
+@pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")  # inductor
 @pytest.mark.parametrize(
     "backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 )

@@ -50,26 +50,37 @@ Row = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="timed steps, of which the median")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--bytes", action="store_true", help="count bytes and keep the times")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     torch.set_num_threads(1)
     with group(0, 1, tempfile.mkdtemp()):
-        sent = [traffic(rank, name) for rank in (None, *RANKS) for name in integrators(rank)]
-    result = {
-        "command": f"python benchmarks/scaling.py --rounds {rounds}",
-        "seed": 0,
-        "versions": versions(),
-        "machine": machine(torch.device("cpu")),
-        "traffic": sent,
-        "pieces": [pieces(name, rounds) for name in POLICIES],
-        "widths": [width(channels, rounds) for channels in WIDTHS],
-        "two_processes": [two_processes(engine, name, rounds) for engine, name in two_cases()],
-    }
+        sent = [traffic(rank, *case) for rank in (None, *RANKS) for case in cases(rank)]
+    if arguments.bytes:
+        result = json.loads(RESULT.read_text()) | {"traffic": sent}
+    else:
+        result = timed(rounds) | {"traffic": sent}
     write_text(RESULT, json.dumps(result, indent=1) + "\n")
     (ROOT / "docs/scaling.md").write_text(document(result), encoding="utf-8")
 
 
-def integrators(rank: float | None) -> tuple[str, ...]:
-    return ("-",) if rank is None else ("parallel", "bug")
+def timed(rounds: int) -> dict[str, Any]:
+    return {
+        "command": f"python benchmarks/scaling.py --rounds {rounds}",
+        "seed": 0,
+        "versions": versions(),
+        "machine": machine(torch.device("cpu")),
+        "pieces": [pieces(name, rounds) for name in POLICIES],
+        "widths": [width(channels, rounds) for channels in WIDTHS],
+        "two_processes": [two_processes(engine, name, rounds) for engine, name in two_cases()],
+    }
+
+
+def cases(rank: float | None) -> list[tuple[str, str]]:
+    """Integrators, and the types in which gradients of cores and bases are sent."""
+    if rank is None:
+        return [("-", "float32")]
+    return [(name, dtype) for name in ("parallel", "bug") for dtype in ("float32", "bfloat16")]
 
 
 def two_cases() -> list[tuple[str, str]]:
@@ -113,7 +124,7 @@ def closure_for(model: nn.Module, images: int, plain: nn.Module) -> Callable[[],
     return closure
 
 
-def traffic(rank: float | None, integrator: str) -> Row:
+def traffic(rank: float | None, integrator: str, dtype: str) -> Row:
     """Bytes of gradients that a worker hands over in a step, counted."""
     model = network(rank)
     buckets: list[int] = []
@@ -122,7 +133,7 @@ def traffic(rank: float | None, integrator: str) -> Row:
         optimizer: Any = torch.optim.SGD(model.parameters(), **SGD)
     else:
         given = optimizer_for(model, "examined", integrator=integrator)
-        engine, optimizer = wrap(model, given, check_every=1000)
+        engine, optimizer = wrap(model, given, check_every=1000, reduce_dtype=getattr(torch, dtype))
 
     def count(state: list[int], bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         state.append(bucket.buffer().nbytes)
@@ -140,6 +151,8 @@ def traffic(rank: float | None, integrator: str) -> Row:
     return {
         "rank": rank,
         "integrator": integrator,
+        "dtype": dtype,
+        "gradients": 2 if integrator == "bug" else 1,
         "compression": size.compression,
         "dense_bytes": sum(buckets),
         "factor_bytes": sum(factors),
@@ -248,8 +261,9 @@ def document(result: Row) -> str:
     dense = next(row for row in result["traffic"] if row["rank"] is None)
     sent = "\n".join(
         f"| {row['rank'] or 'dense'} | {100 * row['compression']:.1f} | {row['integrator']} | "
-        f"{row['factor_bytes'] / 1e6:.2f} | {row['dense_bytes'] / 1e6:.2f} | "
-        f"{100 * gradient_bytes(row) / gradient_bytes(dense):.1f} |"
+        f"{row['dtype']} | {row['factor_bytes'] / 1e6:.2f} | {row['dense_bytes'] / 1e6:.2f} | "
+        f"{100 * gradient_bytes(row) / gradient_bytes(dense):.1f} | "
+        f"{100 * gradient_bytes(row) / gradient_bytes(dense) / row['gradients']:.1f} |"
         for row in result["traffic"]
     )
     widths = "\n".join(
@@ -274,20 +288,23 @@ def document(result: Row) -> str:
     return f"""\
 # Scaling over workers
 
-Written by `{result["command"]}`, seed {result["seed"]}; do not edit. How to train on several
-processes: [distributed training](distributed.md).
+Written by `{result["command"]}`, seed {result["seed"]}, the bytes again with `--bytes`; do not
+edit. How to train on several processes: [distributed training](distributed.md).
 
 ## Bytes in a step
 
 Gradients that a worker hands over in a step of VGG16 for 32x32 images, counted where they are
 sent: cores and bases in one buffer for each backward pass (with a mark for each parameter, and a
 checksum of the ranks), other parameters in the buckets of DistributedDataParallel. `bug` has two
-backward passes, the second in the augmented bases. An all-reduce over a ring then moves
+backward passes; of the second, in the augmented bases, it sends the cores alone. *Sent in* is the
+type of the messages of cores and bases (`wrap(..., reduce_dtype=torch.bfloat16)`); others, and the
+dense network, are sent in float32. An all-reduce over a ring then moves
 2 (N - 1) / N times these bytes through each of N workers. Running statistics of batch norms,
 {dense["buffer_bytes"] / 1e6:.2f} MB, come on top in both networks.
 
-| rank | compression (%) | integrator | cores and bases (MB) | others (MB) | of dense (%) |
-| --- | --- | --- | --- | --- | --- |
+| rank | compression (%) | integrator | sent in | cores and bases (MB) | others (MB) | \
+of dense (%) | for each gradient (%) |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 {sent}
 
 ## Time of a step
@@ -347,7 +364,7 @@ def predicted(result: Row) -> str:
     sent = next(
         gradient_bytes(row)
         for row in result["traffic"]
-        if (row["rank"], row["integrator"]) == (TIMED_RANK, "parallel")
+        if (row["rank"], row["integrator"], row["dtype"]) == (TIMED_RANK, "parallel", "float32")
     )
     lines = [
         "| workers | " + " | ".join(f"{g} Gbit/s: every, shared" for g in GIGABITS) + " |",

@@ -246,6 +246,54 @@ def payload(process):
     return found
 
 
+def payload_of_bug(process):
+    """Entries sent in each pass of a `bug` step without a closure; entries of the cores in each."""
+    data = problem(integrator="bug")
+    model, optimizer = distributed.wrap(data.model, data.optimizer)
+    found, none = [], []
+    for _ in range(2):
+        optimizer.zero_grad()
+        cores = [layer.core.numel() for layer in data.layers]
+        with counted() as sizes:
+            accumulate(model, data, HALVES[process])
+        found.append((sizes, cores))
+        none.append(all(f.grad is None for layer in data.layers for f in layer.factors))
+        optimizer.step()
+    return found, none
+
+
+def reduced(process):
+    """Relative differences of gradients of cores and bases sent in bfloat16 from those in full."""
+    found = []
+    for dtype in (torch.bfloat16, None):
+        data = problem()
+        model, _ = distributed.wrap(data.model, data.optimizer, reduce_dtype=dtype)
+        accumulate(model, data, HALVES[process])
+        found.append([p.grad for layer in data.layers for p in (layer.core, *layer.factors)])
+    return [float((one - other).norm() / other.norm()) for one, other in zip(*found, strict=True)]
+
+
+def two_trainings(process, apart):
+    """Of two models in turn, in one group, or each process alone with its own model in its own."""
+    groups = [dist.new_group([n]) if apart else None for n in range(2)]
+    own = [process] if apart else [0, 1]
+    found = []
+    for number in own:
+        data = problem(seed=number)
+        model, _ = distributed.wrap(data.model, data.optimizer, process_group=groups[number])
+        found.append((model, data))
+    rows = slice(0, 32) if apart else HALVES[process]
+    for _ in range(6):
+        for model, data in found:
+            data.optimizer.zero_grad()
+            accumulate(model, data, rows)
+        for _, data in found:
+            data.optimizer.step()
+    for number, (_, data) in zip(own, found, strict=True):
+        distributed.check_replicas(data.model, groups[number])
+    return {n: tdlrt.to_dense(d.model).state_dict() for n, (_, d) in zip(own, found, strict=True)}
+
+
 def uneven(process):
     """Nine images and 23, weighted by their numbers."""
     data = problem()

@@ -1,6 +1,7 @@
 """Accelerate: prepared objects, its clipping and its checkpoints."""
 
 import pytest
+import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
 
@@ -18,10 +19,10 @@ from integrations.problems import (
 
 
 class Run:
-    def __init__(self, *, max_grad_norm=None, accumulate=1, **options):
+    def __init__(self, *, max_grad_norm=None, accumulate=1, dtype=torch.float32, **options):
         self.max_grad_norm = max_grad_norm
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
-        self.plain = network()
+        self.plain = network().to(dtype)
         moved = optimizer(self.plain, **options)
         self.model, self.optimizer, self.loader, self.scheduler = self.accelerator.prepare(
             self.plain, moved, loader(), scheduler(moved)
@@ -30,9 +31,10 @@ class Run:
 
     def epochs(self, number):
         for _ in range(number):
+            dtype = self.plain[0].core.dtype
             for x, y in self.loader:
                 with self.accelerator.accumulate(self.model):
-                    loss = F.cross_entropy(self.model(x), y)
+                    loss = F.cross_entropy(self.model(x.to(dtype)), y)
                     self.accelerator.backward(loss)
                     if self.max_grad_norm is not None and self.accelerator.sync_gradients:
                         self.optimizer.optimizer.clip_grad_norm_(self.max_grad_norm)
@@ -69,3 +71,19 @@ def test_resuming_continues_the_loss_curve_bit_for_bit(tmp_path, integrator):
     assert first.losses + resumed.losses == losses
     assert len(losses) == EPOCHS * STEPS_PER_EPOCH
     assert_same_weights(resumed.plain, model)
+
+
+@pytest.mark.parametrize("integrator", ["parallel", "bug"])
+def test_resuming_in_bfloat16_continues_bit_for_bit(tmp_path, integrator):
+    options = {"integrator": integrator, "dtype": torch.bfloat16}
+    first = Run(**options)
+    first.epochs(2)
+    first.accelerator.save_state(tmp_path)
+    rank = linear_rank(first.plain)
+    resumed = Run(**options)
+    resumed.accelerator.load_state(tmp_path)
+    for run in (first, resumed):
+        run.epochs(EPOCHS - 2)
+    assert linear_rank(first.plain) != rank
+    assert first.losses[2 * STEPS_PER_EPOCH :] == resumed.losses
+    assert_same_weights(resumed.plain, first.plain)

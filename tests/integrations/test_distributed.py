@@ -122,6 +122,32 @@ def test_one_buffer_of_the_size_of_the_factors_is_sent():
     assert after[1] < before[1]
 
 
+def test_core_passes_of_bug_send_the_cores_alone():
+    for (basis_pass, core_pass), none in on_two_processes(replicas.payload_of_bug):
+        assert basis_pass[0] > [sum(basis_pass[1])]
+        assert core_pass[0] == [sum(core_pass[1]) + 2]
+        assert sum(core_pass[1]) > sum(basis_pass[1])
+        assert none == [False, True]
+
+
+def test_gradients_are_sent_in_another_type():
+    for differences in on_two_processes(replicas.reduced):
+        assert 1e-6 < max(differences) < 1e-2
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_two_trainings_do_not_meet(apart):
+    found = on_two_processes(replicas.two_trainings, apart)
+    assert [list(of) for of in found] == ([[0], [1]] if apart else [[0, 1]] * 2)
+    for number in range(2):
+        alone = replicas.problem(seed=number)
+        for _ in range(6):
+            alone.call()
+        for of in found:
+            if number in of:
+                assert_close(of[number], tdlrt.to_dense(alone.model).state_dict(), 1e-9)
+
+
 def test_shares_of_other_sizes_weigh_by_their_sizes():
     for found, expected in on_two_processes(replicas.uneven):
         assert_close(found, expected)
@@ -162,13 +188,19 @@ def test_a_bad_interval(lonely, check_every):
         distributed.wrap(problem.model, problem.optimizer, check_every=check_every)
 
 
+def test_a_type_that_is_no_floating_point(lonely):
+    problem = Small()
+    with pytest.raises(ValueError, match=r"reduce_dtype: got torch\.int32, expected a floating"):
+        distributed.wrap(problem.model, problem.optimizer, reduce_dtype=torch.int32)
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_sharded_model(lonely, whole):
     """All of it, or the dense rest alone."""
     model = Small().model
     mesh = dist.init_device_mesh("cpu", (1,))
     fully_shard(model if whole else model[5], mesh=mesh)
-    with pytest.raises(tdlrt.UnsupportedLayerError, match=r"is a DTensor.*distributed\.wrap"):
+    with pytest.raises(tdlrt.UnsupportedLayerError, match=r"is a DTensor.*fsdp\.fully_shard_"):
         tdlrt.TDLRT(model, torch.optim.SGD, lr=0.1)
 
 

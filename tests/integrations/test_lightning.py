@@ -95,6 +95,25 @@ def test_resuming_continues_the_loss_curve_bit_for_bit(tmp_path, integrator):
     assert_same_weights(resumed.model, model)
 
 
+@pytest.mark.parametrize("integrator", ["parallel", "bug"])
+def test_resuming_in_bf16_continues_bit_for_bit(tmp_path, integrator):
+    """`bf16-true` makes the parameters bfloat16: the state has their masters."""
+    options = {"precision": "bf16-true"}
+    whole = Module(integrator=integrator)
+    trainer(tmp_path, TDLRTCallback(), **options).fit(whole, loader())
+    assert whole.model[0].core.dtype == torch.bfloat16
+    first = Module(integrator=integrator)
+    fit = trainer(tmp_path, TDLRTCallback(), max_epochs=2, **options)
+    fit.fit(first, loader())
+    fit.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = Module(integrator=integrator)
+    fit = trainer(tmp_path, TDLRTCallback(), **options)
+    fit.fit(resumed, loader(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert linear_rank(first) != linear_rank(whole)
+    assert first.losses + resumed.losses == whole.losses
+    assert_same_weights(resumed.model, whole.model)
+
+
 def test_metrics_reach_the_logger(tmp_path):
     module, records = Module(), Records()
     fit = trainer(tmp_path, TDLRTCallback(), logger=records, log_every_n_steps=3)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from tdlrt.nn.attention import SplitAttention
+from tdlrt.nn.compiling import mark_dynamic_ranks_
 from tdlrt.nn.conv import TuckerConv1d, TuckerConv2d, TuckerConv3d
 from tdlrt.nn.layer import TuckerLayer
 from tdlrt.nn.linear import TuckerLinear
@@ -18,6 +19,7 @@ __all__ = [
     "TuckerLayer",
     "TuckerLinear",
     "TuckerTransposedLinear",
+    "mark_dynamic_ranks_",
 ]
 
 # The constructor that factorises each torch layer. A new layer type is one more line here.

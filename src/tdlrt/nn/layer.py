@@ -37,7 +37,7 @@ from tdlrt.paths import (
     choose_path,
     path_parameters,
 )
-from tdlrt.paths.apply import fastest_path, is_channels_last, known_shape
+from tdlrt.paths.apply import fastest_path, has_known_shape, is_channels_last, known_shape
 
 __all__ = ["TuckerLayer", "resize_layers_"]
 
@@ -51,6 +51,8 @@ class TuckerLayer(nn.Module):
         bias: Parameter of shape (n_1,), or None.
         recompute: Whether the backward pass computes the maps between the stages again instead of
             storing them, which saves memory and takes time. Not for torch.func's transforms.
+        is_averaged: Whether all processes average its gradients, although others hold parts of the
+            other parameters (`tdlrt.integrations.fsdp`).
         path_is_measured: Whether `autotune_` has set `path`, to the fastest one.
         reshape: Sizes of the modes of the rows and of the columns, if the layer is linear and its
             matrix is a tensor of more than two modes; otherwise None.
@@ -62,6 +64,7 @@ class TuckerLayer(nn.Module):
     factors: FactorList
     bias: nn.Parameter | None
 
+    is_averaged: bool = False
     recompute: bool = False
     path_is_measured: bool = False
     reshape: Reshape | None = None
@@ -165,6 +168,8 @@ class TuckerLayer(nn.Module):
     def _call_path(self, input: Tensor, bases: Sequence[Tensor]) -> PathName:
         if self._path != "auto":
             return self._path
+        if not has_known_shape(self.core):
+            return "three_stage"  # one graph serves all ranks: no guards that compare their costs
         last = is_channels_last(input, self.core.ndim)
         grad = input.requires_grad
         shape = self.plan_shape(known_shape(input), channels_last=last, input_grad=grad)

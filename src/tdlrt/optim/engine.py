@@ -243,6 +243,11 @@ class Engine:
                 raise
             adaptation.settling = False
 
+    @property
+    def moves_bases(self) -> bool:
+        """See `TDLRT.moves_bases`."""
+        return not self._bug.core_steps_left
+
     def gradient_norm(self) -> Tensor:
         """Norm of all gradients of the next step, see `TDLRT.clip_grad_norm_`."""
         with self._plain_arithmetic():

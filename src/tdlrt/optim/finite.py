@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tdlrt.errors import NonFiniteError
+from tdlrt.optim.shards import is_finite, norms
 from tdlrt.optim.slot import OptimizerState
 from tdlrt.optim.steps import Augmented, Iterate, Lifted
 
@@ -54,8 +55,8 @@ def sizes(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     Returns:
         One number for each tensor, in float64; NaN or infinite if an entry is.
     """
-    norms = torch._foreach_norm(list(tensors), 2, dtype=torch.float64)
-    return torch.stack(list(norms)) / (torch.finfo(dtype).max / 2)
+    found = torch._foreach_norm(list(tensors), 2, dtype=torch.float64)
+    return torch.stack(list(found)) / (torch.finfo(dtype).max / 2)
 
 
 class WrittenElsewhereError(Exception):
@@ -116,13 +117,7 @@ class Finite:
         """Norms that are not finite if a plain parameter, its gradient or its state is not."""
         moved = [p for p in self._names if p in self._plain and p.grad is not None]
         tensors = [tensor for p in moved for _, tensor in self._tensors_of(p)]
-        if not tensors:
-            return torch.zeros(0, dtype=torch.float64, device=device)
-        alike: dict[tuple[object, ...], list[Tensor]] = {}
-        for tensor in tensors:
-            alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-        norms = [torch.stack(list(torch._foreach_norm(of, 2))) for of in alike.values()]
-        return torch.cat([norm.to(device, torch.float64) for norm in norms])
+        return norms(tensors, device)
 
     def check(
         self, given: Given, results: Iterable[Tensor], extra: Iterable[Tensor] = ()
@@ -180,7 +175,7 @@ class Finite:
             if parameter.grad is None:
                 continue
             for what, tensor in self._tensors_of(parameter):
-                if not torch.isfinite(tensor).all():
+                if not is_finite(tensor):
                     after = what != "gradient" and parameter in self._plain and has_moved
                     raise NonFiniteError(
                         f"{name}: its {what} has NaN or infinite entries"

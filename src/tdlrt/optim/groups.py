@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from tdlrt.errors import UnsupportedLayerError
+from tdlrt.optim.shards import is_sharded
 from tdlrt.optim.slot import LayerSlot
 
-__all__ = ["as_list", "check_whole", "group_of_each_layer", "groups_of", "tucker_parameters"]
+__all__ = ["as_list", "check_shards", "group_of_each_layer", "groups_of", "tucker_parameters"]
 
 
 def as_list(
@@ -96,18 +97,28 @@ def group_of_each_layer(
     return found
 
 
-def check_whole(names: Mapping[Tensor, str]) -> None:
-    """Refuse sharded parameters, of which each process holds only a part.
+def check_shards(names: Mapping[Tensor, str], slots: Collection[LayerSlot]) -> None:
+    """Refuse sharded parameters, except those of a model that `fully_shard_` has prepared.
 
     Raises:
-        UnsupportedLayerError: A parameter is sharded.
+        UnsupportedLayerError: A core or a basis is sharded, other parameters are sharded although
+            nothing averages the gradients of cores and bases, or some are and others are not.
     """
+    sharded = [name for parameter, name in names.items() if is_sharded(parameter)]
+    if not sharded:
+        return
+    tucker = tucker_parameters(slots)
+    averaged = all(slot.layer.is_averaged for slot in slots)
     for parameter, name in names.items():
-        if (
-            type(parameter.detach()).__name__ == "DTensor"
-        ):  # by name, since importing DTensor takes long
+        if is_sharded(parameter) and not (averaged and id(parameter) not in tucker):
             raise UnsupportedLayerError(
-                f"{name}: is a DTensor, expected a plain parameter; TDLRT does not train sharded "
-                "models: leave out fully_shard and tensor parallelism, and train on several "
-                "processes by tdlrt.integrations.distributed.wrap(model, optimizer)"
+                f"{name}: is a DTensor, expected a plain parameter; leave out torch's fully_shard "
+                "and tensor parallelism, and shard the whole model by "
+                "tdlrt.integrations.fsdp.fully_shard_(model), which leaves cores and bases whole "
+                "and averages their gradients"
+            )
+        if averaged and not is_sharded(parameter) and id(parameter) not in tucker:
+            raise UnsupportedLayerError(
+                f"{name}: is a plain parameter beside sharded ones such as {sharded[0]}, expected "
+                "all in one model given to tdlrt.integrations.fsdp.fully_shard_"
             )

@@ -16,6 +16,7 @@ from tdlrt.optim.finite import Finite, Given, WrittenElsewhereError
 from tdlrt.optim.members import Members
 from tdlrt.optim.resting import RestingBases
 from tdlrt.optim.rules import Rule
+from tdlrt.optim.shards import norms
 from tdlrt.optim.slot import OptimizerState
 from tdlrt.optim.steps import Augmented, Iterate, Lifted, retract, retract_lifted
 
@@ -178,11 +179,8 @@ def gradient_norm(
         whole: Layers that count with their projected gradient.
     """
     device = context.batches.device
-    parts = [torch.zeros(1, dtype=torch.float64, device=device)]
-    for parameter in plain:
-        if parameter.grad is not None:
-            norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float64)
-            parts.append(norm.to(device)[None])
+    gradients = [parameter.grad for parameter in plain if parameter.grad is not None]
+    parts = [norms(gradients, device, torch.float64)]
     for members in context.batches.select(cores):
         gradient = TangentVector(members.core_gradient(), {})
         parts.append(gradient.squared_norms().sqrt().to(device))

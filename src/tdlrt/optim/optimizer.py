@@ -19,7 +19,7 @@ from tdlrt.optim.arguments import (
     resolve_policy,
 )
 from tdlrt.optim.engine import Engine
-from tdlrt.optim.groups import as_list, check_whole, groups_of, tucker_parameters
+from tdlrt.optim.groups import as_list, check_shards, groups_of, tucker_parameters
 from tdlrt.optim.plain import PlainParameters
 from tdlrt.optim.rules import resolve_rule
 from tdlrt.optim.skipping import SkippedSteps
@@ -79,7 +79,7 @@ class TDLRT(torch.optim.Optimizer):
         TypeError: param_groups holds what is no dict with 'params', or a set of parameters.
         NothingMatchedError: The model, or a pattern of the policy, has no Tucker layer.
         UnsupportedLayerError: The model is no module, or its parameters are sharded (FSDP, tensor
-            parallelism).
+            parallelism) in another way than by `tdlrt.integrations.fsdp.fully_shard_`.
         UnsupportedOptimizerError: The class or one of its options has no rule for Tucker weights.
         RankError: tau or budget is out of its range, or more than one of tau, budget and
             rank_policy is given, or total_steps without budget, or the policy cannot be met.
@@ -136,7 +136,7 @@ class TDLRT(torch.optim.Optimizer):
         self._arguments = options
         self._slots = {name: LayerSlot(name, layer) for name, layer in tucker_layers(model).items()}
         self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-        check_whole(self._names)
+        check_shards(self._names, self._slots.values())
         tucker = tucker_parameters(self._slots.values())
         groups = groups_of(self._names, tucker, param_groups)
         self._device = device = next(iter(self._slots.values())).layer.core.device
@@ -215,6 +215,11 @@ class TDLRT(torch.optim.Optimizer):
     def examines_next(self) -> bool:
         """Whether ranks may change in the next step, or at its end."""
         return self._engine.examines_next
+
+    @property
+    def moves_bases(self) -> bool:
+        """Whether the next call of `step` reads gradients of bases: not in core steps of `bug`."""
+        return self._engine.moves_bases
 
     @property
     def storage_version(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tdlrt.optim.rules import Rule
+from tdlrt.optim.shards import own_part
 
 __all__ = ["PlainParameters"]
 
@@ -129,7 +130,7 @@ class Before:
     def _present(self) -> list[Tensor]:
         own = [value for p in self._parameters for value in self._state.get(p, {}).values()]
         state = [value for value in own if isinstance(value, Tensor)]
-        return [*self._parameters, *state]
+        return [own_part(tensor) for tensor in (*self._parameters, *state)]
 
     def restore(self) -> None:
         """Bring everything back."""
@@ -153,11 +154,12 @@ class Before:
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    copies = [torch.empty_like(tensor) for tensor in tensors]
-    _copy_back(copies, tensors)
+    parts = [own_part(tensor) for tensor in tensors]
+    copies = [torch.empty_like(part) for part in parts]
+    _copy_back(copies, parts)
     return copies
 
 
 def _copy_back(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
     if tensors:
-        torch._foreach_copy_(list(tensors), list(copies))
+        torch._foreach_copy_([own_part(tensor) for tensor in tensors], list(copies))

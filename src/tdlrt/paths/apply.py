@@ -226,6 +226,15 @@ def known_shape(input: Tensor) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) else UNKNOWN_SIZE for size in input.shape)
 
 
+def has_known_shape(tensor: Tensor) -> bool:
+    """Whether a tracer leaves no size of the tensor open."""
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import has_static_value
+
+        return all([has_static_value(size) for size in tensor.shape])
+    return True
+
+
 def is_channels_last(input: Tensor, order: int) -> bool:
     """Whether a batch of images lies in memory with the channels last, by torch's own rule.
 

@@ -183,6 +183,7 @@ def work(name: str, seed: int, first: int, stop: int) -> None:
     signal.signal(signal.SIGALRM, hang)
     signal.signal(signal.SIGPROF, hang)
     warnings.simplefilter("ignore")
+    torch.manual_seed(seed)  # of the weights in the first files
     with tempfile.TemporaryDirectory() as folder:
         loader, watch = LOADERS[name](Path(folder)), Watch(Path(folder))
         sys.addaudithook(watch.see)

@@ -84,7 +84,8 @@ def test_every_loader_is_in_the_full_run(script):
 def test_the_document_shows_the_full_run(script):
     fuzz = script("fuzz")
     result = json.loads(fuzz.RESULT.read_text())
-    assert {row["loader"] for row in result["rows"]} == fuzz.LOADERS.keys()
+    assert {row["loader"]: row["inputs"] for row in result["rows"]} == fuzz.INPUTS
+    assert result["inputs"] >= 100_000
     assert "\n".join(fuzz.table(result)) in fuzz.DOCUMENT.read_text()
     assert not any(row["faults"] for row in result["rows"])
 

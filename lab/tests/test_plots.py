@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tdlrt_lab.run.metrics import EpochMetrics
-from tdlrt_lab.run.plots import draw_plots
+from tdlrt_lab.run.plots import draw_plots, rank_figure
 from tdlrt_lab.run.results import RunDirectory
 
 FIRST = EpochMetrics(
@@ -76,3 +76,18 @@ def test_a_run_that_is_decomposed_late_shows_ranks_from_then_on(draw):
     assert set(draw(history, method="posthoc")) == {"accuracy", "loss", "compression", "ranks"}
     masked = [replace(metrics, ranks={}) for metrics in history]
     assert "compression" in draw(masked, method="snip")
+
+
+def test_a_figure_of_hostile_size_is_drawn_in_part():
+    many = replace(FIRST, ranks={f"l{n}": [2, 3] for n in range(3000)} | {"l1": [1] * 5000})
+    figure = rank_figure([many])
+    assert [axes.get_title() for axes in figure.axes] == [f"l{n}" for n in range(24)]
+    assert [len(axes.lines) for axes in figure.axes[:3]] == [2, 16, 2]
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 2 + 16
+    expected = "epoch (the first 24 of 3,000 layers) (the first 16 of 5,000 modes)"
+    assert figure.get_supxlabel() == expected
+
+
+def test_a_figure_says_nothing_of_parts_if_it_shows_all():
+    assert rank_figure(TUCKER).get_supxlabel() == "epoch"

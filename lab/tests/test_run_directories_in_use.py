@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tdlrt.errors import NonFiniteError, RunError
+from tdlrt.errors import NonFiniteError, RunError, TdlrtError
 from tdlrt_lab.config import RunConfig
+from tdlrt_lab.options import DEPENDS
 from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.runner import Observer, run
 
@@ -83,6 +84,19 @@ def test_a_run_that_diverged_later_says_what_to_do(tmp_path):
 
 
 @pytest.fixture
+def listener():
+    """An observer with the text of all warnings."""
+
+    class Listener(Observer):
+        told = ""
+
+        def warned(self, message):
+            self.told += message
+
+    return Listener()
+
+
+@pytest.fixture
 def write_mnist(write_parquet, tmp_path):
     """Write so many training images, of which the first is one grey level."""
 
@@ -117,13 +131,57 @@ def test_a_run_goes_on_with_the_data_it_began_with(write_mnist, tmp_path):
     assert run(config, directory.path, resume=True)["images"] == summary["images"]
 
 
-def test_a_run_without_a_record_of_its_data_is_resumed(write_mnist, tmp_path):
+def test_a_run_without_a_record_of_its_data_is_resumed_with_a_warning(
+    write_mnist, tmp_path, listener
+):
     directory, config = RunDirectory(tmp_path / "run"), write_mnist(16)
     run(config, directory.path)
     directory.summary.unlink()
     directory.data.unlink()
-    run(config, directory.path, resume=True)
+    run(config, directory.path, resume=True, observer=listener)
+    assert "nothing tells what data the run there was trained on" in listener.told
     assert directory.data.exists()
+    listener.told = ""
+    run(config, directory.path, resume=True, observer=listener)
+    assert listener.told == ""
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_baseline_goes_on_with_the_data_it_began_with(write_mnist, tmp_path, finished):
+    directory, config = RunDirectory(tmp_path / "run"), write_mnist(16)
+    config = replace(config, method="tucker")
+    run(config, directory.path)
+    write_mnist(16, grey=1)
+    baseline = replace(config, method="dense", lr=DEPENDS)
+    run(baseline, directory.baseline.path)
+    if not finished:
+        directory.baseline.summary.unlink()
+    write_mnist(16)
+    with pytest.raises(RunError, match=r"baseline: the run there was trained on different data"):
+        run(config, directory.path, resume=True, baseline=True)
+
+
+def test_what_is_refused_leaves_no_directory(write_mnist, tmp_path):
+    new, empty = tmp_path / "a" / "b" / "run", tmp_path / "empty"
+    empty.mkdir()
+    config = write_mnist(16)
+    before = sorted(tmp_path.rglob("*"))
+    for wrong in (
+        replace(config, validation=16),
+        replace(config, train_images=17),
+        replace(config, data_dir=str(tmp_path / "nowhere")),
+        replace(config, method="tucker", rank={"conv1": (1, 1)}),
+    ):
+        for path in (new, empty):
+            with pytest.raises(TdlrtError):
+                run(wrong, path)
+            assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "a").mkdir()  # only what the run created is deleted
+    with pytest.raises(TdlrtError):
+        run(wrong, new)
+    assert list((tmp_path / "a").iterdir()) == []
+    run(config, new)
+    assert RunDirectory(new).lock.exists()
 
 
 def test_a_broken_record_of_the_data_is_an_error(write_mnist, tmp_path):
@@ -135,14 +193,7 @@ def test_a_broken_record_of_the_data_is_an_error(write_mnist, tmp_path):
             run(config, directory.path, resume=True)
 
 
-def test_a_batch_that_is_larger_than_the_training_set_is_said(write_mnist, tmp_path):
-    class Listener(Observer):
-        told = ""
-
-        def warned(self, message):
-            self.told += message
-
-    listener = Listener()
+def test_a_batch_that_is_larger_than_the_training_set_is_said(write_mnist, tmp_path, listener):
     run(replace(write_mnist(16), batch_size=17), tmp_path / "run", observer=listener)
     assert listener.told.startswith("a batch of 17 images (--batch-size) is larger than the train")
     listener.told = ""

@@ -149,6 +149,24 @@ def test_orthonormalize_tells_dependent_columns_by_eight_eps(
 
 
 @on_every_device
+def test_orthonormalize_falls_back_where_columns_are_dependent_together(device: str) -> None:
+    """No R_jj = 1 is small beside a column, but the condition number of k columns is above 2^k."""
+    for columns in range(8, 34, 2):
+        triangle = torch.eye(columns) - torch.ones(columns, columns).triu(1)
+        members = [orthonormal(40, columns, seed) @ triangle.double() for seed in range(8)]
+        matrix = torch.stack(members).float().to(device)
+        fallback = torch.zeros_like(matrix)
+        fallback[:, :columns] = torch.eye(columns)
+        basis = orthonormalize(matrix, fallback)
+        for member in basis:
+            assert_orthonormal(member)
+        if columns < 18:
+            assert not (basis == fallback).all(dim=(1, 2)).any()
+        if columns > 30:
+            assert (basis == fallback).all()
+
+
+@on_every_device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 @pytest.mark.parametrize("scale", [1.0, 1e-15, 1e15])

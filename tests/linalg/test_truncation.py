@@ -307,6 +307,8 @@ def test_a_matrix_gets_the_smaller_of_two_ranks(shape):
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     expected = left[:, :3] * values[:3] @ right[:3]
     assert small.shape == (3, 3)
+    for limits in ((4, 3), (3, 4)):
+        assert one(matrix, Cutoff(limits)).ranks.tolist() == [[3, 3]]
     assert torch.allclose(projections[0] @ small @ projections[1].T, expected)
 
 

@@ -401,6 +401,24 @@ def test_the_state_follows_right_after_it_was_loaded(integrator, optimizer_name,
     assert_follows(other, other.layers[1], look, through_data=through_data)
 
 
+@LINEAR_WITH_STATE
+@pytest.mark.parametrize("failing_call", [2, 3])
+def test_the_state_follows_right_after_a_closure_that_failed(optimizer_name, failing_call):
+    options = {"integrator": "bug", "core_steps": 2, "dtype": torch.float64, "tau": 0.5}
+    problem, calls = Small(optimizer_name, **options), []
+    problem.call(3)
+
+    def closure():
+        calls.append(problem.backward())
+        if len(calls) == failing_call:
+            raise KeyboardInterrupt
+        return calls[-1]
+
+    with pytest.raises(KeyboardInterrupt):
+        problem.optimizer.step(closure)
+    assert_follows(problem, problem.layers[1], problem.optimizer.state_dict)
+
+
 def test_a_state_loaded_before_its_weights_waits_for_them():
     """With the same ranks nothing tells the order, and the state is not moved to other bases."""
     problem, other, twin = (Small("adam", seed=seed, **FIXED) for seed in (0, 1, 0))

@@ -180,3 +180,32 @@ def test_the_setting_holds_what_all_runs_share(write_run, tmp_path):
     assert sections(runs[:1])[0].setting == "1 epoch, batch 32"
     assert sections(runs[:2])[0].setting == "1 epoch"
     assert sections(runs)[0].setting == ""
+
+
+def images(training, test="t"):
+    parts = {"training": training, "test": test}
+    return {name: {"images": 5, "sha256": sha256} for name, sha256 in parts.items()}
+
+
+def test_runs_on_other_images_under_one_name_are_said(write_run, tmp_path):
+    write_run("a/seed0", seed=0, numbers={"images": images("x")})
+    write_run("a/seed1", seed=1, numbers={"images": images("x")})
+    write_run("a/seed2", seed=2, numbers={"images": images("y")})
+    write_run("a/seed3", seed=3, numbers={"images": images("x", test="u")})
+    write_run("b", seed=0, train_images=3, numbers={"images": images("z")})  # fewer of them
+    write_run("c", seed=4)  # as earlier versions wrote it
+    write_run("d", seed=0, data="mnist", numbers={"images": images("y", test="u")})
+    assert len(collect(tmp_path)[0]) == 7
+    assert problems(tmp_path) == {
+        "a/seed2": "other training images than a/seed0; do not compare the two",
+        "a/seed3": "other test images than a/seed0; do not compare the two",
+    }
+
+
+def test_equal_options_on_other_images_are_another_run(write_run, tmp_path):
+    write_run("a", numbers={"images": images("x")})
+    write_run("b", numbers={"images": images("x")})
+    write_run("c", numbers={"images": images("y")})
+    runs, found = collect(tmp_path)
+    assert [run.path for run in runs] == ["a", "c"]
+    assert {problem.path for problem in found} == {"b", "c"}

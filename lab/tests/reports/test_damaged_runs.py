@@ -175,7 +175,7 @@ def test_a_network_of_3000_layers_is_drawn_in_part(write_run, tmp_path):
     assert not report.problems
     for name in ("ranks-1", "spectra-1"):
         drawn = (report.folder / "figures" / f"lenet5-digits-{name}.svg").read_text()
-        assert "(the first 80 of 3,000 layers)" in drawn
+        assert "(the first 24 of 3,000 layers)" in drawn
 
 
 @pytest.mark.parametrize("text", ["[", nested(100_000), '{"title": 1, "note": "\\ud800\\u0000"}'])

@@ -6,6 +6,7 @@ import pytest
 from report_page.runs import write_directory
 from tdlrt.errors import DataError, RunError
 from tdlrt_lab.config import RunConfig
+from tdlrt_lab.data import load_data
 from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.sweep.checks import check_data, check_directories, describe
 from tdlrt_lab.sweep.plan import Sweep, SweepError, read_sweep
@@ -148,6 +149,21 @@ def test_data_are_read_before_the_first_run(tmp_path):
         check_data([run])
     run.directory.write_summary({})
     check_data([run])  # nothing left to do, nothing to read
+
+
+def test_a_sweep_is_of_one_data_set(tmp_path):
+    done, begun, new = Sweep(options=SHARED, rows={"a": {}}, seeds=(0, 1, 2)).runs(tmp_path)
+    record = load_data(SHARED["data"]).record()
+    done.directory.path.mkdir(parents=True)
+    done.directory.write_summary({})
+    begun.directory.checkpoint.parent.mkdir(parents=True)
+    begun.directory.checkpoint.touch()
+    for one in (done, begun):
+        check_data([done, begun, new])
+        one.directory.write_data(record | {"test": {"images": 3, "sha256": "a"}})
+        with pytest.raises(RunError, match=rf"{one.directory.path}: .*different data, test images"):
+            check_data([done, begun, new])
+        one.directory.write_data(record)
 
 
 def test_the_description_is_stored(tmp_path):

@@ -23,6 +23,12 @@ __all__ = ["LOCATION", "Problem", "Run", "collect", "problem"]
 LOCATION = ("data_dir", "device")
 """Options that say where a run reads and computes, and do not change what it computes."""
 
+COMPARED = {
+    "training": ("data", "image_size", "train_images"),
+    "test": ("data", "image_size"),
+}
+"""Options that decide, with the data set's files, which images a part of the data has."""
+
 FAILURE = ".error.json"
 """Ending of the file beside a run directory that says why the run failed."""
 
@@ -100,7 +106,8 @@ def collect(root: Path) -> tuple[list[Run], list[Problem]]:
         raise RunError(
             f"{root}: no run directories; expected the output of tdlrt train or tdlrt compare"
         )
-    return _without_duplicates(runs, problems), problems
+    kept = _without_duplicates(runs, problems)
+    return kept, [*problems, *_other_images(kept)]
 
 
 def _run_paths(root: Path) -> Iterator[Path]:
@@ -214,8 +221,29 @@ def _without_duplicates(runs: Sequence[Run], problems: list[Problem]) -> list[Ru
     """Keep one of several runs with the same options and seed, so that means count it once."""
     kept: dict[str, Run] = {}
     for run in runs:
-        first = kept.setdefault(run.options_without(*LOCATION), run)
+        images = json.dumps(run.summary.get("images"), sort_keys=True, default=str)
+        first = kept.setdefault(run.options_without(*LOCATION) + images, run)
         if first is not run:
             text = f"left out: the same options and seed as {first.path}"
             problems.append(problem(run.path, text))
     return list(kept.values())
+
+
+def _other_images(runs: Sequence[Run]) -> Iterator[Problem]:
+    """Runs on a data set of the same name as another run's, but with other images or labels."""
+    for part, options in COMPARED.items():
+        firsts: dict[str, Run] = {}
+        for run in runs:
+            if (images := _images(run, part)) is None:
+                continue
+            key = json.dumps([run.config.get(name) for name in options], default=str)
+            first = firsts.setdefault(key, run)
+            if images != _images(first, part):
+                text = f"other {part} images than {first.path}; do not compare the two"
+                yield problem(run.path, text)
+
+
+def _images(run: Run, part: str) -> Any:
+    """What the summary says of a part of the data; earlier versions say nothing."""
+    images = run.summary.get("images")
+    return images.get(part) if isinstance(images, dict) else None

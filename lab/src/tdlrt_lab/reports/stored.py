@@ -18,7 +18,7 @@ from tdlrt_lab.names import pick
 from tdlrt_lab.reports.collect import Run
 from tdlrt_lab.reports.values import printable
 from tdlrt_lab.run.checkpoint import load_model
-from tdlrt_lab.run.plots import MAX_LAYERS
+from tdlrt_lab.run.plots import MAX_LAYERS, MAX_MODES
 from tdlrt_lab.run.timing import inference_seconds
 
 __all__ = ["core_spectra", "latency"]
@@ -27,8 +27,6 @@ ROUNDS = 5
 CORE = ".core"
 MAX_CORE = 2**22
 """Values of a core whose spectra are computed: those of 2048 x 2048 take some seconds."""
-
-MAX_MODES = 16
 
 MAX_CLASSES = 2**16
 

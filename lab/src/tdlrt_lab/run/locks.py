@@ -3,8 +3,8 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -55,7 +55,9 @@ def exclusive(path: Path) -> Iterator[bool]:
 def sole_owner(directory: RunDirectory, *, new: bool) -> Iterator[None]:
     """Hold the lock of a run directory, so that no other process writes into it.
 
-    A baseline belongs to the run above it: whoever writes into its directory holds both locks.
+    A baseline belongs to the run above it: whoever writes into its directory holds both locks. If
+    nothing was written into the directory, the lock is deleted, and so are the directories that
+    were created here.
 
     Args:
         directory: The run directory.
@@ -67,6 +69,8 @@ def sole_owner(directory: RunDirectory, *, new: bool) -> Iterator[None]:
     if not new and not directory.path.is_dir():
         yield
         return
+    paths = (directory.path, *directory.path.parents)
+    created = [path for path in paths if not path.exists()]
     with ExitStack() as stack:
         try:
             acquired = all(stack.enter_context(exclusive(lock)) for lock in _locks(directory))
@@ -80,8 +84,19 @@ def sole_owner(directory: RunDirectory, *, new: bool) -> Iterator[None]:
                 f"{directory.path}: another process is writing to it; wait until that run ends, "
                 "or choose another directory with --out"
             )
-        directory.remove_parts()
-        yield
+        try:
+            directory.remove_parts()
+            yield
+        finally:
+            _remove_unused(directory, created)
+
+
+def _remove_unused(directory: RunDirectory, created: Sequence[Path]) -> None:
+    with suppress(OSError):
+        if list(directory.path.iterdir()) == [directory.lock]:
+            directory.lock.unlink()
+            for path in created:
+                path.rmdir()
 
 
 def _locks(directory: RunDirectory) -> list[Path]:

@@ -28,8 +28,11 @@ MODE_NAMES = {
     5: ("output", "input", "depth", "height", "width"),
 }
 
-MAX_LAYERS = 80
-"""Small plots in a figure: each takes a quarter of a second."""
+MAX_LAYERS = 24
+"""Small plots in a figure: each takes a tenth of a second."""
+
+MAX_MODES = 16
+"""Lines in a small plot."""
 
 MAX_TITLE = 40
 """Letters of the name of a layer above its small plot."""
@@ -147,14 +150,16 @@ def layer_figure(
     """One small plot per layer, one line (x values, y values) per mode.
 
     Args:
-        layers: The lines of each layer, in the order of its modes. Of more than 80 layers the
-            first ones are drawn.
+        layers: The lines of each layer, in the order of its modes. The first 24 layers are drawn,
+            and of each the first 16 modes.
         x: Label of all horizontal axes.
         y: Label of all vertical axes.
     """
     if len(layers) > MAX_LAYERS:
         x += f" (the first {MAX_LAYERS} of {len(layers):,} layers)"
         layers = dict(itertools.islice(layers.items(), MAX_LAYERS))
+    if (modes := max(map(len, layers.values()))) > MAX_MODES:
+        x += f" (the first {MAX_MODES} of {modes:,} modes)"
     columns = min(4, len(layers))
     rows = math.ceil(len(layers) / columns)
     figure = Figure(
@@ -164,7 +169,7 @@ def layer_figure(
     for number, (layer, lines) in enumerate(layers.items(), start=1):
         axes = figure.add_subplot(rows, columns, number)
         axes.set_title(layer[:MAX_TITLE], fontsize=9, parse_math=False)
-        for mode, (xs, ys) in enumerate(lines):
+        for mode, (xs, ys) in enumerate(lines[:MAX_MODES]):
             (shown[_mode_label(len(lines), mode)],) = axes.plot(
                 xs,
                 ys,

@@ -87,6 +87,16 @@ class RunDirectory:
         return self.diverged.exists() and not self.checkpoints
 
     @property
+    def began(self) -> bool:
+        """Whether a training has stored a checkpoint or a result."""
+        return bool(self.checkpoints) or self.summary.exists()
+
+    @property
+    def began_without_record(self) -> bool:
+        """Whether a training began and left no `data.json`: earlier versions wrote none."""
+        return self.began and not self.data.exists()
+
+    @property
     def public(self) -> "RunDirectory":
         """The directory of the first process, which messages name."""
         return RunDirectory(self._public)
@@ -230,8 +240,7 @@ class RunDirectory:
         Raises:
             RunError: It was trained on other data, or `data.json` cannot be read.
         """
-        # Earlier versions wrote no data.json.
-        if not self.data.exists() or not (self.checkpoints or self.summary.exists()):
+        if not self.began or self.began_without_record:
             return
         stored = read_object(self.data, "record of the data of a run")
         changes = [

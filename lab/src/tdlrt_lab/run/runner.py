@@ -1,6 +1,6 @@
 """Doing a run: train the network and its dense baseline, and write the run directory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -147,7 +147,8 @@ def run(
             observer = Observer()
         with sole_owner(directory, new=not resume):
             _check_directory(directory, config, baseline, resume, overwrite)
-            data, record = _load_data(directory, config, resume, observer)
+            resumed = [directory, *[directory.baseline] * baseline] if resume else []
+            data, record = _load_data(resumed, config, observer)
             with stop_requests() as stop:
                 job = _Job(
                     data=data,
@@ -182,7 +183,7 @@ def _check_directory(
 
 
 def _load_data(
-    directory: RunDirectory, config: RunConfig, resume: bool, observer: Observer
+    resumed: Sequence[RunDirectory], config: RunConfig, observer: Observer
 ) -> tuple[Data, DataRecord]:
     """The data of a run, with a validation set held out, and the record of all of them."""
     data = load_data(
@@ -193,8 +194,13 @@ def _load_data(
         image_size=config.image_size,
     )
     record = data.record()
-    if resume:
+    for directory in resumed:
         directory.check_data(record)
+        if directory.began_without_record:
+            observer.warned(
+                f"{directory.path}: nothing tells what data the run there was trained on, because "
+                f"there is no {directory.data.name}; it continues with the present data"
+            )
     if config.validation is not None:
         data = data.hold_out(config.validation, config.seed)
     if config.batch_size > data.epoch_examples:

@@ -46,13 +46,20 @@ def describe(sweep: Sweep, out: Path) -> None:
 
 
 def check_data(runs: Sequence[SweepRun]) -> None:
-    """Load each data set that an unfinished run needs, once.
+    """Load each data set that an unfinished run needs, once; all runs must have begun with it.
 
     Raises:
         DataError: One of them cannot be read.
+        RunError: A run, finished or not, was trained on other data.
     """
-    configs = [run.config for run in runs if not run.done]
-    for name, folder, images, size in {
-        (c.data, c.data_dir, c.train_images, c.image_size) for c in configs
-    }:
-        load_data(name, folder, train_images=images, image_size=size)
+    for source in {_source(run) for run in runs if not run.done}:
+        name, folder, images, size = source
+        record = load_data(name, folder, train_images=images, image_size=size).record()
+        for run in runs:
+            if _source(run) == source:
+                run.directory.check_data(record)
+
+
+def _source(run: SweepRun) -> tuple[str, str | None, int | None, int | None]:
+    config = run.config
+    return config.data, config.data_dir, config.train_images, config.image_size

@@ -33,7 +33,8 @@ class SGDRule(Rule):
     nesterov: bool = False
 
     @classmethod
-    def _options(cls, group: Mapping[str, Any]) -> dict[str, Any]:
+    def options_of(cls, group: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Rule.options_of`."""
         return {
             "momentum": float(group["momentum"]),
             "dampening": float(group["dampening"]),

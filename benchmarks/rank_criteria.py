@@ -138,7 +138,7 @@ def sensitivity(training: Training, options: dict[str, Any]) -> ParameterBudget:
 
 def seen_cores(training: Training) -> dict[str, Tensor]:
     """Cores in the bases from which directions may be kept, which a policy itself does not see."""
-    adaptation = training.optimizer._adaptation
+    adaptation = training.optimizer._engine.adaptation
     examine, cores = adaptation.examine, {}
 
     def seen(steps: Sequence[Any], *rest: Any) -> Any:

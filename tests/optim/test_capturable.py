@@ -65,7 +65,7 @@ def test_it_reads_nothing_on_the_host(monkeypatch):
     for name in ("tolist", "item", "__bool__", "__float__", "__int__"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     # torch's own SGD on the CPU reads a rate that is a tensor.
-    monkeypatch.setattr(problem.optimizer._plain, "move", lambda groups: None)
+    monkeypatch.setattr(problem.optimizer._engine.plain, "move", lambda groups: None)
     problem.optimizer.step()
 
 

@@ -95,7 +95,7 @@ def everything(problem):
     found = (
         problem.model.state_dict(),
         problem.optimizer.state_dict(),
-        problem.optimizer._adaptation.curvatures,
+        problem.optimizer._engine.adaptation.curvatures,
         gradients,
         problem.ranks,
         problem.optimizer.examines_next,

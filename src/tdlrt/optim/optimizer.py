@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from tdlrt.errors import (
-    IntegratorStateError,
-    NonFiniteError,
-)
+from tdlrt.errors import IntegratorStateError, NonFiniteError
 from tdlrt.nn.models import tucker_layers
-from tdlrt.optim.adaptation import Adaptation
 from tdlrt.optim.arguments import (
     Argument,
     check_count,
@@ -24,27 +18,15 @@ from tdlrt.optim.arguments import (
     resolve_adapting,
     resolve_policy,
 )
-from tdlrt.optim.batches import Batches
-from tdlrt.optim.bug import Bug
-from tdlrt.optim.finite import Finite, PlainAtRiskError
-from tdlrt.optim.groups import (
-    as_list,
-    check_whole,
-    group_of_each_layer,
-    groups_of,
-    tucker_parameters,
-)
-from tdlrt.optim.integrator import Context, Pass, active_layers, gradient_norm, truncate_unmoved
-from tdlrt.optim.parallel import Parallel
+from tdlrt.optim.engine import Engine
+from tdlrt.optim.groups import as_list, check_whole, groups_of, tucker_parameters
 from tdlrt.optim.plain import PlainParameters
-from tdlrt.optim.resting import RestingBases
-from tdlrt.optim.rules import Rule, resolve_rule
+from tdlrt.optim.rules import resolve_rule
 from tdlrt.optim.skipping import SkippedSteps
 from tdlrt.optim.slot import LayerSlot
-from tdlrt.optim.stored import EXTRA, are_same, check_state, core_norms, owned, restore_types
+from tdlrt.optim.stored import EXTRA, check_state, owned, restore_types
 from tdlrt.optim.team import Team
-from tdlrt.optim.threads import threads_for
-from tdlrt.ranks import FixedRank, RankPolicy
+from tdlrt.ranks import RankPolicy
 
 __all__ = ["TDLRT"]
 
@@ -140,17 +122,8 @@ class TDLRT(torch.optim.Optimizer):
             adapt_every=adapt_every,
             freeze_after=freeze_after,
         )
-        self._rule_type = resolve_rule(optimizer_cls)
-        check_options(
-            integrator=integrator,
-            capturable=capturable,
-            adapt_every=adapt_every,
-            core_steps=core_steps,
-            basis_every=basis_every,
-            freeze_after=freeze_after,
-            skip_nonfinite=skip_nonfinite,
-        )
-        self._arguments = {
+        rule = resolve_rule(optimizer_cls)
+        self._arguments: dict[str, Any] = {
             "integrator": integrator,
             "adapt_every": adapt_every,
             "core_steps": core_steps,
@@ -158,60 +131,34 @@ class TDLRT(torch.optim.Optimizer):
             "freeze_after": freeze_after,
             "capturable": capturable,
         }
-        self.team = Team()
+        check_options(**self._arguments, skip_nonfinite=skip_nonfinite)
         self._slots = {name: LayerSlot(name, layer) for name, layer in tucker_layers(model).items()}
-        self._names: dict[Tensor, str] = {
-            parameter: name for name, parameter in model.named_parameters()
-        }
+        self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         check_whole(self._names)
-        self._adaptation = Adaptation(policy, self._slots, adapt_every)
-        self._resting = RestingBases(self._slots, basis_every)
-
         tucker = tucker_parameters(self._slots.values())
         groups = groups_of(self._names, tucker, param_groups)
         self._device = device = next(iter(self._slots.values())).layer.core.device
         if capturable and device.type != "cpu" and optimizer_cls is not torch.optim.SGD:
             optimizer_kwargs["capturable"] = True
-        self._plain = PlainParameters(
+        plain = PlainParameters(
             optimizer_cls(list(self._names), **optimizer_kwargs), tucker, capturable=capturable
         )
-        super().__init__(groups, self._plain.defaults)
+        super().__init__(groups, plain.defaults)
         for group in self.param_groups[1:]:  # a scheduler divides the rate of each group in place
             if isinstance(group["lr"], Tensor):
                 group["lr"] = group["lr"].clone()
-        self._skipped = SkippedSteps(skip_nonfinite, device)
         self._make_rates()
-        for number in range(len(self.param_groups)):
-            self._rule_of(number)
-        self._bindings = 0
-        self._read_on_host = False
-        self._group_of = group_of_each_layer(self._slots, self.param_groups)
-        self._bind()
-
-    def _bind(
-        self, core_steps_left: int = 0, ranks_before: Mapping[str, Sequence[int]] | None = None
-    ) -> None:
-        """Make the integrators for the present state."""
-        self._plain.share_state(self.state)
-        curvatures = self._adaptation.curvatures
-        self._batches = Batches(
-            self._slots, self._rule_type, self.state, curvatures, self._group_of
+        self._engine = Engine(
+            *(self.state, self.param_groups, self._slots, self._names),
+            *(rule, plain, policy),
+            SkippedSteps(skip_nonfinite, device),
+            **self._arguments,
         )
-        self._bindings = self._bindings + 1
-        finite = Finite(self._names, self._plain.among(self._names), self.state)
-        self._context = Context(
-            *(self._batches, self._adaptation, finite, self.state, self._rule_of),
-            *(self._resting, self.capturable),
-        )
-        self._bug = Bug(self._context, self.core_steps)
-        self._bug.core_steps_left = core_steps_left
-        self._bug.ranks_before = ranks_before or {}
-        self._parallel = Parallel(self._context)
 
-    def _settle(self) -> None:
-        """Note which weights the state belongs to, so that it follows when they are written."""
-        with suppress(IntegratorStateError), torch.no_grad():  # the next step raises it
-            self._batches.settle(self.team.share(self._slots))
+    def _bound_engine(self) -> Engine:
+        """The engine, told of the present state and groups, which others may replace."""
+        self._engine.bind(self.state, self.param_groups)
+        return self._engine
 
     def _make_rates(self) -> None:
         """Make every lr a tensor if steps are to be captured."""
@@ -219,12 +166,6 @@ class TDLRT(torch.optim.Optimizer):
             for group in self.param_groups:
                 rate = torch.as_tensor(group["lr"], dtype=torch.float32)
                 group["lr"] = rate.to(self._device)
-
-    def _rule_of(self, group: int) -> Rule:
-        return self._rule_from(self.param_groups[group])
-
-    def _rule_from(self, group: Mapping[str, Any]) -> Rule:
-        return self._rule_type.from_group(group, capturable=self.capturable)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; torch calls this at construction, and later groups are refused.
@@ -247,7 +188,7 @@ class TDLRT(torch.optim.Optimizer):
     @property
     def rank_policy(self) -> RankPolicy:
         """Which ranks to keep. A new policy may be assigned; it holds from the next step."""
-        return self._adaptation.rank_policy
+        return self._engine.adaptation.rank_policy
 
     @rank_policy.setter
     def rank_policy(self, policy: RankPolicy | Mapping[str, RankPolicy]) -> None:
@@ -257,8 +198,8 @@ class TDLRT(torch.optim.Optimizer):
                 "new TDLRT to adapt them again"
             )
         policy = resolve_policy(None, policy)
-        self._adaptation.check(policy)
-        self._adaptation.rank_policy = policy
+        self._engine.adaptation.check(policy)
+        self._engine.adaptation.rank_policy = policy
 
     def freeze_ranks(self) -> None:
         """Keep every layer's ranks from now on; the bases still rotate.
@@ -266,38 +207,31 @@ class TDLRT(torch.optim.Optimizer):
         Spare directions of the policy are given up first, and a budget is met: at once, or, in the
         middle of a step of `bug`, at its end.
         """
-        adaptation = self._adaptation
-        if adaptation.frozen:
-            return
-        adaptation.frozen = True
-        if isinstance(self.rank_policy.settled(), FixedRank):
-            return
-        adaptation.settling = True
-        if not self._bug.core_steps_left:
-            try:
-                with self._plain_arithmetic():
-                    truncate_unmoved(self._context)
-                    self._settle()
-            except BaseException:
-                adaptation.frozen = adaptation.settling = False
-                raise
-            adaptation.settling = False
+        self._bound_engine().freeze_ranks()
 
     @property
     def examines_next(self) -> bool:
         """Whether ranks may change in the next step, or at its end."""
-        return self._adaptation.examines or self._adaptation.steps + 1 == self.freeze_after
+        return self._engine.examines_next
 
     @property
     def storage_version(self) -> tuple[int, ...]:
         """A version that changes when tensors of a captured step no longer exist."""
-        cores = (slot.layer.core.data_ptr() for slot in self._slots.values())
-        return self._bindings, self._batches.generation, *cores
+        return self._engine.storage_version
 
     @property
     def ranks_frozen(self) -> bool:
         """Whether `freeze_ranks` was called."""
-        return self._adaptation.frozen
+        return self._engine.adaptation.frozen
+
+    @property
+    def team(self) -> Team:
+        """Who computes the steps of which layers: this process alone, if no other is assigned."""
+        return self._engine.team
+
+    @team.setter
+    def team(self, team: Team) -> None:
+        self._engine.team = team
 
     @torch.no_grad()
     def clip_grad_norm_(self, max_norm: float, *, error_if_nonfinite: bool = False) -> Tensor:
@@ -317,8 +251,7 @@ class TDLRT(torch.optim.Optimizer):
         Raises:
             NonFiniteError: As error_if_nonfinite asks.
         """
-        with self._plain_arithmetic():
-            total = gradient_norm(self._context, self._plain.among(self._names), *self._moving())
+        total = self._bound_engine().gradient_norm()
         if error_if_nonfinite and not torch.isfinite(total):
             raise NonFiniteError(
                 f"gradients: their norm is {float(total)}, expected a finite number; nothing was "
@@ -329,14 +262,6 @@ class TDLRT(torch.optim.Optimizer):
             if parameter.grad is not None:
                 parameter.grad.mul_(factor.to(parameter.grad.device, parameter.grad.dtype))
         return total
-
-    def _moving(self) -> tuple[Collection[str], Collection[str]]:
-        """Layers whose core alone moves in the next step, and layers that move as a whole."""
-        if self._bug.core_steps_left:
-            return self._bug.ranks_before, ()
-        active = active_layers(self._batches)
-        resting = self._resting.names(active)
-        return resting, [name for name in active if name not in resting]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -356,96 +281,11 @@ class TDLRT(torch.optim.Optimizer):
             IntegratorStateError: The state does not fit the layers, or a closure came in the
                 middle of an alternation.
         """
-        if closure is None:
-            with self._skipped.allowed():
-                self._advance()
-            self._count_skipped_before()
-            return None
-        if self._bug.core_steps_left:
-            raise IntegratorStateError(
-                f"closure: got one in the middle of a `bug` step; call step() without it "
-                f"{self._bug.core_steps_left} more times first, or always pass it"
-            )
-        with torch.enable_grad():
-            loss = closure()
-        if self.integrator == "parallel":
-            with self._skipped.allowed():
-                self._advance()
-            self._count_skipped_before()
-        else:
-            with (
-                self._skipped.allowed(),
-                self._plain_arithmetic(),
-                self._bug.undone_on_error(self.team),
-            ):
-                self._advance()
-                self._core_passes(closure)
-        return loss
+        return self._bound_engine().step(closure)
 
-    def _core_passes(self, closure: Callable[[], Any]) -> None:
-        cores = [self._slots[name].layer.core for name in self._bug.ranks_before]
-        try:
-            while self._bug.core_steps_left:
-                with self._bug.without_basis_gradients(), torch.enable_grad():
-                    closure()
-                self._advance()
-        finally:
-            for core in cores:  # the bases have no gradient, and a layer has all of them or none
-                core.grad = None
-
-    def _advance(self) -> None:
-        """Let the integrator and then the plain optimiser use the present gradients."""
-        with self._plain_arithmetic(), threads_for(self._batches.work):
-            if self._context.state is not self.state:
-                self._bind(self._bug.core_steps_left, self._bug.ranks_before)
-            done = self._advanced()
-            self._settle()
-            if done.ends_step:
-                self.end_step(done.examined, postponed=done.postponed)
-            self._read_on_host = done.accepted is None
-
-    def _advanced(self) -> Pass:
-        """Check, and move the layers and the plain parameters, which torch does in place.
-
-        Plain parameters move first, and back if the check fails, where only their step can tell.
-        """
-        integrator = self._parallel if self.integrator == "parallel" else self._bug
-        if not integrator.moves_plain:
-            return integrator.advance(self.team)
-        bound = 0.0
-        if not self.capturable:
-            bound = self._plain.largest_norm(self.param_groups, self._rule_of)
-        if bound > 1:  # smaller only for a huge lr and for float16
-            finite = self._context.finite
-            finite.largest_norm = bound
-            with suppress(PlainAtRiskError):
-                try:
-                    done = integrator.advance(self.team)
-                finally:
-                    finite.largest_norm = math.inf
-                self._plain.move(self.param_groups)
-                return done
-        with self._plain.moved(self.param_groups) as before:
-            done = integrator.advance(self.team)
-            if done.accepted is not None:
-                before.restore_unless(done.accepted)
-                self._skipped.note(done.accepted)
-            return done
-
-    def end_step(self, examined: Iterable[str] = (), *, postponed: bool = False) -> None:
-        """Count a step; `step` and the replay of a captured step call this."""
-        self._adaptation.end_step(examined, postponed=postponed)
-        self._freeze_if_due()
-
-    def _freeze_if_due(self) -> None:
-        if self.freeze_after is not None and self._adaptation.steps >= self.freeze_after:
-            with suppress(NonFiniteError):  # the step is taken; the next one tries again
-                self.freeze_ranks()
-
-    def _count_skipped_before(self) -> None:
-        """Count steps that were skipped on the device, after a step that reads on the host."""
-        if self.capturable and self._read_on_host:
-            self._skipped.read_after_a_step()
+    def end_step(self) -> None:
+        """Count a step; the replay of a captured step calls this."""
+        self._engine.end_step()
 
     def count_skipped(self) -> None:
         """Read how many steps of a `capturable` optimiser changed nothing, into `skipped_steps`.
@@ -453,52 +293,38 @@ class TDLRT(torch.optim.Optimizer):
         Raises:
             NonFiniteError: Too many in a row, as skip_nonfinite says.
         """
-        self._skipped.read()
+        self._engine.skipped.read()
 
     @property
     def skipped_steps(self) -> int:
         """Steps so far that changed nothing, since something was not finite."""
-        return self._skipped.count
+        return self._engine.skipped.count
 
     @skipped_steps.setter
     def skipped_steps(self, count: int) -> None:
-        self._skipped.count = count
+        self._engine.skipped.count = count
 
     @property
     def skip_nonfinite(self) -> int:
         """How many steps in a row may be skipped."""
-        return self._skipped.most
+        return self._engine.skipped.most
 
     @skip_nonfinite.setter
     def skip_nonfinite(self, most: int) -> None:
         check_count("skip_nonfinite", most, least=0)
-        self._skipped.most = most
-
-    @contextmanager
-    def _plain_arithmetic(self) -> Iterator[None]:
-        """Disable autocast inside the block, and drop its cached casts of weights afterwards."""
-        with torch.no_grad(), torch.autocast(self._batches.device.type, enabled=False):
-            yield
-        torch.clear_autocast_cache()
+        self._engine.skipped.most = most
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy of the optimiser for the copy of its model that the same deepcopy makes.
 
         `copy.deepcopy((model, optimizer))` copies both, as it does for torch's optimisers.
         """
-        with torch.no_grad():
-            self._batches.bring_up_to_date()
+        self._bound_engine().bring_up_to_date()
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        # `step` is on the instance where a learning-rate scheduler has wrapped it.
-        made_anew = ("_plain", "_batches", "_context", "_bug", "_parallel", "team", "step")
         for name, value in self.__dict__.items():
-            if name not in made_anew:
+            if name != "step":  # on the instance where a learning-rate scheduler has wrapped it
                 copied.__dict__[name] = copy.deepcopy(value, memo)
-        copied.team = self.team
-        copied._plain = self._plain.copied(tucker_parameters(copied._slots.values()), memo)
-        copied._bind(self._bug.core_steps_left, self._bug.ranks_before)
-        copied._settle()
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
@@ -514,25 +340,14 @@ class TDLRT(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimiser: torch's own keys and the integrator's position under 'tdlrt'."""
-        with torch.no_grad():
-            self._batches.bring_up_to_date()
+        self._bound_engine().bring_up_to_date()
         state: dict[str, Any] = super().state_dict()
         # Tensors of their own in place of views of the stacks.
         state["state"] = {
             key: {name: owned(value) for name, value in of.items()}
             for key, of in state["state"].items()
         }
-        bug = self._bug
-        state[EXTRA] = {
-            "integrator": self.integrator,
-            "optimizer": self._plain.optimizer_name,
-            **self._adaptation.state_dict(),
-            **self._skipped.state_dict(),
-            "resting_bases": self._resting.state_dict(),
-            "core_steps_left": bug.core_steps_left,
-            "resting_ranks": {name: list(ranks) for name, ranks in bug.ranks_before.items()},
-            "norms": core_norms(self._slots.values()),
-        }
+        state[EXTRA] = self._engine.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -549,20 +364,13 @@ class TDLRT(torch.optim.Optimizer):
                 model's, it is incomplete, or the model has other ranks. Nothing was changed.
         """
         check_state(
-            *(state_dict, self.integrator, self._plain.optimizer_name),
+            *(state_dict, self.integrator, self._engine.plain.optimizer_name),
             *(self.param_groups, self._names, self._slots),
-            lambda group: self._rule_from({**self.defaults, **group, "lr": group["lr"]}),
+            lambda group: self._engine.rule_from({**self.defaults, **group, "lr": group["lr"]}),
         )
-        extra = state_dict[EXTRA]
         super().load_state_dict(state_dict)
         for group in self.param_groups:  # options that its version of torch did not have
             group.update({**self.defaults, **group})
         restore_types(self, state_dict, self._slots.values())
         self._make_rates()
-        self._skipped.load_state_dict(extra)
-        self._adaptation.load_state_dict(extra)
-        self._resting.load_state_dict(extra.get("resting_bases", {}))
-        self._bind(extra["core_steps_left"], dict(extra["resting_ranks"]))
-        if are_same(extra.get("norms", {}), core_norms(self._slots.values())):
-            self._settle()
-        self._freeze_if_due()
+        self._engine.load_state_dict(state_dict[EXTRA], self.state, self.param_groups)

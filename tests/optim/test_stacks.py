@@ -44,7 +44,6 @@ from tdlrt.optim.steps import (
 )
 
 
-
 def adapted(name: str, **options: object) -> Rule:
     """The rule of a torch optimiser that moves blocks by its own class."""
     optimizer_cls = getattr(torch.optim, name)

@@ -39,7 +39,9 @@ def defaults_of(optimizer_cls: type[torch.optim.Optimizer]) -> Mapping[str, Any]
 
 
 def check_entrywise(
-    optimizer_cls: type[torch.optim.Optimizer], options: Mapping[str, Any], declared: Collection[str]
+    optimizer_cls: type[torch.optim.Optimizer],
+    options: Mapping[str, Any],
+    declared: Collection[str],
 ) -> None:
     """Refuse a class whose step on coordinates is not what it is on a weight.
 

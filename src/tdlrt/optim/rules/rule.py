@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -38,12 +38,14 @@ class Rule(ABC):
         second_moments: Names of the state that holds a mean of squares per coordinate, a number
             from 0. It is transported by `tdlrt.linalg.Transport.squares`.
         counts_steps: Whether the direction depends on the step number.
+        counters: Names of numbers, beside 'step', that the class keeps for each parameter.
         refused: Options that have no counterpart for Tucker weights.
     """
 
     first_moments: ClassVar[tuple[str, ...]]
     second_moments: ClassVar[tuple[str, ...]] = ()
     counts_steps: ClassVar[bool] = False
+    counters: ClassVar[Collection[str]] = ()
     refused: ClassVar[tuple[str, ...]] = ("fused", "capturable", "differentiable")
 
     lr: float | Tensor
@@ -76,7 +78,7 @@ class Rule(ABC):
 
     @classmethod
     def options_of(cls, group: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields that a subclass adds, from a param_group: by default the options of their names."""
+        """The fields that a subclass adds, from a param_group: options of the same names."""
         own = {field.name for field in fields(cls)} - {field.name for field in fields(Rule)}
         return {name: group[name] for name in own}
 

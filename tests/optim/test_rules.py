@@ -10,7 +10,8 @@ from torch import nn, optim
 
 import tdlrt
 from optim.problems import INTEGRATORS, Small, assert_same
-from reference.cases import gaussian, relative_error
+from reference.cases import TuckerCase, gaussian, relative_error, stack
+from tdlrt.linalg import TangentSpace, TangentVector, reject
 from tdlrt.optim import Rule, adapted_rule, register_rule
 from tdlrt.optim.rules import registry, resolve_rule
 
@@ -149,7 +150,7 @@ def test_layers_of_a_batch_count_by_themselves(case, float64):
     def train(rests):
         torch.manual_seed(0)
         model = nn.ModuleList([nn.Linear(5, 5), nn.Linear(5, 5)])
-        tdlrt.factorize_(model, rank="full", exclude=[])
+        tdlrt.factorize_(model, rank="full")
         optimizer = tdlrt.TDLRT(
             model, optimizer_cls, lr=0.01, rank_policy=tdlrt.FixedRank(), **options
         )
@@ -162,9 +163,7 @@ def test_layers_of_a_batch_count_by_themselves(case, float64):
 
     late, early = train(True), train(False)
     assert relative_error(late[1].dense_weight(), early[1].dense_weight()) < 1e-13
-    short = torch.optim.SGD  # the layer that has rested: torch's own, five steps
-    del short
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # the layer that has rested: torch's own, five steps
     dense = nn.Linear(5, 5)
     own = optimizer_cls(dense.parameters(), lr=0.01, **options)
     for _ in range(5):
@@ -194,6 +193,28 @@ def test_a_size_is_stored_as_its_square():
     rule = resolve_rule(optim.Adamax).from_group(optim.Adamax([torch.zeros(1)]).defaults)
     _, state = rule.advance([torch.full((1, 1), -3.0)], torch.zeros(1, 1), {}, [torch.ones(1)])
     assert state["exp_inf_squared"][0].item() == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize("case", ["nadam", "rmsprop both", "rprop", "lion"])
+def test_directions_and_momenta_are_tangent_vectors(case):
+    optimizer_cls, options = CASES.get(case, (Lion, {}))
+    rule_type = adapted_rule(Lion, linear=["exp_avg"])
+    rule_type = rule_type if case == "lion" else resolve_rule(optimizer_cls)
+    rule = rule_type.from_group(optimizer_cls([torch.zeros(1)], **options).defaults)
+    space = TangentSpace(*stack([TuckerCase((6, 5), (3, 3), torch.float64, 0).tucker()]))
+    moments = {}
+    for number in range(1, 4):
+        parts = {mode: gaussian((1, n, 3), number + mode) for mode, n in ((0, 6), (1, 5))}
+        gradient = TangentVector(
+            gaussian((1, 3, 3), 9), {m: reject(space.factor(m), part) for m, part in parts.items()}
+        )
+        count = torch.tensor([float(number)])
+        direction, moments = rule.direction(gradient, moments, space, count)
+    assert rule.first_moments[0] in moments
+    for vector in (direction, *(moments[n] for n in rule.first_moments if n in moments)):
+        for mode, part in vector.parts.items():
+            assert part.any()
+            assert (space.factor(mode).mT @ part).abs().max() < 1e-12
 
 
 # --- the registry -------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ class RestParameters(PlainParameters):
         return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
     @property
-    def state(self) -> Mapping[Any, Any]:
+    def state(self) -> MutableMapping[Any, Any]:
         """See `PlainParameters.state`."""
         return _States(self._optimizers)
 

@@ -38,6 +38,8 @@ class Rule(ABC):
         second_moments: Names of the state that holds a mean of squares per coordinate, a number
             from 0. It is transported by `tdlrt.linalg.Transport.squares`.
         counts_steps: Whether the direction depends on the step number.
+        stays_tangent: Whether directions are linear in gradients and first moments, and so have
+            basis parts that are orthogonal to the bases as those have. Others are made orthogonal.
         counters: Names of numbers, beside 'step', that the class keeps for each parameter.
         refused: Options that have no counterpart for Tucker weights.
     """
@@ -45,6 +47,7 @@ class Rule(ABC):
     first_moments: ClassVar[tuple[str, ...]]
     second_moments: ClassVar[tuple[str, ...]] = ()
     counts_steps: ClassVar[bool] = False
+    stays_tangent: ClassVar[bool] = False
     counters: ClassVar[Collection[str]] = ()
     refused: ClassVar[tuple[str, ...]] = ("fused", "capturable", "differentiable")
 
@@ -142,7 +145,7 @@ class Rule(ABC):
             {name: [m.core, *(m.parts[i] for i in modes)] for name, m in moments.items()},
             [steps, *[steps if basis_steps is None else basis_steps] * len(modes)],
         )
-        if self.second_moments:  # scaling of coordinates leaves the tangent space
+        if not self.stays_tangent:
             parts = [reject(space.factor(i), part) for i, part in zip(modes, parts, strict=True)]
         for name in states.keys() & set(self.second_moments):  # they need not begin with zeros
             states[name][0] = space.layout.without_padding(states[name][0])

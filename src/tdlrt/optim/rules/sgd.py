@@ -27,6 +27,7 @@ class SGDRule(Rule):
     """
 
     first_moments: ClassVar[tuple[str, ...]] = (_MOMENTUM,)
+    stays_tangent: ClassVar[bool] = True
 
     momentum: float = 0.0
     dampening: float = 0.0

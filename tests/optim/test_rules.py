@@ -149,14 +149,14 @@ def test_layers_of_a_batch_count_by_themselves(case, float64):
 
     def train(rests):
         torch.manual_seed(0)
-        model = nn.ModuleList([nn.Linear(5, 5), nn.Linear(5, 5)])
+        model = nn.ModuleList([nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5)])
         tdlrt.factorize_(model, rank="full")
         optimizer = tdlrt.TDLRT(
             model, optimizer_cls, lr=0.01, rank_policy=tdlrt.FixedRank(), **options
         )
         for number in range(8):
             optimizer.zero_grad()
-            used = [model[1]] if number < 3 and rests else list(model)
+            used = [model[1]] if number < 3 and rests else [model[0], model[1]]
             sum(sign * layer(gaussian((4, 5), 1)).square().sum() for layer in used).backward()
             optimizer.step()
         return model
@@ -312,7 +312,7 @@ class Relative(Lion):
         (Relative, "depends on the weight"),
         (Lion, "its state has exp_avg, which its rule does not declare"),
         (optim.LBFGS, "failed on three numbers"),
-        (optim.ASGD, "its state has ax, eta, mu"),
+        (optim.ASGD, "depends on the weight"),
     ],
 )
 def test_a_class_that_no_coordinates_can_have(optimizer_cls, message, own_registry):

@@ -120,7 +120,7 @@ class AdaptedRule(Rule):
         blocks = [torch.zeros_like(gradient) for gradient in gradients]
         copies = {name: [block.clone() for block in of] for name, of in state.items()}
         # Members that have counted alike are one parameter: all of them, or each is its own.
-        counts = {id(count): count.detach().double().cpu() - 1 for count in steps}
+        counts = {id(count): count.detach().cpu().double() - 1 for count in steps}
         taken = [counts[id(count)] for count in steps]
         places: list[list[Any]] = [
             [slice(None)] if (of == of[0]).all() else [*range(len(of))] for of in taken

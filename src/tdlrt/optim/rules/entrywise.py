@@ -34,8 +34,16 @@ def check_class(optimizer_cls: object) -> None:
 
 @cache
 def defaults_of(optimizer_cls: type[torch.optim.Optimizer]) -> Mapping[str, Any]:
-    """The options of a class and their defaults."""
-    return dict(optimizer_cls([torch.zeros(1)], lr=_LR).defaults)  # type: ignore[call-arg]
+    """The options of a class and their defaults.
+
+    Raises:
+        UnsupportedOptimizerError: The class cannot be made for a row of numbers, with lr alone.
+    """
+    try:
+        return dict(optimizer_cls([torch.zeros(1)], lr=_LR).defaults)  # type: ignore[call-arg]
+    except (TypeError, ValueError, RuntimeError) as error:
+        why = f"it cannot be made for a row of numbers with lr alone ({error!r})"
+        raise _refused(optimizer_cls.__name__, why) from error
 
 
 def check_entrywise(

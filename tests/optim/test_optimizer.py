@@ -213,7 +213,7 @@ def test_tau_outside_its_range(tau):
         optimizer_for(network(), tau=tau)
 
 
-@pytest.mark.parametrize("optimizer_cls", [torch.optim.NAdam, torch.optim.LBFGS, "SGD"])
+@pytest.mark.parametrize("optimizer_cls", [torch.optim.ASGD, torch.optim.LBFGS, "SGD"])
 def test_an_optimizer_without_a_rule(optimizer_cls):
     with pytest.raises(tdlrt.UnsupportedOptimizerError, match=r"use torch\.optim\.SGD.*AdamW"):
         tdlrt.TDLRT(network(), optimizer_cls, lr=0.1)

@@ -28,7 +28,7 @@ from tdlrt.linalg import (
     truncate_stack,
     unfold,
 )
-from tdlrt.optim.rules import Rule
+from tdlrt.optim.rules import Rule, resolve_rule
 from tdlrt.optim.rules.adam import AdamRule, AdamWRule
 from tdlrt.optim.rules.sgd import SGDRule
 from tdlrt.optim.steps import (
@@ -43,6 +43,14 @@ from tdlrt.optim.steps import (
     retract_lifted,
 )
 
+
+def adapted(name: str, **options: object) -> Rule:
+    """The rule of a torch optimiser that moves blocks by its own class."""
+    optimizer_cls = getattr(torch.optim, name)
+    group = optimizer_cls([torch.zeros(1)], lr=0.05, **options).param_groups[0]
+    return resolve_rule(optimizer_cls).from_group(group)
+
+
 RULES: dict[str, Rule] = {
     "plain": SGDRule(lr=0.1, weight_decay=0.05),
     "heavy ball": SGDRule(lr=0.05, momentum=0.9),
@@ -51,6 +59,10 @@ RULES: dict[str, Rule] = {
     "adam": AdamRule(lr=0.05, betas=(0.8, 0.9), eps=1e-2),
     "amsgrad": AdamRule(lr=0.05, betas=(0.8, 0.5), eps=1e-2, amsgrad=True, weight_decay=0.1),
     "adamw": AdamWRule(lr=0.05, betas=(0.8, 0.9), eps=1e-2, weight_decay=0.1, decoupled=True),
+    "adagrad": adapted("Adagrad", initial_accumulator_value=0.3, lr_decay=0.1, weight_decay=0.1),
+    "rmsprop": adapted("RMSprop", centered=True, momentum=0.5, eps=1e-2),
+    "nadam": adapted("NAdam", eps=1e-2, decoupled_weight_decay=True, weight_decay=0.1),
+    "adamax": adapted("Adamax", eps=1e-2),
 }
 
 Sizes = tuple[int, ...]

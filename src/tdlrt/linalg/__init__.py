@@ -26,7 +26,7 @@ from tdlrt.linalg.bases import (
     positive_qr,
     reject,
 )
-from tdlrt.linalg.stacks import Layout
+from tdlrt.linalg.stacks import Layout, cleared
 from tdlrt.linalg.tangent import (
     Factorization,
     TangentSpace,
@@ -59,6 +59,7 @@ __all__ = [
     "TuckerTensor",
     "add_product",
     "check_ranks",
+    "cleared",
     "damped_qr",
     "factorize_core",
     "fold",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Layout"]
+__all__ = ["Layout", "cleared"]
 
 
 class Layout:
@@ -86,6 +86,12 @@ class Layout:
         counts = [float(math.prod(ranks)) for ranks in self.ranks]
         return self._cached("entries", lambda: torch.tensor(counts, dtype=torch.float64))
 
+    def without_padding(self, core: Tensor) -> Tensor:
+        """A stack of cores with zeros in the padding, whatever stood there."""
+        if all(ranks == self.columns for ranks in self.ranks):
+            return core
+        return cleared(core, self.rank_tensor())
+
     def column_shares(self, mode: int, dtype: torch.dtype) -> Tensor:
         """1 / r_i for the true columns of a basis and 0 for padding: B x 1 x r_i."""
 
@@ -139,3 +145,18 @@ class Layout:
 def _valid(size: int, counts: Tensor) -> Tensor:
     """B x size: 1 in the first counts[b] places of row b, else 0, in float64."""
     return (torch.arange(size) < counts[:, None]).double()
+
+
+def cleared(core: Tensor, ranks: Tensor) -> Tensor:
+    """A stack of cores with zeros behind the true entries of each.
+
+    Args:
+        core: B x r_1 x ... x r_d.
+        ranks: True ranks of each member, B x d.
+    """
+    for mode in range(core.ndim - 1):
+        true = torch.arange(core.shape[1 + mode], device=core.device) < ranks[:, mode, None]
+        shape = [1] * core.ndim
+        shape[0], shape[1 + mode] = true.shape
+        core = torch.where(true.view(shape), core, 0)
+    return core

@@ -10,5 +10,13 @@ are those that are not in Tucker format.
 
 from tdlrt.optim.graphs import GraphedStep
 from tdlrt.optim.optimizer import TDLRT
+from tdlrt.optim.rules import Rule, adapted_rule, register_rule, registered_optimizers
 
-__all__ = ["TDLRT", "GraphedStep"]
+__all__ = [
+    "TDLRT",
+    "GraphedStep",
+    "Rule",
+    "adapted_rule",
+    "register_rule",
+    "registered_optimizers",
+]

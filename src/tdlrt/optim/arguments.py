@@ -75,6 +75,7 @@ def check_options(
     basis_every: int,
     freeze_after: int | None,
     skip_nonfinite: int,
+    has_rest: bool = False,
 ) -> dict[str, Any]:
     """Options of `TDLRT`, refused if they are out of range, or exclude each other.
 
@@ -98,6 +99,11 @@ def check_options(
     if basis_every > 1 and (integrator == "bug" or capturable):
         other = "integrator='bug'" if integrator == "bug" else "capturable=True"
         raise ValueError(f"basis_every: got {basis_every} with {other}, expected 1 there")
+    if capturable and has_rest:
+        raise ValueError(
+            "rest: got one with capturable=True, expected None there: nothing is known of the "
+            "first step of another optimiser, so that it could not be taken back on the device"
+        )
     return options
 
 

@@ -85,7 +85,7 @@ class Engine:
         self.team = Team()
         self._read_on_host = False
         self._bindings = 0
-        for group in groups:
+        for group in plain.others(groups):
             self.rule_from(group)
         self._bind(state, groups)
 
@@ -107,7 +107,7 @@ class Engine:
         self._context = Context(
             batches=self._batches,
             adaptation=self.adaptation,
-            finite=Finite(self._names, self.plain.among(self._names), state),
+            finite=Finite(self._names, self.plain.among(self._names), self.plain.state),
             state=state,
             rule_of=lambda number: self.rule_from(self._groups[number]),
             resting=self._resting,
@@ -293,6 +293,7 @@ class Engine:
         return {
             "integrator": self._integrator,
             "optimizer": self.plain.optimizer_name,
+            **self.plain.state_dict(),
             **self.adaptation.state_dict(),
             **self.skipped.state_dict(),
             "resting_bases": self._resting.state_dict(),

@@ -190,9 +190,10 @@ class Finite:
         yield "value", parameter.detach()
         if parameter in self._plain:
             for name, value in self._state.get(parameter, {}).items():
-                # Not the count of steps, which torch keeps on the host.
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    yield name, value
+                # Not the count of steps, which torch keeps on the host, nor numbers of few bits.
+                if type(value) is Tensor and value.is_floating_point():
+                    if value.ndim or value.shape == parameter.shape:
+                        yield name, value
 
 
 def _values(tensor: Tensor) -> Tensor:

@@ -11,7 +11,14 @@ from tdlrt.errors import UnsupportedLayerError
 from tdlrt.optim.shards import is_sharded
 from tdlrt.optim.slot import LayerSlot
 
-__all__ = ["as_list", "check_shards", "group_of_each_layer", "groups_of", "tucker_parameters"]
+__all__ = [
+    "as_list",
+    "check_shards",
+    "check_tucker_alone",
+    "group_of_each_layer",
+    "groups_of",
+    "tucker_parameters",
+]
 
 
 def as_list(
@@ -70,6 +77,23 @@ def groups_of(
         {"params": [p for p in rest if id(p) not in tucker]},
         *own,
     ]
+
+
+def check_tucker_alone(
+    groups: Iterable[Mapping[str, Any]], tucker: Collection[int], names: Mapping[Tensor, str]
+) -> None:
+    """Refuse groups of the user's with parameters that optimisers of their own move.
+
+    Raises:
+        ValueError: A parameter is not in Tucker format.
+    """
+    for group in groups:
+        for parameter in group["params"]:
+            if parameter in names and id(parameter) not in tucker:
+                raise ValueError(
+                    f"param_groups: got {names[parameter]} with rest, expected cores and bases of "
+                    "Tucker layers alone; give it a group in the optimiser that rest returns"
+                )
 
 
 def group_of_each_layer(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -19,8 +20,15 @@ from tdlrt.optim.arguments import (
     resolve_policy,
 )
 from tdlrt.optim.engine import Engine
-from tdlrt.optim.groups import as_list, check_shards, groups_of, tucker_parameters
+from tdlrt.optim.groups import (
+    as_list,
+    check_shards,
+    check_tucker_alone,
+    groups_of,
+    tucker_parameters,
+)
 from tdlrt.optim.plain import PlainParameters
+from tdlrt.optim.rest import Rest, RestParameters, rest_of
 from tdlrt.optim.rules import resolve_rule
 from tdlrt.optim.skipping import SkippedSteps
 from tdlrt.optim.slot import LayerSlot
@@ -35,7 +43,8 @@ class TDLRT(torch.optim.Optimizer):
     """Rank-adaptive optimiser for the Tucker layers of a model; the rest gets the plain optimiser.
 
     `param_groups[0]` holds the cores and bases of the Tucker layers, `param_groups[1]` every other
-    parameter of the model; groups of your own follow. All take any learning-rate scheduler.
+    parameter of the model (with `rest`, the groups of its optimisers stand there); groups of your
+    own follow. All take any learning-rate scheduler.
 
     - `integrator="parallel"` takes one gradient a step: W_1 = R(W_0 - lr P(grad L(W_0))), P the
       projection onto the tangent space and R the truncation of the rank policy.
@@ -46,7 +55,8 @@ class TDLRT(torch.optim.Optimizer):
 
     Args:
         model: A model with Tucker layers (see `tdlrt.factorize_`).
-        optimizer_cls: The plain optimiser's class: torch.optim.SGD, Adam or AdamW.
+        optimizer_cls: The plain optimiser's class: torch.optim.SGD, Adam, AdamW, NAdam, RAdam,
+            Adamax, RMSprop, Adagrad, Adadelta, Rprop, or one of `register_rule`.
         tau: Relative truncation tolerance in [0, 1), short for RelativeTolerance(tau); 0.1 if
             neither this nor budget nor rank_policy is given.
         budget: Share in (0, 1] of the dense parameters that the Tucker layers may have. With
@@ -73,6 +83,9 @@ class TDLRT(torch.optim.Optimizer):
             is not finite the step changes nothing, which later calls count and raise.
         param_groups: Groups with options of their own, as in torch: dicts with 'params' and any of
             lr, weight_decay, ... A Tucker layer's core and bases belong in one group.
+        rest: A function of the list of parameters that are not in Tucker format; returns a torch
+            optimiser for them, or a list of optimisers that share them out. These take the place of
+            optimizer_cls there, with groups, options and state of their own. None by default.
         **optimizer_kwargs: Passed to optimizer_cls (lr, momentum, weight_decay, ...).
 
     Raises:
@@ -80,7 +93,8 @@ class TDLRT(torch.optim.Optimizer):
         NothingMatchedError: The model, or a pattern of the policy, has no Tucker layer.
         UnsupportedLayerError: The model is no module, or its parameters are sharded (FSDP, tensor
             parallelism) in another way than by `tdlrt.integrations.fsdp.fully_shard_`.
-        UnsupportedOptimizerError: The class or one of its options has no rule for Tucker weights.
+        UnsupportedOptimizerError: The class or one of its options has no rule for Tucker weights,
+            or rest returns something else than optimisers.
         RankError: tau or budget is out of its range, or more than one of tau, budget and
             rank_policy is given, or total_steps without budget, or the policy cannot be met.
         ValueError: Another argument is out of its range.
@@ -112,6 +126,7 @@ class TDLRT(torch.optim.Optimizer):
         skip_nonfinite: int = 0,
         capturable: bool = False,
         param_groups: Iterable[Mapping[str, Any]] = (),
+        rest: Rest | None = None,
         **optimizer_kwargs: Any,
     ) -> None:
         policy, adapt_every, freeze_after = resolve_adapting(
@@ -131,6 +146,7 @@ class TDLRT(torch.optim.Optimizer):
             basis_every=basis_every,
             freeze_after=freeze_after,
             skip_nonfinite=skip_nonfinite,
+            has_rest=rest is not None,
         )
         skippable = options.pop("skip_nonfinite")
         self._arguments = options
@@ -142,14 +158,20 @@ class TDLRT(torch.optim.Optimizer):
         self._device = device = next(iter(self._slots.values())).layer.core.device
         if capturable and device.type != "cpu" and optimizer_cls is not torch.optim.SGD:
             optimizer_kwargs["capturable"] = True
-        plain = PlainParameters(
-            optimizer_cls(list(self._names), **optimizer_kwargs), tucker, capturable=capturable
-        )
+        optimizer = optimizer_cls(list(self._names), **optimizer_kwargs)
+        plain: PlainParameters
+        if rest is None:
+            plain = PlainParameters(optimizer, tucker, capturable=capturable)
+        else:
+            check_tucker_alone(groups[2:], tucker, self._names)
+            others = rest_of(rest, groups.pop(1)["params"], self._names)
+            plain = RestParameters(optimizer, tucker, others)
         super().__init__(groups, plain.defaults)
         for group in self.param_groups[1:]:  # a scheduler divides the rate of each group in place
             if isinstance(group["lr"], Tensor):
                 group["lr"] = group["lr"].clone()
         self._make_rates()
+        self.param_groups[1:1] = plain.groups
         self._engine = Engine(
             *(self.state, self.param_groups, self._slots, self._names),
             *(rule, plain, policy),
@@ -161,6 +183,19 @@ class TDLRT(torch.optim.Optimizer):
         """The engine, told of the present state and groups, which others may replace."""
         self._engine.bind(self.state, self.param_groups)
         return self._engine
+
+    @contextmanager
+    def _without_rest(self) -> Iterator[None]:
+        """Leave the groups of the optimisers of `rest` out: these store and load their own."""
+        plain = self._engine.plain
+        if not plain.groups:
+            yield
+            return
+        self.param_groups = plain.others(self.param_groups)
+        try:
+            yield
+        finally:
+            self.param_groups[1:1] = plain.groups
 
     def _make_rates(self) -> None:
         """Make every lr a tensor if steps are to be captured."""
@@ -347,7 +382,8 @@ class TDLRT(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """State of the optimiser: torch's own keys and the integrator's position under 'tdlrt'."""
         self._bound_engine().bring_up_to_date()
-        state: dict[str, Any] = super().state_dict()
+        with self._without_rest():
+            state: dict[str, Any] = super().state_dict()
         # Tensors of their own in place of views of the stacks.
         state["state"] = {
             key: {name: owned(value) for name, value in of.items()}
@@ -369,14 +405,18 @@ class TDLRT(torch.optim.Optimizer):
             IntegratorStateError: It is another optimiser's, another integrator's, or another
                 model's, it is incomplete, or the model has other ranks. Nothing was changed.
         """
-        check_state(
-            *(state_dict, self.integrator, self._engine.plain.optimizer_name),
-            *(self.param_groups, self._names, self._slots),
-            lambda group: self._engine.rule_from({**self.defaults, **group, "lr": group["lr"]}),
-        )
-        super().load_state_dict(state_dict)
-        for group in self.param_groups:  # options that its version of torch did not have
-            group.update({**self.defaults, **group})
-        restore_types(self, state_dict, self._slots.values())
+        plain = self._engine.plain
+        with self._without_rest():
+            check_state(
+                *(state_dict, self.integrator, plain.optimizer_name),
+                *(self.param_groups, self._names, self._slots),
+                lambda group: self._engine.rule_from({**self.defaults, **group, "lr": group["lr"]}),
+            )
+            plain.check_state(state_dict[EXTRA])
+            super().load_state_dict(state_dict)
+            for group in self.param_groups:  # options that its version of torch did not have
+                group.update({**self.defaults, **group})
+            plain.load_state_dict(state_dict[EXTRA])
+            restore_types(self, state_dict, self._slots.values())
         self._make_rates()
         self._engine.load_state_dict(state_dict[EXTRA], self.state, self.param_groups)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from tdlrt.errors import IntegratorStateError
 from tdlrt.optim.rules import Rule
 from tdlrt.optim.shards import own_part
 
@@ -42,6 +52,21 @@ class PlainParameters:
         """Name of the optimiser's class."""
         return type(self._optimizer).__name__
 
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Param_groups of other optimisers than that of `TDLRT`: none here."""
+        return []
+
+    def others(self, groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The given groups without these."""
+        own = set(map(id, self.groups))
+        return [group for group in groups if id(group) not in own]
+
+    @property
+    def state(self) -> MutableMapping[Any, Any]:
+        """The optimiser's state, by parameter."""
+        return self._optimizer.state
+
     def among(self, parameters: Iterable[Tensor]) -> list[Tensor]:
         """The given parameters without cores and bases."""
         return [parameter for parameter in parameters if id(parameter) not in self._tucker]
@@ -54,6 +79,28 @@ class PlainParameters:
         """A copy for a copied model, of whose cores and bases the ids are given."""
         optimizer = copy.deepcopy(self._optimizer, memo)
         return PlainParameters(optimizer, tucker, capturable=self._capturable)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state that is not in that of `TDLRT`: none here."""
+        return {}
+
+    def check_state(self, stored: Mapping[str, Any]) -> None:
+        """Refuse what `load_state_dict` could not load.
+
+        Args:
+            stored: The entry of `TDLRT` in its state_dict.
+
+        Raises:
+            IntegratorStateError: It cannot be loaded.
+        """
+        if "rest" in stored:
+            raise IntegratorStateError(
+                "state_dict['tdlrt']: got the state of optimisers that rest= made, expected none; "
+                "construct TDLRT with the same rest"
+            )
+
+    def load_state_dict(self, stored: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, see `check_state`."""
 
     def move(self, groups: Sequence[dict[str, Any]]) -> None:
         """Take one step.
@@ -104,7 +151,7 @@ class PlainParameters:
         """
         everything = [parameter for group in groups for parameter in group["params"]]
         moving = [p for p in self.among(everything) if p.grad is not None]
-        before = Before(moving, self._optimizer.state)
+        before = Before(moving, self.state)
         try:
             self.move(groups)
             yield before
@@ -123,14 +170,14 @@ class Before:
 
     def __init__(self, parameters: Sequence[Tensor], state: MutableMapping[Any, Any]) -> None:
         self._parameters, self._state = parameters, state
-        self._entries = {p: dict(state[p]) for p in parameters if p in state}
+        self._entries = {p: _kept(state[p]) for p in parameters if p in state}
         self._tensors = self._present()
         self._copies = _copies(self._tensors)
 
     def _present(self) -> list[Tensor]:
         own = [value for p in self._parameters for value in self._state.get(p, {}).values()]
-        state = [value for value in own if isinstance(value, Tensor)]
-        return [own_part(tensor) for tensor in (*self._parameters, *state)]
+        state = [part for value in own for part in _parts(value)]
+        return [*(own_part(parameter) for parameter in self._parameters), *state]
 
     def restore(self) -> None:
         """Bring everything back."""
@@ -151,6 +198,24 @@ class Before:
         for tensor in self._present():
             old = copies.get(id(tensor), torch.zeros_like(tensor))
             tensor.copy_(torch.where(accepted.to(tensor.device), tensor, old))
+
+
+def _kept(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a parameter; what is no tensor, copied."""
+    return {
+        name: value if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in entries.items()
+    }
+
+
+def _parts(value: object) -> list[Tensor]:
+    """A tensor of the state, or those that one of fewer bits consists of."""
+    if not isinstance(value, Tensor):
+        return []
+    if is_traceable_wrapper_subclass(value):
+        names, _ = value.__tensor_flatten__()
+        return [part for name in names for part in _parts(getattr(value, name))]
+    return [value]
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tdlrt.errors import IntegratorStateError, UnsupportedOptimizerError
+from tdlrt.optim.rules import Rule
 from tdlrt.optim.slot import LayerSlot
 from tdlrt.optim.stored_values import check_entries, check_layer_values, stored_keys
 
@@ -45,7 +46,7 @@ def check_state(
     groups: Sequence[Mapping[str, Any]],
     names: Mapping[Tensor, str],
     slots: Mapping[str, LayerSlot],
-    rule_of: Callable[[Mapping[str, Any]], object],
+    rule_of: Callable[[Mapping[str, Any]], Rule],
 ) -> None:
     """Refuse a state_dict that does not fit the optimiser.
 
@@ -95,7 +96,8 @@ def check_state(
     _check_shapes(state_dict, groups, names, rule_of)
     check_layer_values(extra)
     _check_layers(extra, slots)
-    check_entries(state_dict, groups, names, slots.values(), extra["resting_ranks"])
+    counters = {name for group in groups for name in rule_of(group).counters}
+    check_entries(state_dict, groups, names, slots.values(), extra["resting_ranks"], counters)
 
 
 # What the integrator's own state consists of: types, and defaults of what older versions lack.
@@ -149,7 +151,7 @@ def _check_shapes(
     state_dict: Mapping[str, Any],
     groups: Sequence[Mapping[str, Any]],
     names: Mapping[Tensor, str],
-    rule_of: Callable[[Mapping[str, Any]], object],
+    rule_of: Callable[[Mapping[str, Any]], Rule],
 ) -> None:
     saved_groups = state_dict["param_groups"]
     got = [len(group["params"]) for group in saved_groups]

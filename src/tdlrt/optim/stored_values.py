@@ -61,6 +61,7 @@ def check_entries(
     names: Mapping[Tensor, str],
     layers: Collection[LayerSlot] = (),
     lifted: Collection[str] = (),
+    counters: Collection[str] = (),
 ) -> None:
     """Check what an optimiser keeps for each parameter: tensors of its shape, and step counts.
 
@@ -74,6 +75,7 @@ def check_entries(
         names: Names of the parameters in them.
         layers: The layers in Tucker format.
         lifted: Names of those that are between the passes of `bug`.
+        counters: Names of entries that are one number, beside the number of steps.
 
     Raises:
         IntegratorStateError: An entry is missing, or has another type or shape.
@@ -87,7 +89,7 @@ def check_entries(
     found = {}
     for parameter, key in keys.items():
         entries = state.get(key, {})
-        _check_entries_of(parameter, names[parameter], entries)
+        _check_entries_of(parameter, names[parameter], entries, {STEP, *counters})
         # torch's SGD without momentum stores None.
         found[parameter] = {name for name, value in entries.items() if value is not None}
     cores = {slot.layer.core for slot in layers}
@@ -103,14 +105,16 @@ def check_entries(
             raise _wrong(unexpected[0], "a state", "none between the passes of 'bug'")
 
 
-def _check_entries_of(parameter: Tensor, name: str, entries: object) -> None:
+def _check_entries_of(
+    parameter: Tensor, name: str, entries: object, numbers: Collection[str]
+) -> None:
     if not isinstance(entries, Mapping):
         raise _wrong(name, entries, "the optimiser's state by name")
     for key, value in entries.items():
         place = f"{name}: {key}"
-        if key == STEP:
+        if key in numbers:
             if not _is_number(value) or not 0 <= float(value) < math.inf:
-                raise _wrong(place, value, "a tensor of the number of steps")
+                raise _wrong(place, value, "a tensor of one number from 0, such as that of steps")
         elif value is not None:
             fits = isinstance(value, Tensor) and value.is_floating_point()
             if not fits or value.layout is not torch.strided or value.is_meta:

@@ -1,5 +1,6 @@
 """The base class of methods: their options, and hooks that a training calls."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tdlrt.errors import ConfigError
+from tdlrt.optim import registered_optimizers
 from tdlrt_lab.methods.training_view import TrainingView
 from tdlrt_lab.options import RunOptions
 
@@ -16,24 +18,42 @@ __all__ = [
     "OPTIMIZERS",
     "OPTIMIZER_OPTIONS",
     "Method",
+    "learning_rates",
     "optimizer_options",
 ]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
+    cls.__name__.lower(): cls
+    for cls in registered_optimizers()
+    if cls.__module__.startswith("torch.optim.")
 }
+"""Torch's own optimisers that can train Tucker weights."""
+
+_SIGNATURES = {name: inspect.signature(cls).parameters for name, cls in OPTIMIZERS.items()}
 
 OPTIMIZER_OPTIONS = {
-    "sgd": frozenset({"lr", "weight_decay", "momentum"}),
-    "adam": frozenset({"lr", "weight_decay"}),
-    "adamw": frozenset({"lr", "weight_decay"}),
+    name: frozenset({"lr", "weight_decay"} & set(options)) for name, options in _SIGNATURES.items()
 }
+OPTIMIZER_OPTIONS["sgd"] |= {"momentum"}
 """The options of `RunOptions` that each optimiser uses."""
 
-DENSE_RATES = {"sgd": 0.02, "adam": 0.001, "adamw": 0.001}
-FREE_FACTOR_RATES = {"sgd": 0.02, "adam": 0.006, "adamw": 0.006}
+# By what the default rate is larger than that of Adam; the rates of the others are torch's.
+_OF_ADAM = {"adam": 1, "adamw": 1, "nadam": 1, "radam": 1, "rmsprop": 1, "adamax": 2, "adagrad": 10}
+
+
+def learning_rates(*, sgd: float, adam: float) -> dict[str, float]:
+    """Default rates of all optimisers, from those of two.
+
+    Args:
+        sgd: The rate of SGD with momentum 0.9.
+        adam: The rate of Adam.
+    """
+    rates = {name: float(options["lr"].default) for name, options in _SIGNATURES.items()}
+    return rates | {"sgd": sgd} | {name: adam * times for name, times in _OF_ADAM.items()}
+
+
+DENSE_RATES = learning_rates(sgd=0.02, adam=0.001)
+FREE_FACTOR_RATES = learning_rates(sgd=0.02, adam=0.006)
 
 
 class Method:

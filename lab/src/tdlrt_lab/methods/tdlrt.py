@@ -17,7 +17,7 @@ from tdlrt.ranks import (
 )
 from tdlrt.regularization import spectral_penalty
 from tdlrt.surgery import factorize_
-from tdlrt_lab.methods.method import OPTIMIZERS, Method, optimizer_options
+from tdlrt_lab.methods.method import OPTIMIZERS, Method, learning_rates, optimizer_options
 from tdlrt_lab.methods.training_view import TrainingView
 from tdlrt_lab.options import RunOptions
 from tdlrt_lab.reshape_option import parse_reshape
@@ -33,7 +33,7 @@ RAMPS: dict[str, type[LinearSchedule | CubicSchedule] | None] = {
 INTEGRATORS = {"parallel": frozenset({"basis_every"}), "bug": frozenset({"core_steps"})}
 """The options of `RunOptions` that only one integrator uses."""
 
-RATES = {"sgd": 0.05, "adam": 0.006, "adamw": 0.006}
+RATES = learning_rates(sgd=0.05, adam=0.006)
 
 
 class TDLRTMethod(Method):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from tdlrt.optim.rules import resolve_rule
 from tdlrt.optim.stored_values import check_entries
 from tdlrt_lab.run.metrics import is_finite_number
 
@@ -45,7 +46,8 @@ def check_optimizer(stored: object, optimizer: Optimizer, model: nn.Module) -> N
                 _check_equal(group.get(key, ABSENT), value, f"{place}: {key}")
     if "tdlrt" not in stored:  # an optimiser of torch; TDLRT checks its own
         names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-        check_entries(stored, optimizer.param_groups, names)
+        counters = resolve_rule(type(optimizer)).counters
+        check_entries(stored, optimizer.param_groups, names, counters=counters)
 
 
 def checked_schedule(stored: object, schedule: LRScheduler, step: int) -> dict[str, Any]:

@@ -39,7 +39,8 @@ class AdamRule(Rule):
     decoupled: bool = False
 
     @classmethod
-    def _options(cls, group: Mapping[str, Any]) -> dict[str, Any]:
+    def options_of(cls, group: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Rule.options_of`."""
         first, second = group["betas"]
         return {
             "betas": (float(first), float(second)),
@@ -119,5 +120,6 @@ class AdamWRule(AdamRule):
     """
 
     @classmethod
-    def _options(cls, group: Mapping[str, Any]) -> dict[str, Any]:
-        return super()._options(group) | {"decoupled": True}
+    def options_of(cls, group: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Rule.options_of`."""
+        return super().options_of(group) | {"decoupled": True}

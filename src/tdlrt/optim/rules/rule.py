@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import torch
@@ -26,20 +26,29 @@ class Rule(ABC):
     The coordinates of a Tucker weight come in the blocks of a tangent vector: the core and one part
     per moving basis. The optimiser treats each block like an ordinary tensor. W itself is a tangent
     vector with a core part only, so weight decay never changes a basis. Blocks are stacks of B
-    layers.
+    layers, padded with zeros; the direction of zeros has to be zero.
+
+    To add an optimiser, derive a frozen dataclass with the optimiser's options as fields, declare
+    the state, write `advance`, and register the class with `register_rule`. An optimiser that moves
+    each entry by itself needs no class of its own, see `adapted_rule`.
 
     Attributes:
         first_moments: Names of the state that is linear in the gradient. It is transported by
             orthogonal projection onto the new tangent space.
-        second_moments: Names of the state that holds a mean of squares per coordinate. It is
-            transported by `tdlrt.linalg.Transport.squares`.
+        second_moments: Names of the state that holds a mean of squares per coordinate, a number
+            from 0. It is transported by `tdlrt.linalg.Transport.squares`.
         counts_steps: Whether the direction depends on the step number.
+        stays_tangent: Whether directions are linear in gradients and first moments, and so have
+            basis parts that are orthogonal to the bases as those have. Others are made orthogonal.
+        counters: Names of numbers, beside 'step', that the class keeps for each parameter.
         refused: Options that have no counterpart for Tucker weights.
     """
 
     first_moments: ClassVar[tuple[str, ...]]
     second_moments: ClassVar[tuple[str, ...]] = ()
     counts_steps: ClassVar[bool] = False
+    stays_tangent: ClassVar[bool] = False
+    counters: ClassVar[Collection[str]] = ()
     refused: ClassVar[tuple[str, ...]] = ("fused", "capturable", "differentiable")
 
     lr: float | Tensor
@@ -65,15 +74,16 @@ class Rule(ABC):
                 )
         return cls(
             lr=group["lr"] if capturable else float(group["lr"]),
-            weight_decay=float(group["weight_decay"]),
-            maximize=bool(group["maximize"]),
-            **cls._options(group),
+            weight_decay=float(group.get("weight_decay", 0.0)),
+            maximize=bool(group.get("maximize", False)),
+            **cls.options_of(group),
         )
 
     @classmethod
-    @abstractmethod
-    def _options(cls, group: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields that a subclass adds, from a param_group."""
+    def options_of(cls, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that a subclass adds, from a param_group: options of the same names."""
+        own = {field.name for field in fields(cls)} - {field.name for field in fields(Rule)}
+        return {name: group[name] for name in own}
 
     @abstractmethod
     def advance(
@@ -135,8 +145,10 @@ class Rule(ABC):
             {name: [m.core, *(m.parts[i] for i in modes)] for name, m in moments.items()},
             [steps, *[steps if basis_steps is None else basis_steps] * len(modes)],
         )
-        if self.second_moments:  # scaling of coordinates leaves the tangent space
+        if not self.stays_tangent:
             parts = [reject(space.factor(i), part) for i, part in zip(modes, parts, strict=True)]
+        for name in states.keys() & set(self.second_moments):  # they need not begin with zeros
+            states[name][0] = space.layout.without_padding(states[name][0])
         advanced = {
             name: TangentVector(state[0], dict(zip(modes, state[1:], strict=True)))
             for name, state in states.items()

@@ -27,13 +27,15 @@ class SGDRule(Rule):
     """
 
     first_moments: ClassVar[tuple[str, ...]] = (_MOMENTUM,)
+    stays_tangent: ClassVar[bool] = True
 
     momentum: float = 0.0
     dampening: float = 0.0
     nesterov: bool = False
 
     @classmethod
-    def _options(cls, group: Mapping[str, Any]) -> dict[str, Any]:
+    def options_of(cls, group: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Rule.options_of`."""
         return {
             "momentum": float(group["momentum"]),
             "dampening": float(group["dampening"]),

@@ -14,6 +14,7 @@ from tdlrt.linalg import (
     TangentSpace,
     TangentVector,
     Truncation,
+    cleared,
     multi_mode_product,
     pad_core,
     stochastic,
@@ -70,7 +71,10 @@ def core_step(lifted: Lifted, gradient: Tensor, rule: Rule) -> Lifted:
     steps = lifted.steps + 1
     past = {name: [moment] for name, moment in lifted.moments.items()}
     (direction,), moments = rule.advance([gradient], lifted.core, past, [steps])
-    advanced = {name: moment for name, (moment,) in moments.items()}
+    advanced = {
+        name: cleared(moment, lifted.ranks) if name in rule.second_moments else moment
+        for name, (moment,) in moments.items()
+    }
     core = lifted.core - rule.lr * direction
     return Lifted(core, lifted.factors, lifted.ranks, advanced, steps)
 

@@ -110,7 +110,7 @@ ZOO = {
     "torch's Transformer": (Torch, IDS),
     "LSTM": (Classifier, IDS),
 }
-TIED = {"GPT-2", "BERT", "Llama", "T5", "torch's Transformer"}
+TIED = ("GPT-2", "BERT", "Llama", "T5", "torch's Transformer")
 # These networks read the weight of a layer, which as plain layers has two.
 READ = {"ViT": "*.projection", "T5": "*.wo"}
 ALL = pytest.mark.parametrize("name", ZOO)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ class AdaptedRule(Rule):
         ]
         parts = [(n, place) for n, of in enumerate(places) for place in of]
         parameters = [blocks[n][place] for n, place in parts]
-        optimizer = self.optimizer_cls(parameters, lr=float(self.lr), **self.options)
+        optimizer = self.optimizer_cls(parameters, **{"lr": float(self.lr), **self.options})
         for (n, place), parameter in zip(parts, parameters, strict=True):
             parameter.grad = gradients[n][place]
             if copies:
@@ -233,4 +233,5 @@ def adapted_rule(
         "counters": dict(counters or {}),
         "decouples": decoupled,
     }
-    return type(f"{optimizer_cls.__name__}Rule", (AdaptedRule,), members)
+    made = type(f"{optimizer_cls.__name__}Rule", (AdaptedRule,), members)
+    return cast("type[AdaptedRule]", made)

@@ -40,7 +40,7 @@ def defaults_of(optimizer_cls: type[torch.optim.Optimizer]) -> Mapping[str, Any]
         UnsupportedOptimizerError: The class cannot be made for a row of numbers, with lr alone.
     """
     try:
-        return dict(optimizer_cls([torch.zeros(1)], lr=_LR).defaults)  # type: ignore[call-arg]
+        return dict(optimizer_cls([torch.zeros(1)], **{"lr": _LR}).defaults)
     except (TypeError, ValueError, RuntimeError) as error:
         why = f"it cannot be made for a row of numbers with lr alone ({error!r})"
         raise _refused(optimizer_cls.__name__, why) from error
@@ -91,7 +91,7 @@ def _moved(
     """How far some steps move a few numbers, and the names of the state then."""
     with torch.no_grad():
         weight = torch.full((entries,), start, dtype=torch.float64)
-        optimizer = optimizer_cls([weight], lr=_LR, **options)  # type: ignore[call-arg]
+        optimizer = optimizer_cls([weight], **{"lr": _LR, **options})
         for gradient in _GRADIENTS:
             weight.grad = torch.tensor(gradient[:entries], dtype=torch.float64)
             optimizer.step()

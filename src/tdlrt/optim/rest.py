@@ -39,7 +39,7 @@ def rest_of(
             "lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
         )
     made = rest(list(parameters)) if parameters else []
-    optimizers = list(made) if isinstance(made, list | tuple) else [made]
+    optimizers: list[Any] = list(made) if isinstance(made, list | tuple) else [made]
     for optimizer in optimizers:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise UnsupportedOptimizerError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -67,7 +67,8 @@ class AdaptedRule(Rule):
     @classmethod
     def options_of(cls, group: Mapping[str, Any]) -> dict[str, Any]:
         """See `Rule.options_of`."""
-        options = {name: group.get(name, of) for name, of in defaults_of(cls.optimizer_cls).items()}
+        defaults = defaults_of(cls.optimizer_cls)  # type: ignore[arg-type]  # classes are hashable
+        options = {name: group.get(name, of) for name, of in defaults.items()}
         options |= {name: value for name, value in _DONE.items() if name in options}
         del options["lr"]
         if "eps" in options:  # never 0 / 0, so that the direction is zero in the padding of a stack
@@ -127,7 +128,7 @@ class AdaptedRule(Rule):
         ]
         parts = [(n, place) for n, of in enumerate(places) for place in of]
         parameters = [blocks[n][place] for n, place in parts]
-        optimizer = self.optimizer_cls(parameters, lr=float(self.lr), **self.options)
+        optimizer = self.optimizer_cls(parameters, **{"lr": float(self.lr), **self.options})
         for (n, place), parameter in zip(parts, parameters, strict=True):
             parameter.grad = gradients[n][place]
             if copies:
@@ -233,4 +234,5 @@ def adapted_rule(
         "counters": dict(counters or {}),
         "decouples": decoupled,
     }
-    return type(f"{optimizer_cls.__name__}Rule", (AdaptedRule,), members)
+    made = type(f"{optimizer_cls.__name__}Rule", (AdaptedRule,), members)
+    return cast("type[AdaptedRule]", made)

@@ -14,7 +14,8 @@ from tdlrt.errors import UnsupportedOptimizerError
 __all__ = ["check_class", "check_entrywise", "defaults_of"]
 
 _GRADIENTS = ((0.5, -2.0, 0.1), (1.0, 0.3, -0.2), (0.2, 0.7, 0.4))
-_LR, _START = 0.01, 3.0
+_START = 3.0
+_RATE: dict[str, Any] = {"lr": 0.01}
 
 # Classes that were tried, with the names of the options that were set.
 _tried: set[tuple[type[torch.optim.Optimizer], frozenset[str], frozenset[str]]] = set()
@@ -40,7 +41,7 @@ def defaults_of(optimizer_cls: type[torch.optim.Optimizer]) -> Mapping[str, Any]
         UnsupportedOptimizerError: The class cannot be made for a row of numbers, with lr alone.
     """
     try:
-        return dict(optimizer_cls([torch.zeros(1)], lr=_LR).defaults)  # type: ignore[call-arg]
+        return dict(optimizer_cls([torch.zeros(1)], **_RATE).defaults)
     except (TypeError, ValueError, RuntimeError) as error:
         why = f"it cannot be made for a row of numbers with lr alone ({error!r})"
         raise _refused(optimizer_cls.__name__, why) from error
@@ -91,7 +92,7 @@ def _moved(
     """How far some steps move a few numbers, and the names of the state then."""
     with torch.no_grad():
         weight = torch.full((entries,), start, dtype=torch.float64)
-        optimizer = optimizer_cls([weight], lr=_LR, **options)  # type: ignore[call-arg]
+        optimizer = optimizer_cls([weight], **{**_RATE, **options})
         for gradient in _GRADIENTS:
             weight.grad = torch.tensor(gradient[:entries], dtype=torch.float64)
             optimizer.step()

@@ -290,7 +290,7 @@ def _modules_to_train(model: nn.Module, train: Patterns | None) -> dict[str, nn.
 
 
 def _gain(layer: nn.Module) -> Tensor:
-    """||W|| / sqrt(n_1 / 3), or 1 where W is zero; a tensor, because W may be on the meta device."""
+    """||W|| / sqrt(n_1 / 3), 1 where W is zero; a tensor, because W may be on the meta device."""
     weight = layer.get_parameter("weight").detach()
     norm = torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
     return torch.where(norm > 0, norm / math.sqrt(len(weight) / 3), 1.0)

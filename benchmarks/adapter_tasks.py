@@ -26,7 +26,6 @@ class Task:
         tuning: Images and epochs of the fine-tuning.
         held_out: Training images that choose the learning rate.
         ranks: Ranks of LoRA, which set the numbers of trainable parameters.
-        rates: Learning rates to choose from.
         lokr_factor: LoKr's `decompose_factor`, which bounds its parameters at any rank.
     """
 
@@ -38,7 +37,6 @@ class Task:
     tuning: tuple[int, int] = (3000, 3)
     held_out: int = 2000
     ranks: tuple[int, ...] = (2, 4)
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
     lokr_factor: int = -1
 
     def targets(self, model: nn.Module) -> tuple[str, ...]:
@@ -97,7 +95,6 @@ TASKS = {
         images=(20_000, 3),
         tuning=(3000, 4),
         ranks=(4,),
-        rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         lokr_factor=2,
     ),
 }

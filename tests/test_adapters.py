@@ -140,6 +140,44 @@ def test_attributes_are_those_of_the_layer(case: Case) -> None:
         _ = layer.nonsense
 
 
+@each_layer
+def test_the_default_scale_is_the_gain_of_the_layer(case: Case) -> None:
+    weight = case.plain().weight
+    expected = (3 / weight.shape[0]) ** 0.5 * weight.norm()
+    assert relative_error(adapted(case).layer.scale, expected) < 1e-6
+    assert adapted(case, scale=0.3).layer.scale == pytest.approx(0.3)
+
+
+def test_a_layer_as_torch_makes_it_has_scale_one() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(400, 300), nn.Conv2d(40, 60, 5), nn.Linear(9, 9))
+    nn.init.zeros_(model[2].weight)
+    tdlrt.add_adapters_(model, rank=2, include="*")
+    assert [float(layer.scale) for layer in model] == pytest.approx([1, 1, 1], rel=0.02)
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(20, 30))
+    tdlrt.add_adapters_(model, rank=2, include="*")
+    assert model[0].scale.is_meta
+
+
+def test_adam_moves_a_layer_relative_to_its_weight() -> None:
+    def learned(factor: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 10, bias=False))
+        model[0].weight.data.mul_(factor)
+        tdlrt.add_adapters_(model, rank=3, include="*")
+        optimizer = tdlrt.TDLRT(model, torch.optim.Adam, lr=0.01, tau=0.1)
+        x, y = gaussian((20, 12), 1, torch.float32), torch.arange(20) % 10
+        for _ in range(5):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x) / factor, y).backward()
+            optimizer.step()
+        return (model[0].weight - model[0].base.weight) / factor
+
+    assert learned(1).norm() > 0.1
+    assert relative_error(learned(50), learned(1)) < 1e-3
+
+
 # --- a whole model ------------------------------------------------------------------------------
 
 

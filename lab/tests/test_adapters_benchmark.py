@@ -129,6 +129,20 @@ def test_runs_that_are_there_are_skipped(adapters, task, monkeypatch):
     assert adapters.Bench(name, image_data(), stored).run("LoRA", 4, 1e-3, 0) == first
 
 
+@pytest.mark.parametrize("best", [1e-3, 3e-3, 1e-2, 3e-2, 1.0])
+def test_rates_are_tried_up_or_down_while_they_get_better(adapters, best):
+    tried = []
+
+    def score(lr):
+        tried.append(lr)
+        return -abs(adapters.RATES.index(lr) - adapters.RATES.index(best))
+
+    assert adapters.climbed(score) == best
+    low, high = min(best, 1e-2), max(best, 1e-2)
+    assert {lr for lr in adapters.RATES if low <= lr <= high} <= set(tried)
+    assert len(set(tried)) <= 5
+
+
 def test_the_rate_is_chosen_on_held_out_images_and_time_is_that_of_lora(adapters):
     def run(lr, seed, held_out, accuracy):
         key = {"task": "ViT, MNIST", "method": "LoHa", "rank": 4, "budget": 5, "parameters": 4}

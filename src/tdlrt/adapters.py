@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tdlrt.errors import AdapterError, NothingMatchedError
 from tdlrt.nn import TuckerLayer
@@ -22,7 +22,7 @@ from tdlrt.nn.adapted import (
     adapted_modules,
     adapter_parts,
 )
-from tdlrt.nn.layer_types import build_layer, can_store, dense_shape
+from tdlrt.nn.layer_types import build_layer, can_store, dense_shape, dense_weight
 from tdlrt.nn.reshape import Reshape
 from tdlrt.nn.start import Modes
 from tdlrt.ranks import RankSpec
@@ -88,12 +88,20 @@ def add_adapters_(
     exclude: Patterns | None = None,
     train: Patterns | None = None,
     reshape: Mapping[str, Reshape] | None = None,
-    scale: float = 1.0,
+    scale: float | None = None,
 ) -> AdapterReport:
     """Freeze a model and put a trainable Tucker update beside its weights, in place.
 
     y = layer(x) + s update(x), where the update has the weight C x_1 U_1 ... x_d U_d and no bias.
     At the start C is zero, so that all outputs stay bitwise equal, and the U_i are random.
+    By default the scale of a layer is its gain relative to that of torch's initial weights,
+
+        s = ||W|| / sqrt(n_1 / 3) ,
+
+    W of n_1 x ... x n_d: E ||W||^2 = n_1 / 3 for the weights that torch draws. So a learning rate
+    moves a layer relative to its norm, and a layer as torch makes it has s = 1. The step of Adam is
+    s times as large as without a scale, that of SGD s^2 times.
+
     `tdlrt.TDLRT` trains the updates and finds their ranks. A `ParameterBudget` counts the cores and
     bases of the updates; its fraction refers to the dense weights of the adapted layers.
 
@@ -114,7 +122,7 @@ def add_adapters_(
         train: Name patterns of modules that are trained in full instead.
         reshape: Linear layers whose update is a tensor, with the modes of its rows and columns by
             name pattern; see `factorize_`.
-        scale: s.
+        scale: s, one number for all layers; None for the default above (1 where W is zero).
 
     Returns:
         A report with a row per layer; prints as a table.
@@ -132,7 +140,7 @@ def add_adapters_(
             "model: got one with adapters, expected one without; call merge_adapters_ or "
             "unload_adapters_ first"
         )
-    if not math.isfinite(scale):
+    if scale is not None and not math.isfinite(scale):
         raise AdapterError(f"scale: got {scale}, expected a finite number")
     trained = _modules_to_train(model, train)
     tensors = reshaped_layers(model, reshape)
@@ -166,7 +174,10 @@ def add_adapters_(
     }
     for parameter in model.parameters():
         parameter.requires_grad = False  # requires_grad_ refuses parameters without a shape yet
-    adapters = {layer: AdapterLayer(layer, update, scale) for layer, update in updates.items()}
+    adapters = {
+        layer: AdapterLayer(layer, update, _gain(layer) if scale is None else scale)
+        for layer, update in updates.items()
+    }
     for attention, split in splits.items():
         if not adapters.keys().isdisjoint(split.modules()):
             for projection in split.projections().values():
@@ -292,6 +303,13 @@ def _modules_to_train(model: nn.Module, train: Patterns | None) -> dict[str, nn.
                 "untrained parameter; train both modules or neither"
             )
     return trained
+
+
+def _gain(layer: nn.Module) -> Tensor:
+    """||W|| / sqrt(n_1 / 3), 1 where W is zero; a tensor, because W may be on the meta device."""
+    weight = dense_weight(layer).detach()
+    norm = torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+    return torch.where(norm > 0, norm / math.sqrt(len(weight) / 3), 1.0)
 
 
 def _update(layer: nn.Module, rank: RankSpec, modes: Modes, reshape: Reshape | None) -> TuckerLayer:

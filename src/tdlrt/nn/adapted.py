@@ -67,11 +67,12 @@ class AdapterLayer(AdaptedModule):
 
     _acts_as = "base"
 
-    def __init__(self, base: nn.Module, update: TuckerLayer, scale: float = 1.0) -> None:
+    def __init__(self, base: nn.Module, update: TuckerLayer, scale: float | Tensor = 1.0) -> None:
         super().__init__()
         self.base = base
         self.update = update
-        self.register_buffer("scale", torch.tensor(float(scale), device=update.core.device))
+        number = torch.as_tensor(scale, dtype=torch.float32, device=update.core.device)
+        self.register_buffer("scale", number)
         self.train(base.training)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def test_tolerance_gives_way_to_a_budget():
     assert (config(budget=0.05).tau, config(budget=0.05).budget) == (None, 0.05)
     recipe = ("optimizer", "lr", "ramp", "spare", "adapt_every", "freeze_at")
     found = [getattr(config(budget=0.05), name) for name in recipe]
-    assert found == ["adam", 0.006, "linear", 0.25, 10, 0.65]
+    assert found == ["adam", 0.006, "linear", 0.25, 10, 0.5]
     assert [getattr(config(), name) for name in recipe] == ["sgd", 0.05, "constant", 0.0, 1, 0.5]
     assert config(budget=0.05, spare=0.0, adapt_every=1).spare == 0.0
     with pytest.raises(ConfigError, match=r"tau 0\.1 and budget 0\.05: expected one of them"):

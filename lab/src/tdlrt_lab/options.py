@@ -96,8 +96,8 @@ class RunOptions:
         str,
         Option(
             METHOD,
-            "Schedule by which tau rises from 0 over the first three quarters of the steps before "
-            "--freeze-at, or the budget falls from at least 0.5 over the last three: {choices}.",
+            "Schedule by which tau rises from 0 over the first 60 % of the steps before "
+            "--freeze-at, or the budget falls from at least 0.5 over the last 60 %: {choices}.",
         ),
     ] = DEPENDS
     spare: Annotated[

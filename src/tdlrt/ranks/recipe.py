@@ -48,14 +48,14 @@ class BudgetRecipe:
 
     >>> recipe = BudgetRecipe(0.05, total_steps=1000)
     >>> recipe.freeze_after, recipe.rank_policy.fraction
-    (650, LinearSchedule(start=0.5, end=0.05, steps=488, begin=162))
+    (500, LinearSchedule(start=0.5, end=0.05, steps=300, begin=200))
     """
 
     budget: float
     total_steps: int
     start: float = 0.5
-    freeze_at: float = 0.65
-    ramp_share: float = 0.75
+    freeze_at: float = 0.5
+    ramp_share: float = 0.6
     spare: float = 0.25
     adapt_every: int = 10
     ramp: Callable[[float, float, int, int], Schedule] | None = LinearSchedule

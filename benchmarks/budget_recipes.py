@@ -83,9 +83,9 @@ def section(result: Row) -> list[str]:
         lines.append([recipe, *cells])
     titles = [f"{network}, {optimizer}" for network, optimizer in product(NETWORKS, OPTIMIZERS)]
     return [
-        f"Written by `{result['command']}`: test accuracy (%) at the end, mean of {len(SEEDS)} seeds,",
-        f"budget {BUDGET}, on scikit-learn's digits. *Default*: linear, over the last 60 % of the steps",
-        "before the freeze, frozen at 50 % of the training, as the others unless they say so.",
+        f"Written by `{result['command']}`: test accuracy (%) at the end, mean of {len(SEEDS)}",
+        f"seeds, budget {BUDGET}, on scikit-learn's digits. *Default*: linear, over the last 60 % of",
+        "the steps before the freeze, frozen at 50 % of the training; so are others that say nothing.",
         "",
         *table(["the budget falls", *titles], lines),
         "",

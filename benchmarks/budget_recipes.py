@@ -84,8 +84,8 @@ def section(result: Row) -> list[str]:
     titles = [f"{network}, {optimizer}" for network, optimizer in product(NETWORKS, OPTIMIZERS)]
     return [
         f"Written by `{result['command']}`: test accuracy (%) at the end, mean of {len(SEEDS)}",
-        f"seeds, budget {BUDGET}, on scikit-learn's digits. *Default*: linear, over the last 60 % of",
-        "the steps before the freeze, frozen at 50 % of the training; so are others that say nothing.",
+        f"seeds, budget {BUDGET}, on scikit-learn's digits. *Default*: linear, over the last 60 %",
+        "of the steps before the freeze, frozen at 50 % of the training, as all that do not say it.",
         "",
         *table(["the budget falls", *titles], lines),
         "",

@@ -85,7 +85,7 @@ def section(result: Row) -> list[str]:
     return [
         f"Written by `{result['command']}`: test accuracy (%) at the end, mean of {len(SEEDS)}",
         f"seeds, budget {BUDGET}, on scikit-learn's digits. *Default*: linear, over the last 60 %",
-        "of the steps before the freeze, frozen at 50 % of the training, as all that do not say it.",
+        "of the steps before the freeze, frozen at 50 % of the training, as all that say nothing.",
         "",
         *table(["the budget falls", *titles], lines),
         "",

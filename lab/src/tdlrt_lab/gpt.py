@@ -12,10 +12,9 @@ class GPT(nn.Module):
 
     Query, key and value are one linear layer, as in GPT-2: in low-rank form they share the basis of
     their inputs, and a step has 24 matrices to move and not 36. The head is not tied to the
-    embedding: with 128 characters each is below 1 % of the network, and both stay dense. The initial
-    weights are torch's defaults: in a short training embeddings of deviation 1 learn faster than
-    those of 0.02 of GPT-2, which the first blocks drown (3.71 against 4.23 bits per character over
-    the steps 51 to 60, and 4.29 with all of GPT-2's start).
+    embedding: with 128 characters each is below 1 % of the network, and both stay dense. The
+    initial weights are torch's defaults: in the first steps embeddings of deviation 1 learn faster
+    than those of GPT-2, of deviation 0.02, beside which the output of the first blocks is large.
 
     Args:
         vocabulary: Number of characters, V.

@@ -32,6 +32,7 @@ from memory import RETURNING, in_process, peak
 from saved import saved_bytes
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import load_data
+from tdlrt_lab.data.text_data import EPOCH_WINDOWS
 from tdlrt_lab.options import RunOptions
 from tdlrt_lab.reports.groups import Group, repetitions
 from tdlrt_lab.reports.tables import provenance
@@ -57,6 +58,29 @@ NEUTRAL |= dict.fromkeys(("ramp", "spare", "adapt_every", "freeze_at"))
 
 WANTED_LOSS = 0.02
 """Bits per character by which a network of half the parameters may be worse than dense."""
+
+INTRODUCTION = f"""\
+# A GPT from scratch
+
+Written by `python benchmarks/gpt.py`; do not edit.
+
+```sh
+tdlrt train gpt --data stdlib --budget 0.25
+```
+
+trains a GPT of 6 layers and width 256 on the sources of Python's own standard library, without a
+download. Characters are ASCII; every tenth file is held out. The 24 linear layers of the blocks
+(query, key and value as one, projection, and both of the MLP) hold {LINEAR:,} of the network's
+4,837,504 parameters; embeddings, norms and the head stay dense. The sources differ between versions
+of Python: compare runs of one version, whose digests the results record.
+"""
+
+MISSING = "No run is recorded yet; `python benchmarks/accuracy.py --only stdlib_gpt` does them."
+
+SOURCES = (
+    "The commands, the learning rates and the runs that chose them are among the "
+    "[results](results.md#gpt-on-stdlib-learning-rates)."
+)
 
 HEAD = ("method", "seeds", "bits per character", "accuracy (%)", "linear parameters", "of dense")
 COSTS = ("step (ms)", "step with examinations (ms)", "weights (MB)", "gradients (MB)", "state (MB)")
@@ -215,54 +239,46 @@ def size(tensors: Sequence[Tensor]) -> int:
 def document(groups: Sequence[Group], costs: dict[str, Any]) -> str:
     """The page docs/gpt.md."""
     sweep, config = read_sweep(EXPERIMENTS[EXPERIMENT]), first_seeds()[0]
-    steps = config.epochs * 1024 // config.batch_size
-    facts = [*provenance(run.summary for group in groups for run in group.runs)]
-    return f"""\
-# A GPT from scratch
+    steps = config.epochs * EPOCH_WINDOWS // config.batch_size
+    recipe = (
+        f"{steps} steps of {config.batch_size} windows of 128 characters. AdamW for all, with "
+        f"weight decay {config.weight_decay:g} and a warm-up of {100 * config.warmup:g} % of the "
+        "steps. *matrix* trains the factors U and V of each W = U V^T directly, at the same rank "
+        "everywhere up to rounding. Means over the seeds, ± one standard deviation; lower is "
+        f"better. {sweep.note}"
+    )
+    measured = (
+        f"Processor time of one step of {config.batch_size} windows on one thread, by "
+        f"`{costs['command']}`. The ranks of tdlrt are the same share of each mode in all layers, "
+        "as large as the budget allows. *Step* is at fixed ranks, as in the second half of a "
+        "training; *step with examinations* is the mean of 10 steps of which one examines the "
+        "ranks, as in the first half. *Weights*, *gradients* and *state* are those of the whole "
+        "network, *saved* is what autograd keeps between the passes, and *peak* how far the "
+        "process grew."
+    )
+    return "\n\n".join(
+        [
+            INTRODUCTION.strip(),
+            "## Bits per character",
+            textwrap.fill(recipe, 100),
+            *(recorded_part(groups) if groups else [MISSING]),
+            "## Time and memory",
+            textwrap.fill(measured, 100),
+            markdown((HEAD[0], *COSTS), [cost(*row) for row in costs["rows"].items()]),
+            "\n".join(f"- {fact}" for fact in provenance([costs])) + "\n",
+        ]
+    )
 
-Written by `python benchmarks/gpt.py`; do not edit.
 
-```sh
-tdlrt train gpt --data stdlib --budget 0.25
-```
-
-trains a GPT of 6 layers and width 256 on the sources of Python's own standard library, without a
-download. Characters are ASCII; every tenth file is held out. The 24 linear layers of the blocks
-(query, key and value as one, projection, and both of the MLP) hold {LINEAR:,} of the network's
-4,837,504 parameters; embeddings, norms and the head stay dense. The sources differ between versions
-of Python: compare runs of one version, whose digests the results record.
-
-## Bits per character
-
-{steps} steps of {config.batch_size} windows of 128 characters, {steps * config.batch_size * 128:,}
-in all. AdamW, with weight decay
-{config.weight_decay:g} and a warm-up of {100 * config.warmup:g} % of the steps, for all. *matrix*
-trains the factors U and V of each W = U V^T directly, at the same rank everywhere up to rounding.
-Means over the seeds, ± one standard deviation; lower is better.
-{textwrap.fill(sweep.note, 100)}
-
-{markdown(HEAD, [quality(group) for group in groups])}
-
-{findings(groups)}
-
-The commands, the learning rates and the runs that chose them are among the
-[results](results.md#gpt-on-stdlib-learning-rates).
-
-{chr(10).join(f"- {fact}" for fact in facts)}
-
-## Time and memory
-
-Processor time of one step of {config.batch_size} windows on one thread, by
-`{costs["command"]}`. The ranks of tdlrt are the same share of each mode in all layers, as large as
-the budget allows. *Step* is at fixed ranks, as in the second half of a training; *step with
-examinations* is the mean of 10 steps of which one examines the ranks, as in the first half.
-*Weights*, *gradients* and *state* are those of the whole network, *saved* is what autograd keeps
-between the passes, and *peak* how far the process grew.
-
-{markdown((HEAD[0], *COSTS), [cost(label, found) for label, found in costs["rows"].items()])}
-
-{chr(10).join(f"- {fact}" for fact in provenance([costs]))}
-"""
+def recorded_part(groups: Sequence[Group]) -> list[str]:
+    """The table of bits per character, what it says, and where it comes from."""
+    facts = provenance(run.summary for group in groups for run in group.runs)
+    return [
+        markdown(HEAD, [quality(group) for group in groups]),
+        findings(groups),
+        textwrap.fill(SOURCES, 100),
+        "\n".join(f"- {fact}" for fact in facts),
+    ]
 
 
 def quality(group: Group) -> list[str]:

@@ -3,13 +3,13 @@
     python benchmarks/accuracy.py --only stdlib_gpt_tuning stdlib_gpt
     python benchmarks/gpt.py
 
-The first command trains the networks and records their results; this one builds each network again
-at its recorded ranks, measures a training step and the memory, and writes
-benchmarks/results/gpt.json and docs/gpt.md. With --page it only writes the page.
+The first command trains the networks and records their results; this one measures a training step
+of each row of the experiment and its memory, and writes benchmarks/results/gpt.json and
+docs/gpt.md. With --page it only writes the page.
 
-Times are medians of rounds in which every network takes its turn, at a learning rate too small to
-change the ranks. Each memory is that of a process of its own, with an allocator that returns what
-is freed.
+Times are processor seconds of one thread, so that other programs on the machine change them little:
+medians of rounds in which every network takes its turn, at a learning rate too small to change the
+ranks. Each memory is that of a process of its own, with an allocator that returns what is freed.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import shlex
 import statistics
 import sys
 import textwrap
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,11 +32,12 @@ from memory import RETURNING, in_process, peak
 from saved import saved_bytes
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import load_data
+from tdlrt_lab.data.text_data import EPOCH_WINDOWS
+from tdlrt_lab.options import RunOptions
 from tdlrt_lab.reports.groups import Group, repetitions
 from tdlrt_lab.reports.tables import provenance
 from tdlrt_lab.run.environment import machine, versions
 from tdlrt_lab.run.files import write_text
-from tdlrt_lab.run.timing import Case, median_seconds
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.spread import format_spread
 from tdlrt_lab.sweep.plan import read_sweep
@@ -50,8 +52,35 @@ TOLERANCE = 0.01
 LINEAR = 6 * 12 * 256**2
 """Weights of the linear layers of the blocks."""
 
+NEUTRAL = {name: getattr(RunOptions, name) for name in ("integrator", "core_steps", "basis_every")}
+NEUTRAL |= dict.fromkeys(("ramp", "spare", "adapt_every", "freeze_at"))
+"""Options of tdlrt that tucker does not use."""
+
 WANTED_LOSS = 0.02
 """Bits per character by which a network of half the parameters may be worse than dense."""
+
+INTRODUCTION = f"""\
+# A GPT from scratch
+
+Written by `python benchmarks/gpt.py`; do not edit.
+
+```sh
+tdlrt train gpt --data stdlib --budget 0.25
+```
+
+trains a GPT of 6 layers and width 256 on the sources of Python's own standard library, without a
+download. Characters are ASCII; every tenth file is held out. The 24 linear layers of the blocks
+(query, key and value as one, projection, and both of the MLP) hold {LINEAR:,} of the network's
+4,837,504 parameters; embeddings, norms and the head stay dense. The sources differ between versions
+of Python: compare runs of one version, whose digests the results record.
+"""
+
+MISSING = "No run is recorded yet; `python benchmarks/accuracy.py --only stdlib_gpt` does them."
+
+SOURCES = (
+    "The commands, the learning rates and the runs that chose them are among the "
+    "[results](results.md#gpt-on-stdlib-learning-rates)."
+)
 
 HEAD = ("method", "seeds", "bits per character", "accuracy (%)", "linear parameters", "of dense")
 COSTS = ("step (ms)", "step with examinations (ms)", "weights (MB)", "gradients (MB)", "state (MB)")
@@ -70,7 +99,7 @@ def main() -> None:
     groups = rows(recorded(EXPERIMENT))
     if not arguments.page:
         torch.set_num_threads(1)
-        write_text(RESULT, json.dumps(measure(groups, arguments.rounds), indent=1) + "\n")
+        write_text(RESULT, json.dumps(measure(arguments.rounds), indent=1) + "\n")
     write_text(PAGE, document(groups, json.loads(RESULT.read_text("utf-8"))))
     print(f"wrote {PAGE.relative_to(ROOT)}")
 
@@ -93,24 +122,29 @@ def name(config: dict[str, Any]) -> str:
     return f"{config['method']}{size}"
 
 
-def measure(groups: Sequence[Group], rounds: int) -> dict[str, Any]:
-    """Time and memory of a step of every row."""
-    cases: dict[tuple[str, str], Case] = {}
-    for group in groups:
-        for kind, config, period in configs(group.first.config, group.first.summary["ranks"]):
-            cases[group.label, kind] = Case(run=step_of(training(config)), period=period)
-    seconds = median_seconds(cases, rounds)
-    measured = {}
-    for group in groups:
-        ranks = group.first.summary["ranks"]
-        (_, config, _), *_ = configs(group.first.config, ranks)
-        found = in_process({"options": config.to_dict()}, RETURNING, __file__)
-        measured[group.label] = found | {
-            f"{kind}_ms": 1e3 * seconds[group.label, kind]
-            for kind in ("fixed", "examined")
-            if (group.label, kind) in seconds
-        }
-        print(group.label, measured[group.label], flush=True)
+def measure(rounds: int) -> dict[str, Any]:
+    """Time and memory of a step of every row of the experiment."""
+    cases = {
+        (name(one.to_dict()), kind): (step_of(training(config)), period)
+        for one in first_seeds()
+        for kind, config, period in steps(one)
+    }
+    samples: dict[tuple[str, str], list[float]] = {case: [] for case in cases}
+    for number in range(rounds + 1):
+        for case, (step, period) in cases.items():
+            start = time.process_time()
+            for _ in range(period):
+                step()
+            if number:  # the first round warms up
+                samples[case].append((time.process_time() - start) / period)
+    measured: dict[str, dict[str, float]] = {}
+    for one in first_seeds():
+        label, (_, config, _) = name(one.to_dict()), steps(one)[0]
+        measured[label] = in_process({"options": config.to_dict()}, RETURNING, __file__)
+        for case, seconds in samples.items():
+            if case[0] == label:
+                measured[label][f"{case[1]}_ms"] = 1e3 * statistics.median(seconds)
+        print(label, measured[label], flush=True)
     return {
         "command": shlex.join(["python", "benchmarks/gpt.py", *sys.argv[1:]]),
         "versions": versions(),
@@ -119,22 +153,32 @@ def measure(groups: Sequence[Group], rounds: int) -> dict[str, Any]:
     }
 
 
-def configs(
-    stored: dict[str, Any], ranks: dict[str, list[int]]
-) -> list[tuple[str, RunConfig, int]]:
+def first_seeds() -> list[RunConfig]:
+    """The options of every row of the experiment, with its first seed."""
+    runs = read_sweep(EXPERIMENTS[EXPERIMENT]).runs(".")
+    return [run.config for run in runs if run.config.seed == runs[0].config.seed]
+
+
+def steps(row: RunConfig) -> list[tuple[str, RunConfig, int]]:
     """The options of a row for a step at fixed ranks and, for tdlrt, one that examines them.
+
+    The ranks of tdlrt are then the same share of each mode in all layers: as large as its budget
+    allows. Those that a training finds have the same number of parameters.
 
     Returns:
         Kind, options, and the number of steps after which the cost repeats.
     """
-    options = {**stored, "lr": RATE, "device": "cpu", "validation": None}
-    if stored["method"] != "tdlrt":
+    options = row.to_dict() | {"lr": RATE, "device": "cpu"}
+    if row.method != "tdlrt":
         return [("fixed", RunConfig(**options), 1)]
-    options |= {"budget": None, "tau": None, "ramp": None, "spare": None, "rank": ranks}
-    period = options["adapt_every"]
+    equal = training(RunConfig(**{**options, "method": "tucker", "lr": None, **NEUTRAL})).ranks
+    options |= {"budget": None, "spare": None, "ramp": None, "rank": equal}
     fixed = options | {"freeze_at": 0.0, "adapt_every": None}
     examined = options | {"freeze_at": 1.0, "tau": TOLERANCE}
-    return [("fixed", RunConfig(**fixed), 1), ("examined", RunConfig(**examined), period)]
+    return [
+        ("fixed", RunConfig(**fixed), 1),
+        ("examined", RunConfig(**examined), row.adapt_every),
+    ]
 
 
 def training(config: RunConfig) -> Training:
@@ -194,60 +238,47 @@ def size(tensors: Sequence[Tensor]) -> int:
 
 def document(groups: Sequence[Group], costs: dict[str, Any]) -> str:
     """The page docs/gpt.md."""
-    sweep, config = read_sweep(EXPERIMENTS[EXPERIMENT]), RunConfig(**groups[0].first.config)
-    record = groups[0].first.summary["text"]
-    steps = config.epochs * 1024 // config.batch_size
-    facts = [*provenance(run.summary for group in groups for run in group.runs)]
-    return f"""\
-# A GPT from scratch
-
-Written by `python benchmarks/gpt.py`; do not edit.
-
-```sh
-tdlrt train gpt --data stdlib --budget 0.25
-```
-
-trains a GPT of 6 layers and width 256 on the sources of Python's own standard library, without a
-download. Characters are ASCII; every tenth file is held out. The 24 linear layers of the blocks
-(query, key and value as one, projection, and both of the MLP) hold {LINEAR:,} of the network's
-4,837,504 parameters; embeddings, norms and the head stay dense. The sources differ between versions
-of Python: compare runs of one version, whose digests the results record.
-
-## Bits per character
-
-{steps} steps of {config.batch_size} windows of 128 characters, {steps * config.batch_size * 128:,}
-in all, out of {record["training"]["characters"]:,}. AdamW, with weight decay
-{config.weight_decay:g} and a warm-up of {100 * config.warmup:g} % of the steps, for all. *matrix*
-trains the factors U and V of each W = U V^T directly, at the same rank everywhere up to rounding.
-Means over the seeds, ± one standard deviation; lower is better.
-{textwrap.fill(sweep.note, 100)}
-
-{markdown(HEAD, [quality(group) for group in groups])}
-
-{findings(groups)}
-
-The commands, the learning rates and the runs that chose them are among the
-[results](results.md#gpt-on-stdlib-learning-rates).
-
-{chr(10).join(f"- {fact}" for fact in facts)}
-
-## Time and memory
-
-One step of {config.batch_size} windows at the ranks at the end of the first seed's training, on one
-thread, by `{costs["command"]}`. *Step* is at fixed ranks, as in the second half of a training;
-*step with examinations* is the mean of {config_period(groups)} steps of which one examines the
-ranks, as in the first half. *Weights*, *gradients* and *state* are those of the whole network,
-*saved* is what autograd keeps between the passes, and *peak* how far the process grew.
-
-{markdown((HEAD[0], *COSTS), [cost(group.label, costs["rows"]) for group in groups])}
-
-{chr(10).join(f"- {fact}" for fact in provenance([costs]))}
-"""
+    sweep, config = read_sweep(EXPERIMENTS[EXPERIMENT]), first_seeds()[0]
+    steps = config.epochs * EPOCH_WINDOWS // config.batch_size
+    recipe = (
+        f"{steps} steps of {config.batch_size} windows of 128 characters. AdamW for all, with "
+        f"weight decay {config.weight_decay:g} and a warm-up of {100 * config.warmup:g} % of the "
+        "steps. *matrix* trains the factors U and V of each W = U V^T directly, at the same rank "
+        "everywhere up to rounding. Means over the seeds, ± one standard deviation; lower is "
+        f"better. {sweep.note}"
+    )
+    measured = (
+        f"Processor time of one step of {config.batch_size} windows on one thread, by "
+        f"`{costs['command']}`. The ranks of tdlrt are the same share of each mode in all layers, "
+        "as large as the budget allows. *Step* is at fixed ranks, as in the second half of a "
+        "training; *step with examinations* is the mean of 10 steps of which one examines the "
+        "ranks, as in the first half. *Weights*, *gradients* and *state* are those of the whole "
+        "network, *saved* is what autograd keeps between the passes, and *peak* how far the "
+        "process grew."
+    )
+    return "\n\n".join(
+        [
+            INTRODUCTION.strip(),
+            "## Bits per character",
+            textwrap.fill(recipe, 100),
+            *(recorded_part(groups) if groups else [MISSING]),
+            "## Time and memory",
+            textwrap.fill(measured, 100),
+            markdown((HEAD[0], *COSTS), [cost(*row) for row in costs["rows"].items()]),
+            "\n".join(f"- {fact}" for fact in provenance([costs])) + "\n",
+        ]
+    )
 
 
-def config_period(groups: Sequence[Group]) -> int:
-    """Steps between two examinations of the ranks."""
-    return next(g.first.config["adapt_every"] for g in groups if g.first.config["budget"])
+def recorded_part(groups: Sequence[Group]) -> list[str]:
+    """The table of bits per character, what it says, and where it comes from."""
+    facts = provenance(run.summary for group in groups for run in group.runs)
+    return [
+        markdown(HEAD, [quality(group) for group in groups]),
+        findings(groups),
+        textwrap.fill(SOURCES, 100),
+        "\n".join(f"- {fact}" for fact in facts),
+    ]
 
 
 def quality(group: Group) -> list[str]:
@@ -264,8 +295,7 @@ def quality(group: Group) -> list[str]:
     ]
 
 
-def cost(label: str, measured: dict[str, dict[str, float]]) -> list[str]:
-    found = measured.get(label, {})
+def cost(label: str, found: dict[str, float]) -> list[str]:
     times = [f"{found[key]:.0f}" if key in found else "-" for key in ("fixed_ms", "examined_ms")]
     names = ("weights", "gradients", "state", "saved", "peak")
     return [label, *times, *(f"{found[one] / 1e6:.1f}" if one in found else "-" for one in names)]

@@ -30,6 +30,7 @@ Written by `python benchmarks/results_table.py` from the result files in `benchm
 not edit. Numbers are means over the seeds, ± one standard deviation between them. Accuracy is
 that on the test set after the last epoch. *Compression* is the share of parameters saved, over the
 weights of the factorised layers and over the whole network; *MACs* are multiply-adds for one image.
+Of text, *bits per character* is the mean cross-entropy on held-out files: lower is better.
 The method *dense* trains the network as it is, *tdlrt* finds the ranks for a tolerance or a budget,
 and *tucker* trains cores and bases as free parameters at ranks set by hand. Options that are not
 named have the defaults of the command line. Words are explained in the [glossary](glossary.md).

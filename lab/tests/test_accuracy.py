@@ -124,3 +124,14 @@ def test_the_learning_rates_of_mnist_methods_are_the_best_of_mnist_tuning(compar
     for run in runs:
         if run.config.method in best:
             assert run.config.lr == best[run.config.method]["config"]["lr"], run.name
+
+
+def test_the_learning_rates_of_stdlib_gpt_are_the_best_of_its_tuning(comparisons):
+    found = {}
+    for result in comparisons.recorded("stdlib_gpt_tuning"):
+        bits, rate = result["bits_per_character"], result["config"]["lr"]
+        found.setdefault(result["method"], []).append((bits, rate))
+    for run in read_sweep(comparisons.EXPERIMENTS["stdlib_gpt"]).runs("."):
+        rates = found.get(run.config.method, [])
+        if len(rates) == 3:
+            assert run.config.lr == min(rates)[1], run.name

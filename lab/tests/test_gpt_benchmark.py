@@ -64,7 +64,7 @@ def test_findings_are_those_of_the_numbers(gpt, results):
     assert "+0.025 bits per character from dense: not within" in gpt.findings(gpt.rows(worse))
 
 
-def test_page_shows_rows_without_costs_too(gpt, results):
+def test_page_shows_the_rows_that_are_recorded(gpt, results):
     costs = {"command": "x", "versions": {}, "machine": {}, "rows": {"dense": {"fixed_ms": 400.0}}}
     text = gpt.document(gpt.rows(results), costs)
     assert "| dense | 0, 1 | 2.000 | 50.00 | 4,718,592 | 1.000 |" in text
@@ -72,16 +72,16 @@ def test_page_shows_rows_without_costs_too(gpt, results):
     assert "| dense | 400 | - | - |" in text
 
 
-def test_steps_are_those_at_the_recorded_ranks(gpt, monkeypatch):
+def test_steps_keep_the_ranks_of_the_budget(gpt, monkeypatch):
     small = {"gpt": lambda shape, classes: GPT(classes, *shape, width=16, layers=1, heads=2)}
     monkeypatch.setattr("tdlrt_lab.models.MODELS", MODELS | small)
-    ranks = {"blocks.0.qkv": [3, 3], "blocks.0.fc1": [4, 4]}
-    stored = RunConfig(model="gpt", data="stdlib", budget=0.25, batch_size=2).to_dict()
-    (_, fixed, one), (_, examined, ten) = gpt.configs(stored, ranks)
+    row = RunConfig(model="gpt", data="stdlib", budget=0.5, batch_size=2)
+    (_, fixed, one), (_, examined, ten) = gpt.steps(row)
     assert (one, ten) == (1, 10)
     for config in (fixed, examined):
         trained = gpt.training(config)
-        step = gpt.step_of(trained)
+        assert 0.4 < 1 - trained.size.compression <= 0.5
+        ranks, step = trained.ranks, gpt.step_of(trained)
         before = [parameter.clone() for parameter in trained.model.parameters()]
         for _ in range(ten):
             step()

@@ -195,7 +195,7 @@ def test_a_broken_record_of_the_data_is_an_error(write_mnist, tmp_path):
 
 def test_a_batch_that_is_larger_than_the_training_set_is_said(write_mnist, tmp_path, listener):
     run(replace(write_mnist(16), batch_size=17), tmp_path / "run", observer=listener)
-    assert listener.told.startswith("a batch of 17 images (--batch-size) is larger than the train")
+    assert listener.told.startswith("a batch of 17 images (--batch-size) is larger than an epo")
     listener.told = ""
     run(replace(write_mnist(16), batch_size=16), tmp_path / "other", observer=listener)
     assert listener.told == ""

@@ -176,6 +176,7 @@ def test_logits_depend_on_no_later_character():
         ({"augment": "standard"}, r"augment 'standard': not used with data stdlib, only with"),
         ({"train_images": 100}, r"train_images 100: not used with data stdlib"),
         ({"image_size": 32}, r"image_size 32: not used with data stdlib"),
+        ({"method": "structured", "budget": 0.5}, r"method 'structured' with data 'stdlib'"),
     ],
 )
 def test_options_of_images_are_refused(options, message):
@@ -281,7 +282,7 @@ def test_run_on_other_text_is_not_resumed(small, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "method", ["tucker", "matrix", "matrix_dlrt", "magnitude", "snip", "posthoc"]
+    "method", ["tucker", "matrix", "matrix_dlrt", "magnitude", "snip", "grasp", "posthoc"]
 )
 def test_methods_train_a_gpt(small, tmp_path, method):
     config = RunConfig(

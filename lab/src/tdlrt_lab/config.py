@@ -127,6 +127,11 @@ class RunConfig(RunOptions):
                 f"model {self.model!r} with data {self.data!r}: expected data that the network can "
                 f"read; choose one of {', '.join(sorted(kinds))}, or another model"
             )
+        if info.is_text and not method.for_text:
+            raise ConfigError(
+                f"method {self.method!r} with data {self.data!r}: expected a method that can train "
+                "networks of text; choose another one"
+            )
         if self.tau is not None and self.budget is not None:
             raise ConfigError(
                 f"tau {self.tau!r} and budget {self.budget!r}: expected one of them; each "

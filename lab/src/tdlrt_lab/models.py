@@ -20,7 +20,7 @@ ImageShape = tuple[int, int, int]
 
 
 def build_model(name: str, input_shape: Sequence[int], classes: int) -> nn.Module:
-    """Build the network `name` with its usual initialisation.
+    """Build the network `name` with torch's default initialisation.
 
     Args:
         name: One of `MODELS`.

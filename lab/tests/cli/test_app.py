@@ -249,7 +249,7 @@ def test_missing_or_unknown_words(tdlrt):
         2,
         "error: unknown model 'lenet'; did you mean lenet5 or alexnet? "
         "Known: lenet5, rescnn, vgg16, alexnet, resnet18, resnet18_imagenet, hf:resnet, "
-        "hf:convnext, hf:vit\n",
+        "hf:convnext, hf:vit, gpt\n",
     )
     code, _, err = tdlrt("train", "lenet5")
     assert (code, err) == (2, "error: Missing option '--data'. See --help.\n")

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tdlrt_lab.methods.masks import MaskedAtStart
 from tdlrt_lab.methods.training_view import TrainingView
@@ -25,7 +26,9 @@ class GraSP(MaskedAtStart):
     ) -> dict[str, Tensor]:
         """W * H g; weights with high scores are kept."""
         tensors = list(weights.values())
-        loss = F.cross_entropy(training.model(images) / TEMPERATURE, labels)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no second derivative
+            logits = training.model(images)
+        loss = F.cross_entropy(logits / TEMPERATURE, labels)
         gradients = torch.autograd.grad(loss, tensors, create_graph=True)
         # The gradient of g^T g with one g held constant is H g.
         product = torch.stack([(g.detach() * g).sum() for g in gradients]).sum()

@@ -68,11 +68,13 @@ class Method:
             not use. The others must have their default values; if the set is empty, they are
             ignored.
         needs_budget: Whether `budget` is required.
+        for_text: Whether it can be used for networks of text.
     """
 
     learning_rates: ClassVar[Mapping[str, float]] = DENSE_RATES
     options: ClassVar[frozenset[str]] = frozenset({"budget"})
     needs_budget: ClassVar[bool] = True
+    for_text: ClassVar[bool] = True
 
     def check(self, config: RunOptions) -> None:
         """Check the options of this method.

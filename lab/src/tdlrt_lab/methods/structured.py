@@ -35,6 +35,7 @@ class Structured(Method):
     """
 
     options = frozenset({"budget", "dense_until"})
+    for_text = False  # without a channel of query, key or value, the heads are no longer equal
 
     def check(self, config: RunOptions) -> None:
         """Also check that Torch-Pruning is installed."""

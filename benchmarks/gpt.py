@@ -201,6 +201,9 @@ def document(groups: Sequence[Group], costs: dict[str, Any]) -> str:
     return f"""\
 # A GPT from scratch
 
+Can a language model be trained in Tucker format from the start, and at what loss of quality? This
+page compares a small GPT with the dense one and with other methods.
+
 Written by `python benchmarks/gpt.py`; do not edit.
 
 ```sh

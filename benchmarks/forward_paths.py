@@ -198,8 +198,8 @@ def document(result: dict[str, Any]) -> str:
     return f"""\
 # Forward paths, measured
 
-How fast is a single layer in Tucker format, and which of the ways to compute it is the fastest? This
-page gives times and memory for layers of several networks, batch sizes and ranks.
+How fast is a single layer in Tucker format, and which of the ways to compute it is the fastest?
+This page gives times and memory for layers of several networks, batch sizes and ranks.
 
 Written by `{result["command"]}`; do not edit.
 

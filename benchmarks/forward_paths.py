@@ -198,6 +198,9 @@ def document(result: dict[str, Any]) -> str:
     return f"""\
 # Forward paths, measured
 
+How fast is a single layer in Tucker format, and which of the ways to compute it is the fastest?
+This page gives times and memory for layers of several networks, batch sizes and ranks.
+
 Written by `{result["command"]}`; do not edit.
 
 Single layers relative to the dense layer, both in the faster of the two memory layouts (least

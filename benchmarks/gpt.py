@@ -62,6 +62,9 @@ WANTED_LOSS = 0.02
 INTRODUCTION = f"""\
 # A GPT from scratch
 
+Can a language model be trained in Tucker format from the start, and at what loss of quality? This
+page compares a small GPT with the dense one and with factors of the same size.
+
 Written by `python benchmarks/gpt.py`; do not edit.
 
 ```sh

@@ -288,6 +288,9 @@ def document(result: Row) -> str:
     return f"""\
 # What the integrators cost
 
+How much of a training step goes into the integrator, beyond the passes through the network, and how
+does that grow with width and rank? This page gives times and counts of operations.
+
 Written by `{result["command"]}`; do not edit.
 
 ## Beside forward and backward passes

@@ -174,6 +174,9 @@ def document(results: Sequence[dict[str, Any]]) -> str:
     return f"""\
 # Memory of a training step
 
+How much memory does a training step need beside that of the dense network? This page gives what is
+kept, what autograd saves and the peak, on a CPU and on a GPU.
+
 Written by `python benchmarks/memory.py`; do not edit.
 
 Relative to the dense network with torch's optimiser, 32x32 images, ranks examined in every step.

@@ -26,6 +26,9 @@ NUMBERS = 5
 INTRODUCTION = """\
 # Results
 
+How accurate are networks trained by TDLRT, at which size, beside dense ones and other methods? This
+page gives the comparisons first and then every group of runs.
+
 Written by `python benchmarks/results_table.py` from the result files in `benchmarks/results`; do
 not edit. Numbers are means over the seeds, ± one standard deviation between them. Accuracy is
 that on the test set after the last epoch. *Compression* is the share of parameters saved, over the

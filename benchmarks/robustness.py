@@ -152,6 +152,10 @@ def document(result: dict[str, Any]) -> str:
     lines = [
         "# Robustness and the spectrum of the cores",
         "",
+        "Does a network in Tucker format withstand changes of its input that are made to deceive",
+        "it, and does a penalty on the spectrum of the cores help? This page gives the accuracy",
+        "under two attacks.",
+        "",
         f"Written by `{result['command']}`, with the numbers in",
         "`benchmarks/results/robustness.json`; do not edit.",
         "",

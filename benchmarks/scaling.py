@@ -288,6 +288,9 @@ def document(result: Row) -> str:
     return f"""\
 # Scaling over workers
 
+What do several workers send each other in a training step, and what does a step cost in time and
+memory? This page gives bytes, times and their growth with width and rank.
+
 Written by `{result["command"]}`, seed {result["seed"]}, the bytes again with `--bytes`; do not
 edit. How to train on several processes: [distributed training](distributed.md).
 

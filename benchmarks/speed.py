@@ -435,6 +435,9 @@ def document(results: Sequence[dict[str, Any]]) -> str:
     return f"""\
 # Benchmarks
 
+How fast is a network in Tucker format, in training and in use, beside the dense network and beside
+other methods of the same size? This page gives the times, relative to the dense network.
+
 Written by `python benchmarks/speed.py`; do not edit. More: [single layers](forward-paths.md),
 [the integrators' own time](integrator-cost.md), [memory](memory.md).
 

@@ -144,6 +144,8 @@ def document(result: dict[str, Any]) -> str:
     return f"""\
 # A step on a GPU
 
+Where does the time of a training step on a GPU go? This page gives what a profiler saw.
+
 Written by `{result["command"]}`; do not edit.
 
 VGG16, 32x32 images, batch {result["batch"]}, ranks at {result["rank"]:g} of the channels. Under the

@@ -36,7 +36,7 @@ def on_page_markdown(markdown, page, config, files):
 
 def list_of_examples():
     """A page with name and purpose of every script."""
-    lines = ["# Examples", ""]
+    lines = ["# Examples", "", "This page says what each of the example scripts shows.", ""]
     for path in sorted((ROOT / "examples").glob("*.py")):
         purpose = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
         lines.append(f"- [{path.name}]({path.name}): {purpose}")

@@ -13,7 +13,7 @@ from tdlrt.errors import ConfigError, NonFiniteError, RunError
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import load_data
 from tdlrt_lab.run import checkpoint
-from tdlrt_lab.run.batches import Batches
+from tdlrt_lab.run.batches import ImageBatches
 from tdlrt_lab.run.checkpoint import Checkpoints
 from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.runner import Interrupted, Observer, run
@@ -229,7 +229,7 @@ def test_a_file_system_that_refuses_the_end_of_a_checkpoint(tmp_path, whole):
 @pytest.fixture
 def not_a_number(monkeypatch):
     """Make the images of some steps, counted from 0, NaN."""
-    step, batch, broken = Training._step, Batches.batch, set()
+    step, batch, broken = Training._step, ImageBatches.batch, set()
 
     def images_and_labels(self, index, moves=None):
         images, labels = batch(self, index, moves)
@@ -238,7 +238,7 @@ def not_a_number(monkeypatch):
     def maybe_broken_step(self, index, moves):
         with monkeypatch.context() as patch:
             if self.step in broken:
-                patch.setattr(Batches, "batch", images_and_labels)
+                patch.setattr(ImageBatches, "batch", images_and_labels)
             step(self, index, moves)
 
     def at(*steps):

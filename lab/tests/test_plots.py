@@ -71,6 +71,37 @@ def test_the_baseline_is_drawn_beside_the_run(draw):
         assert (not np.array_equal(alone[name], beside[name])) == differs
 
 
+def line(figure, layer, mode=0):
+    """Points of the line of a mode, and its style."""
+    (axes,) = [axes for axes in figure.axes if axes.get_title() == layer]
+    drawn = axes.lines[mode]
+    xs, ys = drawn.get_data()
+    return list(zip(xs.tolist(), ys.tolist(), strict=True)), drawn.get_drawstyle()
+
+
+def test_ranks_are_drawn_as_steps_at_every_change():
+    two = [[0, {"a": [9, 5], "b": [3, 3]}], [1, {"a": [4, 5]}], [3, {"a": [5, 5]}]]
+    first = replace(FIRST, ranks={"a": [5, 5], "b": [3, 3]}, steps=4, rank_changes=two)
+    last = replace(first, epoch=2, ranks={"a": [2, 5], "b": [3, 3]}, steps=8)
+    figure = rank_figure([first, replace(last, rank_changes=[[6, {"a": [2, 5]}]])])
+    expected = [(0, 9), (0.25, 4), (0.75, 5), (1, 5), (1.5, 2), (2, 2)]
+    assert line(figure, "a") == (expected, "steps-post")
+    assert line(figure, "b", mode=1) == ([(0, 3), (1, 3), (2, 3)], "steps-post")
+
+
+def test_ranks_of_earlier_versions_are_drawn_by_epoch():
+    assert line(rank_figure(TUCKER), "fc") == ([(1, 9), (2, 2)], "default")
+
+
+def test_many_changes_are_drawn_in_part():
+    changes = [[step, {"a": [step % 7, 1]}] for step in range(10_000)]
+    metrics = replace(FIRST, ranks={"a": [1, 1]}, steps=10_000, rank_changes=changes)
+    points, _ = line(rank_figure([metrics]), "a")
+    assert 400 < len(points) <= 501
+    assert points[0] == (0, 0) and points[-1] == (1, 1)
+    assert all(rank == round(10_000 * epoch) % 7 for epoch, rank in points[:-1])
+
+
 def test_a_run_that_is_decomposed_late_shows_ranks_from_then_on(draw):
     history = [replace(FIRST, ranks={}, compression=0.0), replace(FIRST, epoch=2)]
     assert set(draw(history, method="posthoc")) == {"accuracy", "loss", "compression", "ranks"}

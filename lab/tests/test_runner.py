@@ -137,6 +137,49 @@ def test_interrupted_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, s
     assert contents(parts.path)[parts.model] == contents(whole.path)[whole.model]
 
 
+class SeeRanks(Observer):
+    """Compare the ranks after every step with those before."""
+
+    def __init__(self):
+        self.ranks, self.changes = {}, []
+
+    def started(self, training, data):
+        self.stepped(training)
+
+    def stepped(self, training):
+        new = {name: list(m.ranks) for name, m in tdlrt.nn.tucker_layers(training.model).items()}
+        if changed := {name: row for name, row in new.items() if self.ranks.get(name) != row}:
+            self.changes.append([training.step, changed])
+        self.ranks = new
+
+
+@pytest.mark.parametrize("method", ["tdlrt", "posthoc", "dense"])
+def test_every_change_of_ranks_is_recorded_in_its_epoch(tmp_path, method):
+    config = replace(CONFIG, method=method, **({"tau": 0.3} if method == "posthoc" else {}))
+    seen = SeeRanks()
+    run(config, tmp_path / "run", observer=seen)
+    history = RunDirectory(tmp_path / "run").read_metrics()
+    assert [metrics.steps for metrics in history] == [6, 12, 18]
+    epochs = [[c for c in seen.changes if n - 6 < (c[0] or 1) <= n] for n in (6, 12, 18)]
+    assert [metrics.rank_changes for metrics in history] == epochs
+    assert len(seen.changes) >= {"tdlrt": 3, "posthoc": 1, "dense": 0}[method]
+
+
+def test_a_checkpoint_of_an_earlier_version_continues_the_ranks_from_there(tmp_path, digits):
+    training = Training(CONFIG, digits)
+    start = training.ranks
+    steps = iter([False] * 4 + [True])
+    assert not list(training.epochs(lambda: next(steps), lambda training: None))
+    state = training.state_dict()
+    assert state["rank_changes"][0] == [0, start]
+    del state["rank_changes"]
+    other = Training(CONFIG, digits)
+    other.load_state_dict(state)
+    next(_epochs(training))
+    metrics = next(_epochs(other))
+    assert metrics.rank_changes == [c for c in training.history[0].rank_changes if c[0] > 4]
+
+
 def test_the_ranks_of_that_comparison_move(finished, digits):
     start = Training(CONFIG, digits).ranks
     first, second, _ = (metrics.ranks for metrics in finished.read_metrics())
@@ -291,9 +334,10 @@ def test_metrics_of_earlier_versions_are_read_as_of_the_test_set(finished, tmp_p
     directory = RunDirectory(tmp_path)
     lines = [json.loads(line) for line in finished.metrics.read_text().splitlines()]
     for line in lines:
-        del line["validation_accuracy"]
+        del line["validation_accuracy"], line["steps"], line["rank_changes"]
     directory.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert directory.read_metrics() == finished.read_metrics()
+    expected = [replace(metrics, steps=0, rank_changes=[]) for metrics in finished.read_metrics()]
+    assert directory.read_metrics() == expected
     assert directory.read_metrics()[0].split == "test"
 
 

@@ -71,6 +71,26 @@ METRICS = {
 }
 STATE = {"model": {}, "epoch": 1, "batch": 2, "history": [METRICS], "lr": 0.1, "seconds": 1.0}
 STATE |= {"loss_sum": torch.zeros(()), "correct": torch.zeros((), dtype=torch.int64)}
+A = {"a": [1]}
+WRONG_CHANGES = {
+    "no list": ({"rank_changes": {"1": A}}, "rank_changes {'1': .*: expected a list"),
+    "null": ({"rank_changes": None}, "rank_changes None: expected a list"),
+    "short": ({"rank_changes": [[1]]}, r"rank_changes: \[1\]: expected a step"),
+    "long": ({"rank_changes": [[1, A, A]]}, "expected a step"),
+    "true": ({"rank_changes": [[True, A]]}, r"\[True, .*: expected a step"),
+    "fraction": ({"rank_changes": [[1.5, A]]}, "expected a step"),
+    "negative": ({"rank_changes": [[-1, A]]}, "expected a step"),
+    "twice": ({"rank_changes": [[1, A], [1, A]]}, "expected a step after the one before"),
+    "after the epoch": ({"rank_changes": [[6, A]]}, "expected a step .* at most 5"),
+    "far": ({"rank_changes": [[10**400, A]]}, "expected a step"),
+    "ranks": ({"rank_changes": [[1, {"a": [0.5]}]]}, "list of integers for each layer"),
+    "names": ({"rank_changes": [[1, {1: [2]}]]}, "list of integers for each layer"),
+    "no steps": ({"rank_changes": [[0, A]], "steps": 0}, "ends after step 0: expected an epoch"),
+    "half epoch": ({"rank_changes": [[0, A]], "epoch": 1.5}, "rank_changes of epoch 1.5"),
+    "epoch 0": ({"rank_changes": [[0, A]], "epoch": 0}, "rank_changes of epoch 0"),
+    "negative steps": ({"steps": -1}, "steps -1: expected an integer from 0"),
+    "fractional steps": ({"steps": 2.0}, r"steps 2\.0: expected an integer from 0"),
+}
 WRONG = {
     "far epoch": (
         {"epoch": 10**9},
@@ -97,6 +117,15 @@ WRONG = {
         {"history": [METRICS | {"ranks": {"a": [0.5]}}]},
         "ranks .*: expected a list of integers",
     ),
+    **{
+        f"metrics: {name}": ({"history": [METRICS | {"steps": 5, **change}]}, message)
+        for name, (change, message) in WRONG_CHANGES.items()
+    },
+    "change before the epoch": (
+        {"rank_changes": [[4, {}]]},
+        r"\[4, {}\]: expected a step",
+    ),
+    "change after the state": ({"rank_changes": [[8, {}]]}, "expected a step .* at most 7"),
     "other metrics": ({"history": [METRICS | {"more": 1}]}, "not the metrics of an epoch"),
     "rate": ({"lr": float("nan")}, "lr nan: expected a finite number"),
     "time": ({"seconds": None}, "seconds None: expected"),
@@ -111,5 +140,7 @@ WRONG = {
 @pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG)
 def test_a_run_cannot_be_elsewhere(change, message):
     check_position(STATE, epochs=3, steps_per_epoch=5)
+    known = {"history": [METRICS | {"steps": 5, "rank_changes": [[0, A], [5, A]]}]}
+    check_position(STATE | known | {"rank_changes": [[6, A], [7, A]]}, epochs=3, steps_per_epoch=5)
     with pytest.raises(ValueError, match=message):
         check_position(STATE | change, epochs=3, steps_per_epoch=5)

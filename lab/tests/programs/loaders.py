@@ -255,6 +255,7 @@ METRICS = {
     **{"epoch": 1, "loss": 0.5, "train_accuracy": 90.0, "test_accuracy": 91.0, "lr": 0.05},
     **{"compression": 0.9, "network_compression": 0.8, "parameters": 10, "seconds": 1.0},
     "ranks": {"conv1": [2, 1, 3, 3]},
+    **{"steps": 6, "rank_changes": [[0, {"conv1": [4, 1, 5, 5]}], [2, {"conv1": [2, 1, 3, 3]}]]},
 }
 
 

@@ -132,6 +132,14 @@ KEPT = {
         metrics(ranks={"conv2": [1], "fc1": [5, 5]}),
         "metrics.jsonl cannot be read (epoch 2: conv2 has ranks of another number)",
     ),
+    "change of ranks of unequal length": (
+        metrics(steps=4, rank_changes=[[0, {"conv2": [1], "fc1": [5, 5]}]]),
+        "metrics.jsonl cannot be read (epoch 1: conv2 has ranks of another number)",
+    ),
+    "changes of ranks at odd places": (
+        metrics(steps=2**62, rank_changes=[[1, {"none": []}], [2**62, {"\ud800": [2**40]}]]),
+        "",
+    ),
     "ranks of an unknown kind": (metrics(ranks={"a": [1, 2, 3, 4, 5, 6]}), ""),
     "huge epoch": (metrics(loss=10**400), "(a number beyond 64 bits)"),
     "NaN epoch": (metrics(loss=float("nan")), "epoch 1: loss nan"),

@@ -1,5 +1,6 @@
 """Reading of run directories, finished or not, with the reasons why any are left out."""
 
+import itertools
 import json
 import os
 import reprlib
@@ -159,7 +160,8 @@ def _read_history(directory: RunDirectory) -> tuple[list[EpochMetrics], str]:
         ]
         lengths: dict[str, int] = {}
         for metrics in history:
-            for layer, ranks in metrics.ranks.items():
+            each = [metrics.ranks, *(changed for _, changed in metrics.rank_changes)]
+            for layer, ranks in itertools.chain.from_iterable(part.items() for part in each):
                 if lengths.setdefault(layer, len(ranks)) != len(ranks):
                     raise RunError(f"epoch {metrics.epoch}: {layer} has ranks of another number")
     except (OSError, ValueError, TypeError, RunError) as error:

@@ -224,7 +224,9 @@ def layer_figures(
     """
     subject = f"{group.label}, seed {group.first.summary['seed']}"
     history = group.first.history
-    if history and any(epoch.ranks != history[0].ranks for epoch in history):
+    start = history[0].rank_changes[:1] if history else []  # all ranks at step 0
+    states = [ranks for _, ranks in start] + [epoch.ranks for epoch in history]
+    if history and history[-1].ranks and any(ranks != states[0] for ranks in states):
         figure = rank_figure(history)
         caption = f"Ranks over training: {subject}"
         yield Picture(name=f"ranks-{number}", figure=figure, caption=caption)

@@ -18,11 +18,13 @@ class EpochTotals:
     Attributes:
         labels: Labels in these steps, over all processes: one per image, or per character.
         seconds: Duration of the epoch so far.
+        rank_changes: Changes of ranks in these steps (`EpochMetrics.rank_changes`).
     """
 
     def __init__(self, device: torch.device) -> None:
         self.labels = 0
         self.seconds = 0.0
+        self.rank_changes: list[list[Any]] = []
         self._since = time.perf_counter()
         self._loss = torch.zeros((), device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -69,11 +71,13 @@ class EpochTotals:
             "correct": total(self._correct),
             "seen": self.labels,
             "seconds": self.seconds,
+            "rank_changes": list(self.rank_changes),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the sums; the first process gets all of them, the others zeros."""
         self.labels, self.seconds = state["seen"], state["seconds"]
+        self.rank_changes = list(state["rank_changes"])
         self._loss.copy_(state["loss_sum"])
         self._correct.copy_(state["correct"])
         if not is_first():

@@ -1,9 +1,12 @@
 """The metrics of an epoch, and their validation when they are read from a file."""
 
 import math
+import reprlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from tdlrt_lab.run.rank_changes import check_rank_changes, is_ranks
 
 __all__ = ["EpochMetrics", "is_finite_number"]
 
@@ -29,6 +32,11 @@ class EpochMetrics:
             NaN or infinite.
         bits_per_character: Mean cross-entropy of a character on the set of `split` at the end of
             the epoch, in bits; None for images.
+        steps: Steps of the run up to the end of the epoch; 0 in runs of earlier versions.
+        rank_changes: Each step of the epoch that changed ranks, as `[step, {layer: ranks}]` with
+            the number of steps since the start of the run and the new ranks of the layers that
+            changed. The first epoch begins with all ranks at step 0. Empty in runs of earlier
+            versions; a run that fills 2^20 letters with changes leaves out the later ones.
     """
 
     epoch: int
@@ -44,6 +52,8 @@ class EpochMetrics:
     validation_accuracy: float | None = None
     skipped_steps: int = 0
     bits_per_character: float | None = None
+    steps: int = 0
+    rank_changes: list[list[Any]] = field(default_factory=list)
 
     @property
     def split(self) -> Literal["test", "validation"]:
@@ -69,16 +79,23 @@ class EpochMetrics:
             raise ValueError(f"not the metrics of an epoch ({error})") from error
         # Runs on images have no bits per character.
         missing = metrics.bits_per_character is None
-        left_out = ("ranks", "bits_per_character") if missing else ("ranks",)
+        left_out = {"ranks", "rank_changes", *["bits_per_character"] * missing}
         numbers = {name: value for name, value in vars(metrics).items() if name not in left_out}
         others = {name: v for name, v in numbers.items() if not isinstance(v, int | float)}
         if others not in ({}, {"test_accuracy": None}, {"validation_accuracy": None}):
             raise ValueError(f"got {numbers}, expected numbers")
-        if not isinstance(metrics.ranks, dict) or not all(
-            isinstance(name, str) and isinstance(row, list) and all(type(r) is int for r in row)
-            for name, row in metrics.ranks.items()
-        ):
+        if not is_ranks(metrics.ranks):
             raise ValueError(f"ranks {metrics.ranks!r}: expected a list of integers for each layer")
+        epoch, steps = metrics.epoch, metrics.steps
+        if type(steps) is not int or steps < 0:
+            raise ValueError(f"steps {reprlib.repr(steps)}: expected an integer from 0")
+        if metrics.rank_changes != []:
+            if type(epoch) is not int or epoch < 1 or steps < epoch:
+                raise ValueError(
+                    f"rank_changes of epoch {reprlib.repr(epoch)}, which ends after step "
+                    f"{reprlib.repr(steps)}: expected an epoch from 1, and steps in each"
+                )
+            check_rank_changes(metrics.rank_changes, steps * (epoch - 1) // epoch, steps)
         return metrics
 
 

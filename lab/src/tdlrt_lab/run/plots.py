@@ -37,7 +37,11 @@ MAX_MODES = 16
 MAX_TITLE = 40
 """Letters of the name of a layer above its small plot."""
 
+MAX_POINTS = 500
+"""Points of a line of ranks: a small plot is some 200 pixels wide."""
+
 History = list[EpochMetrics]
+Point = tuple[float, list[int]]
 
 
 def draw_plots(directory: RunDirectory, method: str) -> None:
@@ -130,18 +134,36 @@ def save_figure(figure: Figure, path: Path, *, dpi: float | str = "figure") -> N
 
 
 def rank_figure(history: History) -> Figure:
-    """Ranks over the epochs: one small plot per layer, one line per mode."""
+    """Ranks over the epochs: one small plot per layer, one line per mode.
+
+    The lines have a step at each change. Runs of earlier versions recorded no changes; their lines
+    lead from the end of one epoch to that of the next.
+    """
+    points: dict[str, list[Point]] = {layer: [] for layer in history[-1].ranks}
+    for metrics in history:
+        for step, changed in metrics.rank_changes:
+            for layer in changed.keys() & points.keys():
+                points[layer].append((step * metrics.epoch / metrics.steps, changed[layer]))
+        for layer in metrics.ranks.keys() & points.keys():
+            points[layer].append((metrics.epoch, metrics.ranks[layer]))
     lines = {}
-    for layer in history[-1].ranks:
-        known = [metrics for metrics in history if layer in metrics.ranks]
-        epochs = [metrics.epoch for metrics in known]
-        modes = zip(*(metrics.ranks[layer] for metrics in known), strict=True)
-        lines[layer] = [(epochs, mode) for mode in modes]
+    for layer, known in points.items():
+        epochs, ranks = zip(*_thinned(known), strict=True)
+        lines[layer] = [(epochs, mode) for mode in zip(*ranks, strict=True)]
     figure = layer_figure(lines, "epoch", "rank")
+    has_changes = any(metrics.rank_changes for metrics in history)
     for axes in figure.axes:
+        for line in axes.lines:
+            line.set_drawstyle("steps-post" if has_changes else "default")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         axes.set_ylim(bottom=0)
     return figure
+
+
+def _thinned(points: list[Point]) -> list[Point]:
+    """All points if there are few, else as many at equal distances in the list, and the last."""
+    stride = math.ceil(len(points) / MAX_POINTS)
+    return points if stride == 1 else [*points[:-1:stride], points[-1]]
 
 
 def layer_figure(

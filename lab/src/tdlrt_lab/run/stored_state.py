@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tdlrt.files import open_regular
 from tdlrt_lab.run.metrics import EpochMetrics, is_finite_number
+from tdlrt_lab.run.rank_changes import check_rank_changes
 
 __all__ = ["check_position", "read_state"]
 
@@ -65,6 +66,8 @@ def check_position(state: dict[str, Any], epochs: int, steps_per_epoch: int) -> 
         raise ValueError("history: expected one entry per finished epoch")
     for metrics in history:
         EpochMetrics.from_dict(metrics)
+    start = epoch * steps_per_epoch
+    check_rank_changes(state.get("rank_changes", []), start, start + batch)  # earlier: none
     for name in ("lr", "seconds"):
         if not is_finite_number(state[name]):
             raise ValueError(f"{name} {state[name]!r}: expected a finite number")

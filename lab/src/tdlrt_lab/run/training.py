@@ -1,5 +1,6 @@
 """The training loop, which can stop after any step, be saved, and continue exactly."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from tdlrt_lab.run.epoch_totals import EpochTotals
 from tdlrt_lab.run.finite import check_gradients
 from tdlrt_lab.run.metrics import EpochMetrics
 from tdlrt_lab.run.processes import broadcast_buffers, distribute, process_count, share
+from tdlrt_lab.run.rank_changes import RankRecorder
 from tdlrt_lab.run.schedule import cosine_schedule
 from tdlrt_lab.run.stored_optimizer import check_optimizer, checked_schedule
 
@@ -83,6 +85,8 @@ class Training:
         self.history: list[EpochMetrics] = []
         self.skipped_steps = self.skipped_in_a_row = 0
         self.method.begin(self)
+        self._recorder = RankRecorder()
+        self._record_ranks()
 
     @property
     def step(self) -> int:
@@ -196,12 +200,14 @@ class Training:
         self._schedule.load_state_dict(schedule)
         self.epoch, self._batch = state["epoch"], state["batch"]
         self._lr = state["lr"]
-        # Earlier versions had no skipped steps.
+        # Earlier versions had no skipped steps and recorded no changes of ranks.
         seen = min(self._batch * self.config.batch_size, len(self.batches)) * self._labels_each
-        self._totals.load_state_dict({"seen": seen, **state})
+        self._totals.load_state_dict({"seen": seen, "rank_changes": [], **state})
         self.skipped_steps = state.get("skipped_steps", 0)
         self.skipped_in_a_row = state.get("skipped_in_a_row", 0)
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
+        epochs = [*(metrics.rank_changes for metrics in self.history), self._totals.rank_changes]
+        self._recorder.restore(self.ranks, itertools.chain.from_iterable(epochs))
         torch.set_rng_state(state["rng"].cpu())
         if state["rng_device"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_device"].cpu(), self.device)
@@ -249,6 +255,10 @@ class Training:
         self._schedule.step()
         self._batch += 1
         self.method.after_step(self)
+        self._record_ranks()
+
+    def _record_ranks(self) -> None:
+        self._totals.rank_changes += self._recorder.changes(self.step, self.ranks)
 
     def _skip(self, error: NonFiniteError, buffers: list[Tensor]) -> None:
         """Count a skipped step and restore the buffers, or raise if too many were skipped."""
@@ -290,6 +300,8 @@ class Training:
             seconds=self._totals.seconds,
             skipped_steps=self.skipped_steps,
             bits_per_character=held_out_loss / math.log(2) if self._is_text else None,
+            steps=(self.epoch + 1) * self.steps_per_epoch,
+            rank_changes=self._totals.rank_changes,
         )
         self.history.append(metrics)
         self.epoch, self._batch, self._lr = self.epoch + 1, 0, 0.0

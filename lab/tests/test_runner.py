@@ -162,7 +162,7 @@ class SeeRanks(Observer):
     ("config", "least"),
     [
         (CONFIG, 3),
-        (RunConfig(**SHORT, method="posthoc", rank=0.3), 1),
+        (RunConfig(**SHORT, method="posthoc", budget=0.3), 1),
         (RunConfig(**SHORT, method="dense"), 0),
     ],
     ids=["tdlrt", "posthoc", "dense"],

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 import tdlrt
 from tdlrt.errors import ConfigError, NonFiniteError, RunError
-from tdlrt.nn.models import tucker_layers
 from tdlrt.ranks import (
     CubicSchedule,
     FixedRank,
@@ -151,8 +150,7 @@ class SeeRanks(Observer):
         self.stepped(training)
 
     def stepped(self, training):
-        layers = tucker_layers(training.model).items()
-        new = {name: list(layer.ranks) for name, layer in layers}
+        new = training.ranks
         if changed := {name: row for name, row in new.items() if self.ranks.get(name) != row}:
             self.changes.append([training.step, changed])
         self.ranks = new

@@ -137,6 +137,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, s
     assert contents(parts.path)[parts.model] == contents(whole.path)[whole.model]
 
 
+SHORT = {"model": "lenet5", "data": "digits", "epochs": 3, "batch_size": 256}
+
+
 class SeeRanks(Observer):
     """Compare the ranks after every step with those before."""
 
@@ -147,22 +150,29 @@ class SeeRanks(Observer):
         self.stepped(training)
 
     def stepped(self, training):
-        new = {name: list(m.ranks) for name, m in tdlrt.nn.tucker_layers(training.model).items()}
+        new = training.ranks
         if changed := {name: row for name, row in new.items() if self.ranks.get(name) != row}:
             self.changes.append([training.step, changed])
         self.ranks = new
 
 
-@pytest.mark.parametrize("method", ["tdlrt", "posthoc", "dense"])
-def test_every_change_of_ranks_is_recorded_in_its_epoch(tmp_path, method):
-    config = replace(CONFIG, method=method, **({"tau": 0.3} if method == "posthoc" else {}))
+@pytest.mark.parametrize(
+    ("config", "least"),
+    [
+        (CONFIG, 3),
+        (RunConfig(**SHORT, method="posthoc", budget=0.3), 1),
+        (RunConfig(**SHORT, method="dense"), 0),
+    ],
+    ids=["tdlrt", "posthoc", "dense"],
+)
+def test_every_change_of_ranks_is_recorded_in_its_epoch(tmp_path, config, least):
     seen = SeeRanks()
     run(config, tmp_path / "run", observer=seen)
     history = RunDirectory(tmp_path / "run").read_metrics()
     assert [metrics.steps for metrics in history] == [6, 12, 18]
     epochs = [[c for c in seen.changes if n - 6 < (c[0] or 1) <= n] for n in (6, 12, 18)]
     assert [metrics.rank_changes for metrics in history] == epochs
-    assert len(seen.changes) >= {"tdlrt": 3, "posthoc": 1, "dense": 0}[method]
+    assert len(seen.changes) >= least
 
 
 def test_a_checkpoint_of_an_earlier_version_continues_the_ranks_from_there(tmp_path, digits):

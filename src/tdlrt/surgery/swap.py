@@ -22,11 +22,12 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
         model: The model, which is not replaced itself.
         replacements: The new module for each module that is replaced.
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
-    stacks = [module for module in model.modules() if isinstance(module, nn.TransformerEncoder)]
+    modules = list(model.modules())
+    layers = [module for module in modules if isinstance(module, nn.TransformerEncoderLayer)]
+    stacks = [module for module in modules if isinstance(module, nn.TransformerEncoder)]
     apart = [layer for layer in layers if not _has_weights(layer)]
     split = [stack for stack in stacks if not all(map(_is_fused, stack.layers))]
-    for parent in list(model.modules()):
+    for parent in modules:
         for name, child in parent._modules.items():
             if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]

@@ -476,6 +476,7 @@ def test_what_needs_adapters_says_so(use) -> None:
         ({"rank": 0}, tdlrt.RankError, "rank: got 0"),
         ({"modes": "none"}, tdlrt.RankError, "modes: got 'none'"),
         ({"scale": float("nan")}, AdapterError, "scale: got nan"),
+        ({"scale": "two"}, AdapterError, "scale: got 'two', expected a finite number"),
     ],
 )
 def test_bad_arguments_leave_the_model_as_it_is(options, error, match) -> None:

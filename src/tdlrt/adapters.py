@@ -26,7 +26,7 @@ from tdlrt.nn.layer_types import build_layer, can_store, dense_shape, dense_weig
 from tdlrt.nn.reshape import Reshape
 from tdlrt.nn.start import Modes
 from tdlrt.ranks import RankSpec
-from tdlrt.scalars import as_int
+from tdlrt.scalars import as_int, as_number
 from tdlrt.serialization import load, save
 from tdlrt.surgery import (
     FactorizationReport,
@@ -129,7 +129,7 @@ def add_adapters_(
 
     Raises:
         AdapterError: The model already has adapters, a module to train in full shares a parameter
-            with another module, or scale is not finite.
+            with another module, or scale is not a finite number.
         NothingMatchedError: No layer can have an adapter, or a pattern matches nothing.
         RankError: A rank is not positive, or larger than its mode, or the sizes of a reshape do
             not multiply to those of the matrix.
@@ -140,8 +140,9 @@ def add_adapters_(
             "model: got one with adapters, expected one without; call merge_adapters_ or "
             "unload_adapters_ first"
         )
-    if scale is not None and not math.isfinite(scale):
-        raise AdapterError(f"scale: got {scale}, expected a finite number")
+    number = as_number(scale)
+    if scale is not None and (number is None or not math.isfinite(number)):
+        raise AdapterError(f"scale: got {scale!r}, expected a finite number or None")
     trained = _modules_to_train(model, train)
     tensors = reshaped_layers(model, reshape)
     # An update can be merged only into a Parameter whose order of modes is known.
@@ -175,7 +176,7 @@ def add_adapters_(
     for parameter in model.parameters():
         parameter.requires_grad = False  # requires_grad_ refuses parameters without a shape yet
     adapters = {
-        layer: AdapterLayer(layer, update, _gain(layer) if scale is None else scale)
+        layer: AdapterLayer(layer, update, _gain(layer) if number is None else number)
         for layer, update in updates.items()
     }
     for attention, split in splits.items():

@@ -615,3 +615,27 @@ def test_a_copy_of_model_and_optimiser_goes_on_alone(optimizer_name, integrator,
     assert_same(problem.model.state_dict(), other.model.state_dict())
     assert_same(problem.optimizer.state_dict()["state"], other.optimizer.state_dict()["state"])
     scheduler.step()
+
+
+@EVERY_OPTIMIZER
+def test_an_optimiser_that_has_loaded_a_state_can_be_copied(optimizer_name):
+    problem, other = Small(optimizer_name, tau=0.3), Small(optimizer_name, tau=0.3)
+    problem.call(2)
+    other.model.load_state_dict(problem.model.state_dict())
+    other.optimizer.load_state_dict(copy.deepcopy(problem.optimizer.state_dict()))
+    other.model, other.optimizer = copy.deepcopy((other.model, other.optimizer))
+    problem.call(1)
+    other.call(1)
+    assert_same(problem.model.state_dict(), other.model.state_dict())
+
+
+@pytest.mark.parametrize("norm", [-1.0, float("nan"), "one", None, True])
+def test_a_norm_to_clip_at_that_is_no_number_from_zero_is_refused(norm):
+    problem = Small("sgd")
+    with pytest.raises(ValueError, match=f"max_norm: got {norm!r}, expected a number from 0"):
+        problem.optimizer.clip_grad_norm_(norm)
+
+
+def test_what_is_no_state_is_refused():
+    with pytest.raises(tdlrt.IntegratorStateError, match="state_dict: got int, expected"):
+        Small("sgd").optimizer.load_state_dict(3)

@@ -303,3 +303,27 @@ def test_a_state_of_another_rest_changes_nothing(other, spoil, message):
     with pytest.raises(tdlrt.IntegratorStateError, match=message):
         target.optimizer.load_state_dict(stored)
     assert everything(target) == before
+
+
+@pytest.mark.parametrize("optimizer_cls", [optim.RMSprop, optim.NAdam, optim.Adam])
+def test_a_copy_of_model_and_optimiser_goes_on_alone(optimizer_cls):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 12), nn.Linear(12, 6))
+    tdlrt.factorize_(model, rank=0.5)
+
+    def rest(parameters):
+        return optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+    def call(model, optimizer):
+        optimizer.zero_grad()
+        model(torch.ones(3, 12)).square().mean().backward()
+        optimizer.step()
+
+    optimizer = tdlrt.TDLRT(model, optimizer_cls, lr=0.01, tau=0.1, rest=rest)
+    call(model, optimizer)
+    other, its = copy.deepcopy((model, optimizer))
+    before = copy.deepcopy(model.state_dict())
+    call(other, its)
+    assert_same(model.state_dict(), before)
+    call(model, optimizer)
+    assert_same(model.state_dict(), other.state_dict())

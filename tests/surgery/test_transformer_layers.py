@@ -263,3 +263,34 @@ def test_user_code_that_looks_at_the_weights_of_attention():
     assert attention.q_proj_weight.shape == (WIDTH, WIDTH)
     with pytest.raises(tdlrt.UnsupportedLayerError, match="weight: got a write"):
         attention._reset_parameters()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("back", ["to_dense", "unload"])
+def test_torchs_fused_encoder_is_used_again_once_all_is_dense(back, activation):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, activation=activation)
+    encoder = nn.TransformerEncoder(layer, 2).eval()
+    x, padded = torch.randn(2, 5, 16), torch.tensor([[False] * 3 + [True] * 2, [False] * 5])
+    with torch.no_grad():
+        expected = encoder(x, src_key_padding_mask=padded)
+        model = copy.deepcopy(encoder)
+        if back == "to_dense":
+            tdlrt.factorize_(model, rank="full", include="*")
+            model = tdlrt.to_dense(model)
+        else:
+            tdlrt.add_adapters_(model, rank=2)
+            tdlrt.unload_adapters_(model)
+        actual = model(x, src_key_padding_mask=padded)
+    assert (expected[padded] == 0).all()  # as the fused operation alone leaves them
+    torch.testing.assert_close(actual, expected)
+
+
+def test_an_encoder_that_torch_does_not_fuse_stays_so():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, activation=nn.Tanh())
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    tdlrt.factorize_(encoder, rank="full", include="*")
+    dense = tdlrt.to_dense(encoder)
+    assert not dense.use_nested_tensor
+    assert all(layer.activation_relu_or_gelu == 0 for layer in dense.layers)

@@ -35,6 +35,7 @@ from tdlrt.optim.slot import LayerSlot
 from tdlrt.optim.stored import EXTRA, check_state, owned, restore_types
 from tdlrt.optim.team import Team
 from tdlrt.ranks import RankPolicy
+from tdlrt.scalars import as_number
 
 __all__ = ["TDLRT"]
 
@@ -291,15 +292,19 @@ class TDLRT(torch.optim.Optimizer):
             The norm before.
 
         Raises:
+            ValueError: max_norm is not a number from 0.
             NonFiniteError: As error_if_nonfinite asks.
         """
+        largest = max_norm if isinstance(max_norm, Tensor) else as_number(max_norm)
+        if largest is None or (not isinstance(largest, Tensor) and not largest >= 0):
+            raise ValueError(f"max_norm: got {max_norm!r}, expected a number from 0, such as 1.0")
         total = self._bound_engine().gradient_norm()
         if error_if_nonfinite and not torch.isfinite(total):
             raise NonFiniteError(
                 f"gradients: their norm is {float(total)}, expected a finite number; nothing was "
                 "scaled. Lower lr, or check the loss"
             )
-        factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
+        factor = (largest / (total + 1e-6)).clamp(max=1.0)
         for parameter in self._names:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor.to(parameter.grad.device, parameter.grad.dtype))

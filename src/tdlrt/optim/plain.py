@@ -41,6 +41,12 @@ class PlainParameters:
         self, optimizer: torch.optim.Optimizer, tucker: Collection[int], *, capturable: bool
     ) -> None:
         self._optimizer, self._tucker, self._capturable = optimizer, tucker, capturable
+        # torch's classes look at the state of what is in their groups, and what cores and bases
+        # have in the state that `share_state` shares is not torch's.
+        optimizer.param_groups = self._own(optimizer.param_groups)
+
+    def _own(self, groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**group, "params": self.among(group["params"])} for group in groups]
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -108,8 +114,7 @@ class PlainParameters:
         Args:
             groups: The param_groups of `TDLRT`.
         """
-        own = [{**group, "params": self.among(group["params"])} for group in groups]
-        self._optimizer.param_groups = own
+        own = self._optimizer.param_groups = self._own(groups)
         for group in own:
             if isinstance(group["lr"], Tensor):
                 if self._capturable and group["lr"].device.type != "cpu" and "fused" in group:

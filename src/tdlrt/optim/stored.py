@@ -63,6 +63,11 @@ def check_state(
         IntegratorStateError: It is incomplete, or belongs to another optimiser, integrator or
             model, or to other ranks.
     """
+    if not isinstance(state_dict, Mapping):
+        raise IntegratorStateError(
+            f"state_dict: got {type(state_dict).__name__}, expected the result of "
+            "TDLRT.state_dict()"
+        )
     outer: dict[str, type] = {"state": dict, "param_groups": list}
     for key, kind in outer.items():
         if not isinstance(state_dict.get(key), kind):

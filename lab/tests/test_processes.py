@@ -132,16 +132,16 @@ NOT_A_NUMBER = """
 import os, sys
 import torch
 from tdlrt_lab.config import RunConfig
-from tdlrt_lab.run.batches import Batches
+from tdlrt_lab.run.batches import ImageBatches
 from tdlrt_lab.run.runner import run
 
-batch, steps = Batches.batch, iter(range(100))
+batch, steps = ImageBatches.batch, iter(range(100))
 
 def broken(self, index, moves=None):
     images, labels = batch(self, index, moves)
     return images * (torch.nan if next(steps) == 1 and os.environ["RANK"] == "1" else 1), labels
 
-Batches.batch = broken
+ImageBatches.batch = broken
 options = {"model": "lenet5", "data": "digits", "epochs": 1, "batch_size": 256, "device": "cpu"}
 summary = run(RunConfig(**options, skip_nonfinite=1), sys.argv[1])
 print("skipped", summary["skipped_steps"])

@@ -228,16 +228,16 @@ def test_spare_directions_are_given_up_when_the_ranks_stay(digits, freeze_at, in
     ("options", "policy"),
     [
         ({"tau": 0.2, "spare": 0.5}, RelativeTolerance(0.2, spare=0.5)),
-        ({"tau": 0.2, "ramp": "cubic"}, RelativeTolerance(CubicSchedule(0.0, 0.2, 75))),
+        ({"tau": 0.2, "ramp": "cubic"}, RelativeTolerance(CubicSchedule(0.0, 0.2, 60))),
         ({"budget": 0.05, "ramp": "constant", "spare": 0.0}, ParameterBudget(0.05)),
-        ({"budget": 0.05}, ParameterBudget(LinearSchedule(0.5, 0.05, 75, 25), spare=0.25)),
+        ({"budget": 0.05}, ParameterBudget(LinearSchedule(0.5, 0.05, 60, 40), spare=0.25)),
         (
             {"budget": 0.05, "ramp": "cubic", "spare": 0.25},
-            ParameterBudget(CubicSchedule(0.5, 0.05, 75, 25), spare=0.25),
+            ParameterBudget(CubicSchedule(0.5, 0.05, 60, 40), spare=0.25),
         ),
         (
             {"budget": 0.6, "ramp": "linear", "spare": 0.0},
-            ParameterBudget(LinearSchedule(0.6, 0.6, 75, 25)),
+            ParameterBudget(LinearSchedule(0.6, 0.6, 60, 40)),
         ),
         ({"tau": 0.2, "freeze_at": 0.0}, FixedRank()),
     ],

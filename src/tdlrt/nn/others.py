@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -47,12 +47,7 @@ def other_modules(
         named: The modules of a model, as from `named_modules()`.
         layers: Layers that are not looked at.
     """
-    inside = {part for layer in layers for part in layer.modules()}
-    return {
-        name or "(model)": module
-        for name, module in named
-        if module not in inside and _weights(module)
-    }
+    return _outside(named, layers, lambda module: bool(_weights(module)))
 
 
 def vector_modules(
@@ -64,11 +59,20 @@ def vector_modules(
         named: The modules of a model, as from `named_modules()`.
         layers: Layers that are not looked at.
     """
+    return _outside(named, layers, lambda one: vector_size(one) > 0 and not _weights(one))
+
+
+def _outside(
+    named: Iterable[tuple[str, nn.Module]],
+    layers: Iterable[nn.Module],
+    wanted: Callable[[nn.Module], bool],
+) -> dict[str, nn.Module]:
+    """The wanted modules outside given layers, by name."""
     inside = {part for layer in layers for part in layer.modules()}
     return {
         name or "(model)": module
         for name, module in named
-        if module not in inside and vector_size(module) and not _weights(module)
+        if module not in inside and wanted(module)
     }
 
 

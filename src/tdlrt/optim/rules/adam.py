@@ -72,10 +72,7 @@ class AdamRule(Rule):
         steps: Sequence[Tensor],
     ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """See `Rule.advance`."""
-        fresh = list(torch._foreach_neg(gradients)) if self.maximize else list(gradients)
-        decay = self.weight_decay * weight if self.weight_decay else None
-        if decay is not None and not self.decoupled:
-            fresh[0] = fresh[0] + decay
+        fresh = self._fresh(gradients, weight, decoupled=self.decoupled)
         beta1, beta2 = self.betas
         zeros = [torch.zeros_like(block) for block in fresh]
         past = moments or {_FIRST: zeros, _SECOND: zeros}
@@ -92,8 +89,8 @@ class AdamRule(Rule):
         scale = torch._foreach_add(roots, max(self.eps, torch.finfo(weight.dtype).tiny))
         scaled = torch._foreach_div(first, scale)
         direction = list(torch._foreach_div(scaled, _biases(beta1, steps, first)))
-        if decay is not None and self.decoupled:
-            direction[0] = direction[0] + decay
+        if self.weight_decay and self.decoupled:
+            direction[0] = direction[0] + self.weight_decay * weight
         return direction, advanced
 
 

@@ -86,15 +86,12 @@ class AdaptedRule(Rule):
         steps: Sequence[Tensor],
     ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """See `Rule.advance`."""
-        fresh = list(torch._foreach_neg(gradients)) if self.maximize else list(gradients)
-        decay = self.weight_decay * weight if self.weight_decay else None
-        if decay is not None and not self.decoupled:
-            fresh[0] = fresh[0] + decay
+        fresh = self._fresh(gradients, weight, decoupled=self.decoupled)
         moved, state = self._moved(fresh, self._restored(moments), steps)
         lr = float(self.lr)
         direction = list(torch._foreach_div(moved, -lr)) if lr else moved
-        if decay is not None and self.decoupled:
-            direction[0] = direction[0] + decay
+        if self.weight_decay and self.decoupled:
+            direction[0] = direction[0] + self.weight_decay * weight
         return direction, self._stored(state)
 
     def direction(

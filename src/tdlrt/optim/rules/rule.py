@@ -105,6 +105,15 @@ class Rule(ABC):
             The direction D of the step W - lr D, and the new state, a tensor per block.
         """
 
+    def _fresh(
+        self, gradients: list[Tensor], weight: Tensor, *, decoupled: bool = False
+    ) -> list[Tensor]:
+        """The gradients of what is minimised, with weight decay in the core's unless decoupled."""
+        fresh = list(torch._foreach_neg(gradients)) if self.maximize else list(gradients)
+        if self.weight_decay and not decoupled:
+            fresh[0] = fresh[0] + self.weight_decay * weight
+        return fresh
+
     def largest_norm(self, dtype: torch.dtype, *, sparse: bool = False) -> float:
         """A bound within which torch's own step of a plain parameter stays finite.
 

@@ -60,9 +60,7 @@ class SGDRule(Rule):
         steps: Sequence[Tensor],
     ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """See `Rule.advance`."""
-        fresh = list(torch._foreach_neg(gradients)) if self.maximize else list(gradients)
-        if self.weight_decay:
-            fresh[0] = fresh[0] + self.weight_decay * weight
+        fresh = self._fresh(gradients, weight)
         if not self.momentum:
             return fresh, {}
         past = moments.get(_MOMENTUM)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["format_bytes", "format_shape", "format_table"]
+__all__ = ["format_bytes", "format_count", "format_shape", "format_table"]
 
 
 def format_shape(sizes: Sequence[int]) -> str:
@@ -22,10 +22,19 @@ def format_bytes(number: int) -> str:
     >>> [format_bytes(number) for number in (512, 71_834, 1_720_000)]
     ['512 B', '71.8 KB', '1.72 MB']
     """
-    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "KB")):
+    return format_count(number, ("GB", "MB", "KB", "B"))
+
+
+def format_count(number: int, units: Sequence[str] = ("G", "M", "k", "")) -> str:
+    """Write a number of at least a thousand with three digits, in one of four units.
+
+    >>> [format_count(number) for number in (512, 71_834, 1_720_000)]
+    ['512', '71.8 k', '1.72 M']
+    """
+    for size, unit in zip((10**9, 10**6, 10**3), units, strict=False):
         if number >= size:
             return f"{number / size:.3g} {unit}"
-    return f"{number} B"
+    return f"{number} {units[-1]}".rstrip()
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tdlrt.text_tables import format_shape
+from tdlrt.text_tables import format_count, format_shape
 from tdlrt_lab.cli.output import empty_table
 from tdlrt_lab.measures import measure_of
 
@@ -21,7 +21,7 @@ def layer_table(summary: dict[str, Any]) -> Table:
             format_shape(layer["shape"]),
             "dense" if dense else format_shape(layer["ranks"]),
             f"{layer['parameters']:,}",
-            "" if layer["macs"] is None else _count(layer["macs"]),
+            "" if layer["macs"] is None else format_count(layer["macs"]),
             "" if dense else _percent(layer["compression"]),
         )
     table.add_section()
@@ -29,12 +29,12 @@ def layer_table(summary: dict[str, Any]) -> Table:
     if compressed:
         parameters, saved = f"{summary['parameters']:,}", _percent(summary["compression"])
         table.add_row("compressed layers", "", "", parameters, "", saved)
-    parameters, macs = f"{summary['network_parameters']:,}", _count(summary["macs"])
+    parameters, macs = f"{summary['network_parameters']:,}", format_count(summary["macs"])
     saved = _percent(summary["network_compression"]) if compressed else ""
     table.add_row("whole network", "", "", parameters, macs, saved)
     if compressed:
         parameters = f"{summary['network_dense_parameters']:,}"
-        table.add_row("dense network", "", "", parameters, _count(summary["dense_macs"]), "")
+        table.add_row("dense network", "", "", parameters, format_count(summary["dense_macs"]), "")
     return table
 
 
@@ -53,10 +53,3 @@ def closing_line(summary: dict[str, Any]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def _count(number: int) -> str:
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)

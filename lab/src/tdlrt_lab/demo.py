@@ -1,9 +1,8 @@
 """The demonstration: a network trained small beside the dense one, and both as ONNX files."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tdlrt.export import load_network
 from tdlrt_lab.config import RunConfig
@@ -54,10 +53,6 @@ class Demonstration:
     dense: ExportedNetwork
     out: str
     report: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """The attributes, as plain types."""
-        return asdict(self)
 
 
 def demonstrate(

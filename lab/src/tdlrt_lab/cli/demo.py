@@ -1,5 +1,6 @@
 """`tdlrt demo`: train, export and compare a small network in one command."""
 
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import wrap
 from typing import Annotated
@@ -58,7 +59,7 @@ def demo(
         found = demonstrate(
             out, overwrite=overwrite, observer=RunDisplay(screen, out), progress=screen.line
         )
-        screen.event({"event": "demo", **found.to_dict()})
+        screen.event({"event": "demo", **asdict(found)})
         screen.line(
             "\n".join(
                 wrap(closing_line(found), LINE, break_long_words=False, break_on_hyphens=False)

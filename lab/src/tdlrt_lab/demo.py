@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tdlrt.export import load_network
+from tdlrt.optim.threads import threads_for
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.reports.write import write_report
 from tdlrt_lab.run.exporting import accuracy_on, export_run, load_run
@@ -77,14 +78,16 @@ def demonstrate(
         MissingExtraError: The packages of the extra `export` are not installed.
         Interrupted: A signal stopped the run.
     """
-    run(CONFIG, out, baseline=True, overwrite=overwrite, observer=observer, command="tdlrt demo")
-    directory = RunDirectory(out)
-    progress("exporting both networks to ONNX, and running the files in onnxruntime")
-    paths = {"tdlrt": directory.path, "dense": directory.baseline.path}
-    files = {
-        name: export_run(path, format="onnx", rounds=1, overwrite=overwrite)
-        for name, path in paths.items()
-    }
+    with threads_for(0):  # of torch: a network as small as this is no faster with more of them
+        run(
+            CONFIG, out, baseline=True, overwrite=overwrite, observer=observer, command="tdlrt demo"
+        )
+        progress("exporting both networks to ONNX, and running the files in onnxruntime")
+        directory = RunDirectory(out)
+        files = {
+            name: export_run(path, format="onnx", rounds=1, overwrite=overwrite)
+            for name, path in (("tdlrt", directory.path), ("dense", directory.baseline.path))
+        }
     model, data = load_run(out)
     networks = {name: load_network(found["file"], "onnx", model) for name, found in files.items()}
     images = data.normalise(data.held_out()[0])

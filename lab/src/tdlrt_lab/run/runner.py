@@ -159,7 +159,7 @@ def run(
                     observer=observer,
                     command=command,
                 )
-                summary = job.run(config, directory)
+                summary = job.run(config, directory, draw=not baseline)
                 if baseline:
                     dense = job.run(_dense(config), directory.baseline)
                     for name in ("accuracy", "bits_per_character"):
@@ -233,8 +233,10 @@ class _Job:
     observer: Observer
     command: str | None
 
-    def run(self, config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
-        """Train one network to the end, unless it is already finished."""
+    def run(
+        self, config: RunConfig, directory: RunDirectory, *, draw: bool = True
+    ) -> dict[str, Any]:
+        """Train one network to the end, unless it is already finished, and draw its plots."""
         if self.resume and directory.summary.exists():
             self.observer.already_finished(directory)
             return directory.read_summary()
@@ -245,7 +247,8 @@ class _Job:
             self._prepare(training, directory)
             self._train(training, directory)
         save_model(training, directory.model)
-        _draw(directory, config)
+        if draw:
+            _draw(directory, config)
         summary = run_summary(training, self.record, self.command)
         directory.write_summary(summary)
         return summary

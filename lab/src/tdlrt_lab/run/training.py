@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from tdlrt.errors import NonFiniteError
 from tdlrt.nn import TuckerLayer
+from tdlrt.optim.threads import threads_for
 from tdlrt.report import ModelSummary, summary
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import Data
@@ -60,6 +61,7 @@ class Training:
         self.input_size = (1, *data.input_shape)
         self.model = build_model(config.model, data.input_shape, self.classes)
         self.dense_macs = summary(self.model, input_size=self.input_size).macs
+        self._step_macs = 3 * config.batch_size * self.dense_macs  # the backward pass counts twice
         self._network_dense_parameters = kept_parameters(self.model)
         self.layers = self.method.prepare(self.model, config)
         self.model.to(self.device)
@@ -242,7 +244,8 @@ class Training:
         # A forward pass changes buffers such as running statistics; a skipped step restores them.
         buffers = [b.clone() for b in self.model.buffers()] if self.config.skip_nonfinite else []
         try:
-            self.optimizer.step(closure)
+            with threads_for(self._step_macs):
+                self.optimizer.step(closure)
         except NonFiniteError as error:
             self._skip(error, buffers)
         else:

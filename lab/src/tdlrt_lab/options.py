@@ -200,8 +200,8 @@ class RunOptions:
         str,
         Option(
             TRAINING,
-            "Type of the forward and backward pass in training: float32, or bfloat16 by autocast "
-            "(weights, optimizer state and evaluation stay in float32).",
+            "Type of the forward and backward pass: float32, or bfloat16 by autocast (weights, "
+            "optimizer state and the last epoch's evaluation stay in float32).",
         ),
     ] = "float32"
     seed: Annotated[int, Option(TRAINING, "Seed of all random numbers of the run.")] = 0

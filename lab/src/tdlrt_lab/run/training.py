@@ -61,7 +61,8 @@ class Training:
         self.input_size = (1, *data.input_shape)
         self.model = build_model(config.model, data.input_shape, self.classes)
         self.dense_macs = summary(self.model, input_size=self.input_size).macs
-        self._step_macs = 3 * config.batch_size * self.dense_macs  # the backward pass counts twice
+        # The backward pass counts twice. Unknown multiply-adds count as many.
+        self._step_macs = 3 * config.batch_size * (self.dense_macs or math.inf)
         self._network_dense_parameters = kept_parameters(self.model)
         self.layers = self.method.prepare(self.model, config)
         self.model.to(self.device)
@@ -229,7 +230,7 @@ class Training:
 
         def closure() -> Any:
             self.optimizer.zero_grad()
-            with torch.autocast(self.device.type, torch.bfloat16, self._autocast):
+            with self._rounded(self._autocast):
                 logits = network(inputs)
                 loss = weight * F.cross_entropy(logits, labels)
             evaluations.append((loss.detach(), logits.detach()))
@@ -259,6 +260,9 @@ class Training:
         self._batch += 1
         self.method.after_step(self)
         self._record_ranks()
+
+    def _rounded(self, rounded: bool) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, rounded)
 
     def _record_ranks(self) -> None:
         self._totals.rank_changes += self._recorder.changes(self.step, self.ranks)
@@ -316,6 +320,9 @@ class Training:
         self.model.eval()
         broadcast_buffers(self.model)
         normalise = self.batches.normalise
-        found = quality(lambda inputs: self.model(normalise(inputs)), *self._held_out)
+        # The last epoch's accuracy is that of the weights as they are stored.
+        is_last = self.epoch + 1 == self.config.epochs
+        with self._rounded(self._autocast and not is_last):
+            found = quality(lambda inputs: self.model(normalise(inputs)), *self._held_out)
         self.model.train()
         return found

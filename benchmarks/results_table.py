@@ -88,7 +88,7 @@ def numbers(found: Section) -> Iterator[tuple[Group, list[str]]]:
 def setting(sweep: Sweep) -> str:
     """What all rows share."""
     config = RunConfig(**sweep.options)
-    words = [f"{config.epochs} epochs", f"batch {config.batch_size}"]
+    words = [f"{config.epochs} epoch{'s' * (config.epochs > 1)}", f"batch {config.batch_size}"]
     if config.train_images is not None:
         words.append(f"the first {config.train_images:,} training images")
     shown = ("model", "data", "epochs", "batch_size", "train_images")

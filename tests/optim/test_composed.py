@@ -145,6 +145,7 @@ def test_copies_share_no_memory():
     assert parts(3) == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler, which torchao's step calls
 def test_the_8_bit_adamw_of_torchao():
     rest = pytest.importorskip("torchao.optim").AdamW8bit

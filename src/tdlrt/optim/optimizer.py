@@ -16,8 +16,10 @@ from tdlrt.optim.arguments import (
     Argument,
     check_count,
     check_options,
+    check_rates,
     resolve_adapting,
     resolve_policy,
+    without_numpy,
 )
 from tdlrt.optim.engine import Engine
 from tdlrt.optim.groups import (
@@ -159,7 +161,8 @@ class TDLRT(torch.optim.Optimizer):
         self._device = device = next(iter(self._slots.values())).layer.core.device
         if capturable and device.type != "cpu" and optimizer_cls is not torch.optim.SGD:
             optimizer_kwargs["capturable"] = True
-        optimizer = optimizer_cls(list(self._names), **optimizer_kwargs)
+        groups = [check_rates(optimizer_cls, group) for group in groups]
+        optimizer = optimizer_cls(list(self._names), **check_rates(optimizer_cls, optimizer_kwargs))
         plain: PlainParameters
         if rest is None:
             plain = PlainParameters(optimizer, tucker, capturable=capturable)
@@ -389,6 +392,7 @@ class TDLRT(torch.optim.Optimizer):
         self._bound_engine().bring_up_to_date()
         with self._without_rest():
             state: dict[str, Any] = super().state_dict()
+        state["param_groups"] = list(map(without_numpy, state["param_groups"]))
         # Tensors of their own in place of views of the stacks.
         state["state"] = {
             key: {name: owned(value) for name, value in of.items()}

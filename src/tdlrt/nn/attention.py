@@ -168,8 +168,11 @@ class SplitAttention(nn.MultiheadAttention):
         return output, attention
 
     def _check_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """Refuse inputs that torch.nn.MultiheadAttention refuses, and say which one it is."""
-        if torch.jit.is_tracing():  # there the sizes are tensors
+        """Refuse inputs that torch.nn.MultiheadAttention refuses, and say which one it is.
+
+        In a trace of torch.jit sizes are tensors, and nothing is checked.
+        """
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return
         dims = query.dim() if query.dim() == 2 else 3
         batch = slice(0, 1) if self.batch_first else slice(dims - 2, dims - 1)

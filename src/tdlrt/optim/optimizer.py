@@ -34,7 +34,7 @@ from tdlrt.optim.rest import Rest, RestParameters, rest_of
 from tdlrt.optim.rules import resolve_rule
 from tdlrt.optim.skipping import SkippedSteps
 from tdlrt.optim.slot import LayerSlot
-from tdlrt.optim.stored import EXTRA, check_state, owned, restore_types
+from tdlrt.optim.stored import EXTRA, check_state, owned, restore_types, with_own_tensors
 from tdlrt.optim.team import Team
 from tdlrt.ranks import RankPolicy
 from tdlrt.scalars import as_number
@@ -422,7 +422,7 @@ class TDLRT(torch.optim.Optimizer):
                 lambda group: self._engine.rule_from({**self.defaults, **group, "lr": group["lr"]}),
             )
             plain.check_state(state_dict[EXTRA])
-            super().load_state_dict(state_dict)
+            super().load_state_dict(with_own_tensors(state_dict))
             for group in self.param_groups:  # options that its version of torch did not have
                 group.update({**self.defaults, **group})
             plain.load_state_dict(state_dict[EXTRA])

@@ -476,6 +476,9 @@ def test_what_needs_adapters_says_so(use) -> None:
         ({"rank": 0}, tdlrt.RankError, "rank: got 0"),
         ({"modes": "none"}, tdlrt.RankError, "modes: got 'none'"),
         ({"scale": float("nan")}, AdapterError, "scale: got nan"),
+        ({"scale": 0}, AdapterError, "scale: got 0, expected a finite number other than 0"),
+        ({"scale": 1e-60}, AdapterError, "scale: got 1e-60"),  # zero in float32
+        ({"scale": 1e60}, AdapterError, "scale: got 1e\\+60"),
         ({"scale": "two"}, AdapterError, "scale: got 'two', expected a finite number"),
     ],
 )

@@ -1,5 +1,6 @@
 """Numbers that users pass."""
 
+import io
 from fractions import Fraction
 
 import numpy as np
@@ -97,3 +98,50 @@ def test_numbers_of_numpy_give_the_training_that_pythons_give(given, same, rank,
 def test_a_boolean_is_no_count(name):
     with pytest.raises(ValueError, match=f"{name}: got True, expected an int of at least 1"):
         tdlrt.TDLRT(network(4), torch.optim.SGD, lr=0.1, **{name: True})
+
+
+def stored(optimizer):
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)  # takes no numpy scalar
+
+
+def test_rates_of_numpy_are_pythons_in_all_groups():
+    net = network(4)
+    group = {"params": net[2].parameters(), "lr": np.float32(0.5), "betas": [np.float64(0.5), 0.9]}
+    options = {"lr": np.float64(0.1), "betas": (0.9, np.float32(0.25)), "eps": np.float16(0.5)}
+    optimizer = tdlrt.TDLRT(net, torch.optim.AdamW, weight_decay=1, param_groups=[group], **options)
+    found = [(of["lr"], of["betas"], of["eps"]) for of in stored(optimizer)["param_groups"]]
+    assert found == [(0.1, (0.9, 0.25), 0.5)] * 2 + [(0.5, (0.5, 0.9), 0.5)]
+    assert repr(optimizer.param_groups).count("np.") == 0
+
+
+def test_a_rate_that_a_scheduler_made_numpys_is_stored_as_pythons():
+    optimizer = tdlrt.TDLRT(network(4), torch.optim.SGD, lr=0.5)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: np.float64(0.5) ** (step + 1))
+    assert [group["lr"] for group in stored(optimizer)["param_groups"]] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": "x"}, "lr: got 'x', expected a number such as 0.001"),
+        ({"lr": True}, "lr: got True"),
+        ({"lr": None}, "lr: got None"),
+        ({"betas": 0.9}, r"betas: got 0.9, expected 2 numbers such as \(0.9, 0.999\)"),
+        ({"betas": (0.9,)}, r"betas: got \(0.9,\), expected 2 numbers"),
+        ({"betas": ("a", 0.9)}, "betas: got 'a'"),
+        ({"eps": "small"}, "eps: got 'small', expected a number such as 1e-08"),
+        ({"weight_decay": [0.1]}, r"weight_decay: got \[0.1\], expected a number such as 0.01"),
+        ({"param_groups": [{"params": [], "lr": "x"}]}, "lr: got 'x'"),
+    ],
+)
+def test_options_of_the_optimiser_that_are_no_numbers(options, message):
+    with pytest.raises(ValueError, match=message):
+        tdlrt.TDLRT(network(4), torch.optim.AdamW, **options)
+
+
+def test_a_momentum_that_is_no_number():
+    with pytest.raises(ValueError, match=r"momentum: got '0\.9', expected"):
+        tdlrt.TDLRT(network(4), torch.optim.SGD, momentum="0.9")

@@ -129,7 +129,7 @@ def add_adapters_(
 
     Raises:
         AdapterError: The model already has adapters, a module to train in full shares a parameter
-            with another module, or scale is not a finite number.
+            with another module, or scale is not a finite number, or 0.
         NothingMatchedError: No layer can have an adapter, or a pattern matches nothing.
         RankError: A rank is not positive, or larger than its mode, or the sizes of a reshape do
             not multiply to those of the matrix.
@@ -141,8 +141,11 @@ def add_adapters_(
             "unload_adapters_ first"
         )
     number = as_number(scale)
-    if scale is not None and (number is None or not math.isfinite(number)):
-        raise AdapterError(f"scale: got {scale!r}, expected a finite number or None")
+    if scale is not None and (number is None or not _is_scale(number)):
+        raise AdapterError(
+            f"scale: got {scale!r}, expected a finite number other than 0, with which the updates "
+            "would act on nothing and not learn (in float32), or None for the gain of each layer"
+        )
     trained = _modules_to_train(model, train)
     tensors = reshaped_layers(model, reshape)
     # An update can be merged only into a Parameter whose order of modes is known.
@@ -304,6 +307,12 @@ def _modules_to_train(model: nn.Module, train: Patterns | None) -> dict[str, nn.
                 "untrained parameter; train both modules or neither"
             )
     return trained
+
+
+def _is_scale(number: float) -> bool:
+    """Whether a number is finite and not zero as a layer stores it, in float32."""
+    stored = abs(float(torch.tensor(float(number), dtype=torch.float32)))
+    return 0 < stored < math.inf
 
 
 def _gain(layer: nn.Module) -> Tensor:

@@ -139,6 +139,50 @@ def overflow(process):
     return shares, caught, same, optimizer.skipped_steps
 
 
+def turn_bases(layer):
+    """The same weight in other bases."""
+    for mode in layer.learned_modes:
+        turn, _ = torch.linalg.qr(gaussian((layer.ranks[mode],) * 2, mode + 5))
+        with torch.no_grad():
+            layer.factors[mode].copy_(layer.factors[mode] @ turn)
+            layer.core.copy_(torch.tensordot(layer.core, turn, ([mode], [0])).movedim(-1, mode))
+
+
+def written(process, integrator, frozen, options):
+    """The state after bases were written from outside, and weights some steps later.
+
+    Both layers are written; the second one is frozen for a step, or not.
+    """
+    data = problem(
+        name="momentum",
+        integrator=integrator,
+        rank_policy=tdlrt.ParameterBudget(0.7),
+        adapt_every=2,
+    )
+    model, rows = data.model, slice(None)
+    if process is not None:
+        model, _ = distributed.wrap(data.model, data.optimizer, check_every=1, **options)
+        rows = HALVES[process]
+    trajectory(model, data, rows, integrator, 3)
+    weight = [data.layers[1].core, *data.layers[1].factors] if frozen else []
+    for parameter in weight:
+        parameter.requires_grad_(False)
+    for layer in data.layers:
+        turn_bases(layer)
+    state = data.optimizer.state_dict()["state"]
+    if frozen:
+        trajectory(model, data, rows, integrator, 1)
+    for parameter in weight:
+        parameter.requires_grad_(True)
+    weights, ranks, _ = trajectory(model, data, rows, integrator, 4)
+    if process is not None:
+        distributed.check_replicas(data.model)
+    return {f"{n} {key}": of for n, entries in state.items() for key, of in entries.items()}, (
+        weights,
+        ranks,
+    )
+
+
 def start(process):
     """Other weights and other ranks on every process, before."""
     data = problem(seed=process, rank=(0.5, 0.8)[process])

@@ -50,6 +50,18 @@ def test_a_shared_out_integrator_is_the_same(integrator, policy, name):
         assert_same(whole, shared)
 
 
+@INTEGRATORS
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_state_of_layers_of_other_processes_follows_what_is_written(integrator, frozen):
+    state, (weights, ranks) = replicas.written(None, integrator, frozen, {})
+    found = on_two_processes(replicas.written, integrator, frozen, {"shard_integrator": True})
+    for its_state, (its_weights, its_ranks) in found:
+        assert_close(its_state, state, 1e-6)
+        assert_close(its_weights, weights, 1e-6)
+        assert its_ranks == ranks
+    assert_same(*found)
+
+
 def test_each_layer_has_one_process():
     assert sorted(on_two_processes(replicas.computed)) == [["0"], ["3"]]
 

@@ -330,6 +330,33 @@ def test_bad_masks(masks, error, message):
         factorized(attention())["attention"](*inputs(), **masks)
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda q, k, v: (q[..., 1:], k, v), r"query: got shape .* size embed_dim=12"),
+        (lambda q, k, v: (q, v, v), r"key: got shape \(\d, \d, 9\), expected 3 .* size kdim=7"),
+        (lambda q, k, v: (q, k, k), r"value: got shape \(\d, \d, 7\), expected 3 .* vdim=9"),
+        (lambda q, k, v: (q[0], k, v), "key: got shape .* expected 2 dimensions"),
+        (lambda q, k, v: (q[None], k, v), "query: got shape .* expected 3 dimensions"),
+    ],
+)
+def test_inputs_of_other_widths(spoil, message, batch_first):
+    model = factorized(attention(kdim=7, vdim=9, batch_first=batch_first))
+    given = inputs(batch_first, kdim=7, vdim=9)
+    with pytest.raises(ValueError, match=message):
+        model["attention"](*spoil(*given))
+
+
+def test_inputs_of_other_batches_and_lengths():
+    model = factorized(attention(batch_first=True))["attention"]
+    query, key, value = inputs(batch_first=True)
+    with pytest.raises(ValueError, match=r"key: got shape \(1, 5, 12\), expected the batch of"):
+        model(query, key[:1], value[:1])
+    with pytest.raises(ValueError, match=r"value: got shape \(2, 4, 12\), expected as many pos"):
+        model(query, key, value[:, 1:])
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_adapters_are_merged_and_removed(options):
     given = inputs(options.get("batch_first"), True, options.get("kdim"), options.get("vdim"))

@@ -206,6 +206,18 @@ def test_a_fresh_process_continues_bit_for_bit(tmp_path):
         assert_same(problem.optimizer.state_dict(), theirs["optimizer"])
 
 
+@INTEGRATORS
+@pytest.mark.parametrize("optimizer_name", ["momentum", "adamw"])
+def test_a_state_that_is_loaded_without_a_file_is_not_shared(optimizer_name, integrator):
+    problem, other = (unfinished(optimizer_name, integrator) for _ in range(2))
+    problem.call(5)
+    other.model.load_state_dict(problem.model.state_dict())
+    other.optimizer.load_state_dict(problem.optimizer.state_dict())
+    problem.call(4)
+    other.call(4)
+    assert_same(problem.model.state_dict(), other.model.state_dict())
+
+
 def test_a_loaded_state_goes_on_under_the_policy_of_its_new_optimizer():
     problem = Small(tau=0.0)
     problem.step(2)

@@ -324,6 +324,12 @@ def test_a_class_that_no_coordinates_can_have(optimizer_cls, message, own_regist
     assert_same(before, problem.model.state_dict())
 
 
+@pytest.mark.parametrize("kind", ["linear", "squares", "sizes"])
+def test_a_string_is_no_list_of_names(kind):
+    with pytest.raises(tdlrt.UnsupportedOptimizerError, match=rf"{kind}: .*pass \['exp_avg'\]"):
+        adapted_rule(Lion, **{kind: "exp_avg"})
+
+
 def test_a_captured_step_is_refused_with_the_reason():
     problem = Small("sgd")
     with pytest.raises(tdlrt.UnsupportedOptimizerError, match="capturable: got True with NAdam"):

@@ -46,6 +46,10 @@ class ShardedTeam(Team):
         """The layers that this process owns."""
         return [name for name in names if self._owners[name] == self._process]
 
+    def owners(self) -> Mapping[str, int]:
+        """See `Team.owners`."""
+        return self._owners
+
     @contextmanager
     def agreement(self) -> Iterator[None]:
         """Raise NonFiniteError on all processes if it is raised inside on one of them."""

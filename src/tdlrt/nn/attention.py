@@ -123,7 +123,7 @@ class SplitAttention(nn.MultiheadAttention):
             y, and A of shape (N, L, S), or (N, H, L, S) if it is not averaged, or None.
 
         Raises:
-            ValueError: is_causal is set without attn_mask, or a mask has another shape.
+            ValueError: is_causal is set without attn_mask, or an input or a mask has another shape.
             TypeError: A mask is neither boolean nor floating.
         """
         if is_traced(query, key, value):
@@ -139,6 +139,7 @@ class SplitAttention(nn.MultiheadAttention):
                 "torch.nn.Transformer.generate_square_subsequent_mask(L)"
             )
         batched = query.dim() == 3
+        self._check_inputs(query, key, value)
         q, k, v = (
             self._batch_first(layer(x), batched)
             for layer, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
@@ -165,6 +166,34 @@ class SplitAttention(nn.MultiheadAttention):
             attention = attention.mean(dim=1) if average_attn_weights else attention
             attention = attention if batched else attention.squeeze(0)
         return output, attention
+
+    def _check_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Refuse inputs that torch.nn.MultiheadAttention refuses, and say which one it is.
+
+        In a trace of torch.jit sizes are tensors, and nothing is checked.
+        """
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            return
+        dims = query.dim() if query.dim() == 2 else 3
+        batch = slice(0, 1) if self.batch_first else slice(dims - 2, dims - 1)
+        inputs = {"query": (query, "embed_dim"), "key": (key, "kdim"), "value": (value, "vdim")}
+        for name, (x, width) in inputs.items():
+            got = f"{name}: got shape {tuple(x.shape)}, expected"
+            if x.dim() != dims or x.shape[-1] != getattr(self, width):
+                raise ValueError(
+                    f"{got} {dims} dimensions, the last of size {width}={getattr(self, width)}; "
+                    "see torch.nn.MultiheadAttention"
+                )
+            if dims == 3 and x.shape[batch] != query.shape[batch]:
+                raise ValueError(
+                    f"{got} the batch of query, of shape {tuple(query.shape)} with "
+                    f"batch_first={self.batch_first}"
+                )
+        if value.shape[:-1] != key.shape[:-1]:
+            raise ValueError(
+                f"value: got shape {tuple(value.shape)}, expected as many positions as key, of "
+                f"shape {tuple(key.shape)}, has"
+            )
 
     def _batch_first(self, x: Tensor, batched: bool) -> Tensor:
         if not batched:

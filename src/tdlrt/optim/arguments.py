@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Generic, NamedTuple, Self, TypeVar, overload
+
+import torch
+from torch import Tensor
 
 from tdlrt.errors import RankError
 from tdlrt.ranks import (
@@ -15,15 +19,17 @@ from tdlrt.ranks import (
     RelativeTolerance,
 )
 from tdlrt.ranks.bounds import check_number
-from tdlrt.scalars import as_int
+from tdlrt.scalars import as_float, as_int, as_number
 
 __all__ = [
     "Adapting",
     "Argument",
     "check_count",
     "check_options",
+    "check_rates",
     "resolve_adapting",
     "resolve_policy",
+    "without_numpy",
 ]
 
 T = TypeVar("T")
@@ -183,3 +189,49 @@ def check_count(name: str, value: object, *, least: int = 1) -> int:
     if count is None or count < least:
         raise ValueError(f"{name}: got {value!r}, expected an int of at least {least}")
     return count
+
+
+def check_rates(
+    optimizer_cls: type[torch.optim.Optimizer], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options of a torch optimiser, with Python's own numbers.
+
+    Those are numbers that the class has a number for by default, and lr.
+
+    Args:
+        optimizer_cls: The class. It checks their range.
+        options: Some of its options, such as lr, betas and weight_decay, or a param_group.
+
+    Raises:
+        ValueError: One is no number, or no tuple of as many numbers as its default.
+    """
+    defaults = {n: of.default for n, of in inspect.signature(optimizer_cls).parameters.items()}
+    defaults["lr"] = 1e-3  # not every class has one
+    return {
+        name: _like(name, value, defaults[name]) if name in defaults else value
+        for name, value in options.items()
+    }
+
+
+def without_numpy(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with Python's own floats, which any scheduler may have made numpy's."""
+    floats = {name: as_float(value) for name, value in options.items()}
+    return {
+        name: value if floats[name] is None else floats[name] for name, value in options.items()
+    }
+
+
+def _like(name: str, value: Any, default: object) -> Any:
+    """An option in the form of its default, if that is a number or a tuple of numbers."""
+    if as_number(default) is not None:
+        number = value if isinstance(value, Tensor) else as_number(value)
+        if number is None:
+            raise ValueError(f"{name}: got {value!r}, expected a number such as {default!r}")
+        return number
+    if isinstance(default, tuple) and all(as_number(of) is not None for of in default):
+        if not isinstance(value, list | tuple) or len(value) != len(default):
+            raise ValueError(
+                f"{name}: got {value!r}, expected {len(default)} numbers such as {default!r}"
+            )
+        return tuple(_like(name, part, of) for part, of in zip(value, default, strict=True))
+    return value

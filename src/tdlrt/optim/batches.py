@@ -33,7 +33,7 @@ class Batches:
     Attributes:
         ranks_before: Ranks at rest of layers that are between the passes of `bug`: these, not the
             larger ones that they have there, say which layers form a batch.
-        work: Multiply-adds of a step of all layers, roughly; 0 before the first.
+        work: Multiply-adds of the step of a process, roughly; 0 before the first.
         generation: Counts what makes batches go: stacks stay where they are in between.
     """
 
@@ -51,7 +51,7 @@ class Batches:
         self.generation = 0
         self.work = 0.0
         self._batches: list[Batch] = []
-        self._within: dict[str, bool] = {}
+        self._within: dict[str, tuple[bool, int]] = {}
         # Spaces that a step has left at weights of new ranks, until their batches are made.
         self._left: dict[tuple[str, ...], TangentSpace] = {}
 
@@ -61,7 +61,7 @@ class Batches:
         return next(iter(self.slots.values())).layer.core.device
 
     def select(
-        self, names: Collection[str], within: Collection[str] | None = None
+        self, names: Collection[str], owners: Mapping[str, int] | None = None
     ) -> list[Members]:
         """The batches with some layers, up to date.
 
@@ -70,11 +70,12 @@ class Batches:
 
         Args:
             names: The layers that take part in a step.
-            within: The layers that batches are made of; all by default. Those stay out that
-                neither require a gradient nor have a state.
+            owners: Process of each layer, by default the same of all. A batch has layers of one, so
+                that batches are the same on all processes. All layers are in batches, except those
+                that neither require a gradient nor have a state.
         """
         self._left = {}  # of a step that failed while its results were put in place
-        concerned = self._concerned(names, self.slots if within is None else within)
+        concerned = self._concerned(names, owners or {})
         if self._within != concerned or not self._are_current():
             self.bring_up_to_date()
             self._make(concerned)
@@ -83,32 +84,34 @@ class Batches:
             members.batch.refresh()
         return found
 
-    def settle(self, within: Collection[str]) -> None:
+    def settle(self, owners: Mapping[str, int]) -> None:
         """Make the batches of the next step now, right after the weights were written.
 
         So the bases that the state belongs to are known when somebody else writes others.
 
         Args:
-            within: The layers that batches are made of.
+            owners: See `select`.
         """
         spaces, self._left = self._left, {}
         if not self._within or not self._are_current():
             turned = {b.slots[place].name for b in self._batches for place in b.turned}
             known = {slot.name for b in self._batches for slot in b.slots} - turned
-            self._make(self._concerned(self._within, within), known, spaces)
+            self._make(self._concerned(self._within, owners), known, spaces)
 
     def _are_current(self) -> bool:
         return all(batch.is_current() for batch in self._batches)
 
-    def _concerned(self, names: Collection[str], within: Collection[str]) -> dict[str, bool]:
-        """The layers that batches are made of, and whether they require gradients.
+    def _concerned(
+        self, names: Collection[str], owners: Mapping[str, int]
+    ) -> dict[str, tuple[bool, int]]:
+        """The layers that batches are made of: whether they require gradients, and their owners.
 
         Frozen ones with a state are among them: a batch knows the bases that the state belongs to.
         """
         taking_part = {*names, *self.ranks_before}
-        cores = {name: self.slots[name].layer.core for name in within}
+        cores = {name: slot.layer.core for name, slot in self.slots.items()}
         return {
-            name: core.requires_grad
+            name: (core.requires_grad, owners.get(name, 0))
             for name, core in cores.items()
             if name in taking_part or core.requires_grad or self._state.get(core)
         }
@@ -131,21 +134,22 @@ class Batches:
 
     def _make(
         self,
-        names: dict[str, bool],
+        names: dict[str, tuple[bool, int]],
         orthonormal: Collection[str] = (),
         spaces: Mapping[tuple[str, ...], TangentSpace] | None = None,
     ) -> None:
         """Make the batches of some layers; those that stay the same stay as they are.
 
         Args:
-            names: The layers, and whether they require gradients.
+            names: See `_concerned`.
             orthonormal: Those whose bases need no check.
             spaces: Tangent spaces at the present weights of some batches.
         """
         past, batches = [b for b in self._batches if b.is_current()], []
         keyed: dict[tuple[object, ...], list[LayerSlot]] = {}
-        for name in names:
-            keyed.setdefault(self._key(self.slots[name]), []).append(self.slots[name])
+        for name, (_, owner) in names.items():
+            key = (owner, *self._key(self.slots[name]))
+            keyed.setdefault(key, []).append(self.slots[name])
         for slots in keyed.values():
             for part in partition(slots, self._planned_ranks):
                 part = [slot for slot in slots if slot in part]  # in an order that stays
@@ -158,8 +162,11 @@ class Batches:
                 )
                 batches.append(batch)
         self._batches, self._within = batches, names
-        layers = (self.slots[name].layer for name in names)
-        self.work = sum(work([(layer.shape, layer.ranks)]) for layer in layers)
+        loads: dict[int, float] = {}
+        for name, (_, owner) in names.items():
+            layer = self.slots[name].layer
+            loads[owner] = loads.get(owner, 0.0) + work([(layer.shape, layer.ranks)])
+        self.work = max(loads.values(), default=0.0)
         self.generation += 1
 
     def refresh(self) -> None:

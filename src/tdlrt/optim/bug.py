@@ -91,7 +91,7 @@ class Bug:
     ) -> tuple[list[tuple[Members, Lifted]], list[list[float]]]:
         """Basis steps of layers: their weights in augmented bases, and the ranks there."""
         batches, _, finite, *_ = self._context
-        chosen = batches.select(team.share(active), team.share(batches.slots))
+        chosen = batches.select(team.share(active), team.owners())
         given = finite.given(batches.device, batches.changes() if compares else None)
         pairs = [(members, members.iterate()) for members in chosen]
         gradients = [i.space.gradient(*members.gradients()) for members, i in pairs]
@@ -134,7 +134,7 @@ class Bug:
         batches, adaptation, finite, *_ = self._context
         names = team.share(self.ranks_before)
         moving = [n for n in names if batches.slots[n].layer.core.grad is not None]
-        chosen = batches.select(moving, team.share(batches.slots))
+        chosen = batches.select(moving, team.owners())
         changes = batches.changes(None if last else chosen) if compares else None
         given = finite.given(batches.device, changes)
         lifted = [
@@ -147,7 +147,7 @@ class Bug:
         if last:
             steps: list[tuple[Members, Augmented | Lifted]] = [*zip(chosen, lifted, strict=True)]
             still = [name for name in names if name not in moving]
-            rest = batches.select(still, team.share(batches.slots))
+            rest = batches.select(still, team.owners())
             steps += [(members, members.lifted()) for members in rest]
             if adaptation.settling:  # layers without a gradient are truncated too
                 others = [n for n in adaptation.trained if n not in self.ranks_before]
@@ -191,7 +191,7 @@ class Bug:
                 before.restore(self.ranks_before)
             elif self.core_steps_left:
                 given = Given.nothing(batches.device)
-                steps = [(m, m.lifted()) for m in batches.select(self.ranks_before, batches.slots)]
+                steps = [(m, m.lifted()) for m in batches.select(self.ranks_before)]
                 curvatures = [members.curvature(observed=False) for members, _ in steps]
                 results = truncate_together(
                     self._context, steps, curvatures, given, self.ranks_before
@@ -199,7 +199,7 @@ class Bug:
                 for result in results:
                     batches.assign(*result)
             self.core_steps_left, self.ranks_before = 0, {}
-            batches.settle(team.share(batches.slots))
+            batches.settle(team.owners())
             raise
 
 

@@ -212,7 +212,7 @@ class Engine:
     def _settle(self) -> None:
         """Note which weights the state belongs to, so that it follows when they are written."""
         with suppress(IntegratorStateError), torch.no_grad():  # the next step raises it
-            self._batches.settle(self.team.share(self._slots))
+            self._batches.settle(self.team.owners())
 
     def end_step(self, examined: Iterable[str] = (), *, postponed: bool = False) -> None:
         """Count a whole step in which the ranks of these layers were examined, or were to be."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tdlrt.errors import NonFiniteError
-from tdlrt.optim.shards import is_finite, norms
+from tdlrt.optim.composed import parts
+from tdlrt.optim.shards import is_finite, is_sharded, norms
 from tdlrt.optim.slot import OptimizerState
 from tdlrt.optim.steps import Augmented, Iterate, Lifted
 
@@ -190,10 +191,13 @@ class Finite:
         yield "value", parameter.detach()
         if parameter in self._plain:
             for name, value in self._state.get(parameter, {}).items():
-                # Not the count of steps, which torch keeps on the host, nor numbers of few bits.
-                if type(value) is Tensor and value.is_floating_point():
-                    if value.ndim or value.shape == parameter.shape:
-                        yield name, value
+                if is_sharded(value):
+                    continue
+                for part in parts(value):
+                    # Not the count of steps, which torch keeps on the host, nor numbers of 8 bits.
+                    if part.is_floating_point() and part.element_size() > 1:
+                        if part.ndim or part.shape == parameter.shape:
+                            yield name, part
 
 
 def _values(tensor: Tensor) -> Tensor:

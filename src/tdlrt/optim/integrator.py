@@ -108,7 +108,7 @@ def active_layers(batches: Batches) -> list[str]:
 
 def unmoved(context: Context, names: Collection[str]) -> list[tuple[Members, Augmented]]:
     """Layers at their present weights, to be truncated without a step."""
-    chosen = context.batches.select(names, context.batches.slots)
+    chosen = context.batches.select(names)
     steps = []
     for members in chosen:
         iterate, ranks = members.iterate(), members.layout.rank_tensor()

@@ -16,8 +16,10 @@ from tdlrt.optim.arguments import (
     Argument,
     check_count,
     check_options,
+    check_rates,
     resolve_adapting,
     resolve_policy,
+    without_numpy,
 )
 from tdlrt.optim.engine import Engine
 from tdlrt.optim.groups import (
@@ -32,7 +34,7 @@ from tdlrt.optim.rest import Rest, RestParameters, rest_of
 from tdlrt.optim.rules import resolve_rule
 from tdlrt.optim.skipping import SkippedSteps
 from tdlrt.optim.slot import LayerSlot
-from tdlrt.optim.stored import EXTRA, check_state, owned, restore_types
+from tdlrt.optim.stored import EXTRA, check_state, owned, restore_types, with_own_tensors
 from tdlrt.optim.team import Team
 from tdlrt.ranks import RankPolicy
 from tdlrt.scalars import as_number
@@ -159,7 +161,8 @@ class TDLRT(torch.optim.Optimizer):
         self._device = device = next(iter(self._slots.values())).layer.core.device
         if capturable and device.type != "cpu" and optimizer_cls is not torch.optim.SGD:
             optimizer_kwargs["capturable"] = True
-        optimizer = optimizer_cls(list(self._names), **optimizer_kwargs)
+        groups = [check_rates(optimizer_cls, group) for group in groups]
+        optimizer = optimizer_cls(list(self._names), **check_rates(optimizer_cls, optimizer_kwargs))
         plain: PlainParameters
         if rest is None:
             plain = PlainParameters(optimizer, tucker, capturable=capturable)
@@ -389,6 +392,7 @@ class TDLRT(torch.optim.Optimizer):
         self._bound_engine().bring_up_to_date()
         with self._without_rest():
             state: dict[str, Any] = super().state_dict()
+        state["param_groups"] = list(map(without_numpy, state["param_groups"]))
         # Tensors of their own in place of views of the stacks.
         state["state"] = {
             key: {name: owned(value) for name, value in of.items()}
@@ -418,7 +422,7 @@ class TDLRT(torch.optim.Optimizer):
                 lambda group: self._engine.rule_from({**self.defaults, **group, "lr": group["lr"]}),
             )
             plain.check_state(state_dict[EXTRA])
-            super().load_state_dict(state_dict)
+            super().load_state_dict(with_own_tensors(state_dict))
             for group in self.param_groups:  # options that its version of torch did not have
                 group.update({**self.defaults, **group})
             plain.load_state_dict(state_dict[EXTRA])

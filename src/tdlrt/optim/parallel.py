@@ -111,8 +111,7 @@ class Parallel:
     ) -> _Step:
         """The step of the layers of this process."""
         batches, adaptation, finite, *_ = self._context
-        within = team.share(batches.slots)
-        chosen = batches.select(team.share(active), within)
+        chosen = batches.select(team.share(active), team.owners())
         still, moving = (chosen, []) if resting else ([], chosen)
         changes = batches.changes(None if examines else chosen) if compares else None
         given = finite.given(batches.device, changes)

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tdlrt.errors import IntegratorStateError
+from tdlrt.optim.composed import parts
 from tdlrt.optim.rules import Rule
 from tdlrt.optim.shards import own_part
 
@@ -181,7 +181,7 @@ class Before:
 
     def _present(self) -> list[Tensor]:
         own = [value for p in self._parameters for value in self._state.get(p, {}).values()]
-        state = [part for value in own for part in _parts(value)]
+        state = [part for value in own for part in parts(value)]
         return [*(own_part(parameter) for parameter in self._parameters), *state]
 
     def restore(self) -> None:
@@ -213,20 +213,10 @@ def _kept(entries: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _parts(value: object) -> list[Tensor]:
-    """A tensor of the state, or those that one of fewer bits consists of."""
-    if not isinstance(value, Tensor):
-        return []
-    if is_traceable_wrapper_subclass(value):
-        names, _ = value.__tensor_flatten__()
-        return [part for name in names for part in _parts(getattr(value, name))]
-    return [value]
-
-
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    parts = [own_part(tensor) for tensor in tensors]
-    copies = [torch.empty_like(part) for part in parts]
-    _copy_back(copies, parts)
+    own = [own_part(tensor) for tensor in tensors]
+    copies = [torch.empty_like(part) for part in own]
+    _copy_back(copies, own)
     return copies
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tdlrt.errors import IntegratorStateError, UnsupportedOptimizerError
+from tdlrt.optim.composed import copies_by_id
 from tdlrt.optim.plain import Before, PlainParameters
 from tdlrt.optim.rules import Rule
 
@@ -99,8 +100,8 @@ class RestParameters(PlainParameters):
 
     def copied(self, tucker: Collection[int], memo: dict[int, Any]) -> RestParameters:
         """See `PlainParameters.copied`."""
-        optimizer, optimizers = copy.deepcopy((self._optimizer, self._optimizers), memo)
-        return RestParameters(optimizer, tucker, optimizers)
+        optimizers = [_copied(optimizer, memo) for optimizer in self._optimizers]
+        return RestParameters(copy.deepcopy(self._optimizer, memo), tucker, optimizers)
 
     def move(self, groups: Sequence[dict[str, Any]]) -> None:
         """See `PlainParameters.move`."""
@@ -139,8 +140,10 @@ class RestParameters(PlainParameters):
 
     def _without_copies(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """A copy with a state of its own, and the same parameters."""
-        shared = {id(p): p for group in optimizer.param_groups for p in group["params"]}
-        return copy.deepcopy(optimizer, shared)
+        shared: dict[int, Any] = {
+            id(p): p for group in optimizer.param_groups for p in group["params"]
+        }
+        return _copied(optimizer, shared)
 
     def load_state_dict(self, stored: Mapping[str, Any]) -> None:
         """See `PlainParameters.load_state_dict`."""
@@ -157,7 +160,8 @@ class RestParameters(PlainParameters):
         for state, optimizer in zip(states, optimizers, strict=True):
             name = type(optimizer).__name__
             try:
-                optimizer.load_state_dict(copy.deepcopy(state))
+                copies = copies_by_id(state["state"].values())
+                optimizer.load_state_dict(copy.deepcopy(state, copies))
             except Exception as error:  # whatever the optimiser raises where a state is damaged
                 raise IntegratorStateError(
                     f"state_dict['tdlrt']: got a state in rest that {name} cannot load "
@@ -194,6 +198,16 @@ class _States(MutableMapping[Any, Any]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def _copied(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> torch.optim.Optimizer:
+    """copy.deepcopy, and the attributes that torch leaves out: all but groups and state."""
+    memo.update(copies_by_id(optimizer.state.values()))
+    copied = copy.deepcopy(optimizer, memo)
+    for name, value in vars(optimizer).items():
+        if name != "step" and name not in vars(copied):  # a scheduler wraps the step of an instance
+            vars(copied)[name] = copy.deepcopy(value, memo)
+    return copied
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,15 @@ from tdlrt.optim.rules import Rule
 from tdlrt.optim.slot import LayerSlot
 from tdlrt.optim.stored_values import check_entries, check_layer_values, stored_keys
 
-__all__ = ["EXTRA", "are_same", "check_state", "core_norms", "owned", "restore_types"]
+__all__ = [
+    "EXTRA",
+    "are_same",
+    "check_state",
+    "core_norms",
+    "owned",
+    "restore_types",
+    "with_own_tensors",
+]
 
 EXTRA = "tdlrt"
 """Key of the integrator's own state in the state_dict, next to torch's keys."""
@@ -23,6 +31,15 @@ EXTRA = "tdlrt"
 def owned(value: Any) -> Any:
     """A copy of a tensor that is a view of a stack; any other value unchanged."""
     return value.clone() if isinstance(value, Tensor) and value._base is not None else value
+
+
+def with_own_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The same state_dict with copies of the tensors, of which torch would go on with the given."""
+    state = {
+        key: {name: v.clone() if isinstance(v, Tensor) else v for name, v in of.items()}
+        for key, of in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
 
 
 def core_norms(slots: Iterable[LayerSlot]) -> dict[str, Tensor]:

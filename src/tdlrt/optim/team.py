@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -18,6 +18,10 @@ class Team:
     def share(self, names: Collection[str]) -> Collection[str]:
         """The names of those layers whose steps this process computes."""
         return names
+
+    def owners(self) -> Mapping[str, int]:
+        """Number of the process that computes the steps of each layer; empty if all are of one."""
+        return {}
 
     @contextmanager
     def agreement(self) -> Iterator[None]:

@@ -215,9 +215,15 @@ def adapted_rule(
             decoupled_weight_decay of the class is obeyed in any case.
 
     Raises:
-        UnsupportedOptimizerError: optimizer_cls is no class of torch optimisers.
+        UnsupportedOptimizerError: optimizer_cls is no class of torch optimisers, or names are a
+            string in place of a collection of strings.
     """
     check_class(optimizer_cls)
+    for kind, names in {"linear": linear, "squares": squares, "sizes": sizes}.items():
+        if isinstance(names, str):
+            raise UnsupportedOptimizerError(
+                f"{kind}: got the string {names!r}, expected a list of names; pass [{names!r}]"
+            )
     centers = dict(centers or {})
     spread = (*squares, *(f"{n}{_SQUARED}" for n in sizes), *(f"{n}{_CENTERED}" for n in centers))
     members = {

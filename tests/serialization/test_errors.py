@@ -51,9 +51,9 @@ def test_a_state_that_cannot_be_stored_leaves_the_file(tmp_path, model, message)
 
 
 def test_the_model_and_the_path_in_the_other_order(path, model):
-    with pytest.raises(tdlrt.UnsupportedLayerError, match="model: got str, expected a torch.nn"):
+    with pytest.raises(tdlrt.UnsupportedLayerError, match="model: got str"):
         tdlrt.load(model, str(path))
-    with pytest.raises(tdlrt.UnsupportedLayerError, match="model: got str, expected a torch.nn"):
+    with pytest.raises(tdlrt.UnsupportedLayerError, match="model: got str"):
         tdlrt.save(str(path), model)
 
 

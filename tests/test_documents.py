@@ -1,5 +1,6 @@
 """Code blocks of the documents run, their commands parse, their links lead somewhere."""
 
+import codeop
 import importlib
 import inspect
 import pkgutil
@@ -63,6 +64,18 @@ def test_python_blocks_run(name, namespace):
     if name == "README.md":  # its network learns
         assert namespace["accuracy"] > 0.85
         assert tdlrt.summary(namespace["model"]).compression >= 0.9
+
+
+def test_blocks_of_the_first_pages_can_be_pasted_at_a_prompt():
+    """There, an indented block ends at an empty line, and nowhere else."""
+    for name in ("README.md", "docs/index.md", "docs/tutorial.md", "docs/how-to/from-scratch.md"):
+        for block in blocks_of(DOCUMENTS[name], "python"):
+            statement = []
+            for line in [*block[2].splitlines(), ""]:
+                statement.append(line)
+                if codeop.compile_command("\n".join(statement), name, "single"):
+                    statement.clear()
+            assert statement == [], name
 
 
 @pytest.mark.parametrize("name", [n for n, t in DOCUMENTS.items() if "\ntdlrt " in t])

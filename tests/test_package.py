@@ -3,7 +3,10 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import pytest
 
 import tdlrt
 
@@ -91,6 +94,15 @@ def test_the_version_is_the_same_everywhere():
     assert f'"tdlrt=={tdlrt.__version__}"' in lab
     assert f"\nversion: {tdlrt.__version__}\n" in citation
     assert re.search(r"^## (\S+)", changelog, re.MULTILINE)[1] == tdlrt.__version__
+
+
+@pytest.mark.parametrize("folder", [".", "lab"])
+def test_the_metadata_name_the_supported_pythons(folder):
+    project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
+    named = re.findall(r"Python :: 3\.(\d+)", " ".join(project["classifiers"]))
+    assert project["requires-python"] == f">=3.{named[0]}"
+    assert f"Python 3.{named[0]} and newer" in (ROOT / "README.md").read_text()
+    assert f"Python 3.{named[0]} or newer" in (ROOT / "docs/install.md").read_text()
 
 
 def test_errors_are_the_library_s_and_the_matching_builtin():

@@ -213,9 +213,26 @@ def test_tau_outside_its_range(tau):
         optimizer_for(network(), tau=tau)
 
 
-@pytest.mark.parametrize("optimizer_cls", [torch.optim.ASGD, torch.optim.LBFGS, "SGD"])
+@pytest.mark.parametrize("optimizer_cls", [torch.optim.ASGD, torch.optim.LBFGS])
 def test_an_optimizer_without_a_rule(optimizer_cls):
     with pytest.raises(tdlrt.UnsupportedOptimizerError, match=r"use torch\.optim\.SGD.*AdamW"):
+        tdlrt.TDLRT(network(), optimizer_cls, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("optimizer_cls", "message"),
+    [
+        ("SGD", "got 'SGD', expected a subclass"),
+        (torch.nn.Linear, "got .*Linear'>, expected a subclass"),
+        (
+            torch.optim.Adam([torch.zeros(1)]),
+            "got an object of Adam, expected .*; pass Adam itself",
+        ),
+    ],
+    ids=["name", "layer", "object"],
+)
+def test_an_optimizer_is_given_by_its_class(optimizer_cls, message):
+    with pytest.raises(tdlrt.UnsupportedOptimizerError, match=f"^optimizer_cls: {message}"):
         tdlrt.TDLRT(network(), optimizer_cls, lr=0.1)
 
 

@@ -50,6 +50,13 @@ def test_a_state_that_cannot_be_stored_leaves_the_file(tmp_path, model, message)
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_model_and_the_path_in_the_other_order(path, model):
+    with pytest.raises(tdlrt.UnsupportedLayerError, match="model: got str"):
+        tdlrt.load(model, str(path))
+    with pytest.raises(tdlrt.UnsupportedLayerError, match="model: got str"):
+        tdlrt.save(str(path), model)
+
+
 def test_a_folder_is_no_file_to_save_to(tmp_path):
     with pytest.raises(
         tdlrt.CheckpointError,

@@ -228,6 +228,14 @@ def test_bad_arguments_are_one_line_and_exit_code_2(tdlrt, tmp_path, words, mess
     assert err.count("\n") == 1
 
 
+def test_a_data_set_whose_packages_are_missing(tdlrt, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "tdlrt_lab.data.parquet", raising=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    done = tdlrt("train", "lenet5", "--data", "mnist", "--out", tmp_path / "run")
+    message = "error: the data set 'mnist' needs the package pyarrow, which is not installed; run: "
+    assert done == (1, "", f"{message}pip install 'tdlrt[data]'\n")
+
+
 def test_bench_measures_and_prints(tdlrt):
     words = ("bench", "lenet5", "--data", "digits", "--batch-size", "2", "--rounds", "1")
     code, out, err = tdlrt(*words, "--rank", "0.1", "--json")

@@ -17,6 +17,7 @@ from tdlrt.files import open_regular, write_bytes
 from tdlrt.linalg import TuckerTensor
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.layer_types import build_layer
+from tdlrt.nn.models import check_model
 from tdlrt.serialization.header import KEY, Header, LayerFormat, checksum, maps_strings
 from tdlrt.serialization.state_tensors import (
     check_names,
@@ -49,7 +50,9 @@ def save(
     Raises:
         CheckpointError: The path is a folder or cannot be written, the metadata are not all
             strings, or safetensors cannot store a value of the state_dict.
+        UnsupportedLayerError: The model is no module.
     """
+    check_model(model)
     path, metadata = Path(path), dict(metadata or {})
     if not maps_strings(metadata):
         raise CheckpointError(f"metadata: got {metadata!r}, expected strings for keys and values")
@@ -94,7 +97,9 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> dict[str, str]:
     Raises:
         CheckpointError: The file cannot be read, is damaged, is of another kind or of a newer
             version, or does not fit the model. The model is not changed then.
+        UnsupportedLayerError: The model is no module.
     """
+    check_model(model)
     path = Path(path)
     with _opened(path) as file:
         header, stored_checksum = Header.from_json((file.metadata() or {}).get(KEY))

@@ -93,7 +93,7 @@ def _read_table(
     limit: int | None,
 ) -> tuple[str, Split]:
     """One part of a data set, and the name of its source for error messages."""
-    with needs_extra("data", f"data set {name!r}"):
+    with needs_extra("data", f"the data set {name!r}"):
         from tdlrt_lab.data.parquet import Columns, decode_table, read_table
     columns = Columns(
         image=list(dict.fromkeys(["image", info.image])),
@@ -154,7 +154,7 @@ def _read_folders(
 
 def _read_digits(name: str, train_images: int | None) -> tuple[Split, Split]:
     """scikit-learn's 8x8 digits; a fifth of every class is the test set."""
-    with needs_extra("cli", f"data set {name!r}"):
+    with needs_extra("cli", f"the data set {name!r}"):
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     digits = load_digits()

@@ -27,9 +27,16 @@ def check_class(optimizer_cls: object) -> None:
     Raises:
         UnsupportedOptimizerError: It is none.
     """
+    if isinstance(optimizer_cls, torch.optim.Optimizer):  # prints as several lines
+        name = type(optimizer_cls).__name__
+        raise UnsupportedOptimizerError(
+            f"optimizer_cls: got an object of {name}, expected the class; pass {name} itself, and "
+            "its options beside it"
+        )
     if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, torch.optim.Optimizer)):
         raise UnsupportedOptimizerError(
-            f"optimizer_cls: got {optimizer_cls!r}, expected a subclass of torch.optim.Optimizer"
+            f"optimizer_cls: got {optimizer_cls!r}, expected a subclass of torch.optim.Optimizer, "
+            "such as torch.optim.Adam"
         )
 
 

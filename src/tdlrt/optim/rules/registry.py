@@ -97,12 +97,13 @@ def resolve_rule(optimizer_cls: type[torch.optim.Optimizer]) -> type[Rule]:
     """The rule of a torch optimiser.
 
     Raises:
-        UnsupportedOptimizerError: The optimiser has no rule.
+        UnsupportedOptimizerError: It is no class of torch optimisers, or has no rule.
     """
+    check_class(optimizer_cls)
     if optimizer_cls not in _RULES:
         known = ", ".join(f"torch.optim.{cls.__name__}" for cls in _RULES)
-        got = getattr(optimizer_cls, "__name__", repr(optimizer_cls))
         raise UnsupportedOptimizerError(
-            f"optimizer_cls: got {got}, which has no rule for Tucker weights; use {known}"
+            f"optimizer_cls: got {optimizer_cls.__name__}, which has no rule for Tucker weights; "
+            f"use {known}"
         )
     return _RULES[optimizer_cls]

@@ -39,6 +39,7 @@ EXPERIMENTS = {
         "cifar10_vgg16",
         "stdlib_gpt_tuning",
         "stdlib_gpt",
+        "stdlib_gpt_8",
     )
 }
 

@@ -1,6 +1,6 @@
 """A GPT from scratch: bits per character, and what a step and the memory of each method cost.
 
-    python benchmarks/accuracy.py --only stdlib_gpt_tuning stdlib_gpt
+    python benchmarks/accuracy.py --only 'stdlib_gpt*'
     python benchmarks/gpt.py
 
 The first command trains the networks and records their results; this one measures a training step
@@ -42,7 +42,7 @@ from tdlrt_lab.run.training import Training
 from tdlrt_lab.spread import format_spread
 from tdlrt_lab.sweep.plan import read_sweep
 
-EXPERIMENT = "stdlib_gpt"
+EXPERIMENT, LONGER = "stdlib_gpt", "stdlib_gpt_8"
 RESULT = RESULTS / "gpt.json"
 PAGE = ROOT / "docs/gpt.md"
 RATE = 1e-6
@@ -265,6 +265,7 @@ def document(groups: Sequence[Group], costs: dict[str, Any]) -> str:
             "## Bits per character",
             textwrap.fill(recipe, 100),
             *(recorded_part(groups) if groups else [MISSING]),
+            *longer_part(rows(recorded(LONGER))),
             "## Time and memory",
             textwrap.fill(measured, 100),
             markdown((HEAD[0], *COSTS), [cost(*row) for row in costs["rows"].items()]),
@@ -282,6 +283,14 @@ def recorded_part(groups: Sequence[Group]) -> list[str]:
         textwrap.fill(SOURCES, 100),
         "\n".join(f"- {fact}" for fact in facts),
     ]
+
+
+def longer_part(groups: Sequence[Group]) -> list[str]:
+    """The table of a longer training."""
+    if not groups:
+        return []
+    note = textwrap.fill(read_sweep(EXPERIMENTS[LONGER]).note, 100)
+    return ["### In a longer training", note, markdown(HEAD, [quality(group) for group in groups])]
 
 
 def quality(group: Group) -> list[str]:

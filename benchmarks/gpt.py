@@ -290,7 +290,8 @@ def longer_part(groups: Sequence[Group]) -> list[str]:
     if not groups:
         return []
     note = textwrap.fill(read_sweep(EXPERIMENTS[LONGER]).note, 100)
-    return ["### In a longer training", note, markdown(HEAD, [quality(group) for group in groups])]
+    cells = [[*quality(group), f"{group.first.config['lr']:g}"] for group in groups]
+    return ["### In a longer training", note, markdown((*HEAD, "learning rate"), cells)]
 
 
 def quality(group: Group) -> list[str]:

@@ -48,6 +48,7 @@ IN_PICTURE = ("mnist_budget", "cifar10_rescnn")
 BEFORE = {
     "train_images": None,
     "budget": None,
+    "budget_start": 0.5,
     "ramp": "constant",
     "spare": 0.0,
     "optimizer": "sgd",

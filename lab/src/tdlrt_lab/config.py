@@ -60,7 +60,7 @@ AUGMENTATIONS = ("none", "standard")
 
 PRECISIONS = ("float32", "bfloat16")
 
-RANK_OPTIONS = ("tau", "budget", "spare")
+RANK_OPTIONS = ("tau", "budget", "budget_start", "spare")
 
 CHOICES: dict[str, Mapping[str, Any]] = {
     "model": MODELS,
@@ -99,7 +99,11 @@ USERS = {
     ),
     "freeze_at": Users(
         lambda config: "above 0" if config.freeze_at > 0 else "0",
-        {"0": (), "above 0": ("tau", "budget", "ramp", "spare", "adapt_every")},
+        {"0": (), "above 0": ("tau", "budget", "budget_start", "ramp", "spare", "adapt_every")},
+    ),
+    "budget": Users(
+        lambda config: "none" if config.budget is None else "given",
+        {"none": (), "given": ("budget_start",)},
     ),
 }
 """Options that decide which others are used; errors name the first that excludes an option."""
@@ -179,7 +183,9 @@ class RunConfig(RunOptions):
         defaults = {field.name: field.default for field in fields(self)}
         defaults |= WITH_TAU if self.budget is None else WITH_BUDGET
         defaults["tau"] = DEFAULT_TAU if self.budget is None else None
-        deciders = ("method", "integrator", "optimizer") if method.options else ("optimizer",)
+        deciders = (
+            ("method", "budget", "integrator", "optimizer") if method.options else ("optimizer",)
+        )
         for name, default in defaults.items():
             if getattr(self, name) != default:
                 # Where data lie is shared by the rows of a sweep, whether they read files or not.
@@ -289,6 +295,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_size": (_or_none(lambda value: value >= 4), "at least 4 pixels"),
     "tau": (_or_none(_is_share_below_one), "a tolerance in [0, 1)"),
     "budget": (_or_none(lambda value: 0 < value <= 1), "a share in (0, 1]"),
+    "budget_start": (lambda value: 0 < value <= 1, "a share in (0, 1]"),
     "spare": (_is_not_negative, "a share of at least 0"),
     "reshape": (_or_none(is_reshape), "LAYER=ROWS:COLUMNS,..., such as fc1=20x25:50x4x4"),
     "init_scale": (_is_scale, "a positive number or 'auto'"),

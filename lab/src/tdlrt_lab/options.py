@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 from tdlrt.nn.start import Modes
+from tdlrt.ranks import BudgetRecipe
 from tdlrt_lab.rank_option import RankOption, number_or_word, parse_rank
 
 __all__ = ["DATA", "DEPENDS", "METHOD", "TRAINING", "Option", "RunOptions"]
@@ -97,9 +98,13 @@ class RunOptions:
         Option(
             METHOD,
             "Schedule by which tau rises from 0 over the first 60 % of the steps before "
-            "--freeze-at, or the budget falls from at least 0.5 over the last 60 %: {choices}.",
+            "--freeze-at, or the budget falls from --budget-start over the last 60 %: {choices}.",
         ),
     ] = DEPENDS
+    budget_start: Annotated[
+        float,
+        Option(METHOD, "Share in (0, 1] that the network may have before the budget falls."),
+    ] = BudgetRecipe.start
     spare: Annotated[
         float,
         Option(METHOD, "Extra share of each rank, or of the budget, kept until --freeze-at."),

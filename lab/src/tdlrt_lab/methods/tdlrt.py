@@ -46,7 +46,18 @@ class TDLRTMethod(Method):
 
     learning_rates = RATES
     options = frozenset(
-        {"tau", "budget", "ramp", "spare", "rank", "modes", "reshape", "init_scale", "integrator"}
+        {
+            "tau",
+            "budget",
+            "budget_start",
+            "ramp",
+            "spare",
+            "rank",
+            "modes",
+            "reshape",
+            "init_scale",
+            "integrator",
+        }
         | {"adapt_every", "core_steps", "basis_every", "freeze_at", "spectral_penalty"}
     )
     needs_budget = False
@@ -91,7 +102,12 @@ def _rank_policy(config: RunOptions, steps: int, freeze_after: int) -> RankPolic
     ramp = RAMPS[config.ramp]
     if config.budget is not None:
         return BudgetRecipe(
-            config.budget, steps, freeze_at=config.freeze_at, spare=config.spare, ramp=ramp
+            config.budget,
+            steps,
+            start=config.budget_start,
+            freeze_at=config.freeze_at,
+            spare=config.spare,
+            ramp=ramp,
         ).rank_policy
     end = DEFAULT_TAU if config.tau is None else config.tau
     length = max(1, round(BudgetRecipe.ramp_share * freeze_after))

@@ -93,10 +93,8 @@ def store(figure: Figure, path: Path) -> str:
     """
     file = io.StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": path.name}):
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # keep the layout just computed
+        save_figure(figure, path.with_suffix(".png"), dpi=160)  # this computes the layout
         figure.savefig(file, format="svg", metadata={"Date": None})
-        save_figure(figure, path.with_suffix(".png"), dpi=160)
     text = file.getvalue()
     write_atomically(path.with_suffix(".svg"), lambda svg: svg.write(text.encode()))
     return text

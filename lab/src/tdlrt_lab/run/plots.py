@@ -128,6 +128,8 @@ def save_figure(figure: Figure, path: Path, *, dpi: float | str = "figure") -> N
     Raises:
         OSError: It cannot be written.
     """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # keep the layout just computed
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi)
     write_atomically(path, lambda file: file.write(content.getbuffer()))

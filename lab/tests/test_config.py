@@ -79,6 +79,8 @@ def test_unknown_words(option, word, near):
         ("reshape", "fc1=500:800,fc1=500:800", ConfigError),
         ("budget", 0.0, RankError),
         ("budget", 1.1, RankError),
+        ("budget_start", 0.0, RankError),
+        ("budget_start", 1.1, RankError),
         ("spare", -0.1, RankError),
         ("train_images", 0, ConfigError),
         ("warmup", 1.0, ConfigError),
@@ -122,6 +124,14 @@ def test_values_out_of_range(option, value, error):
 )
 def test_values_at_the_edge_of_their_range(options):
     config(**options)
+
+
+def test_a_budget_starts_somewhere_only_if_there_is_one():
+    assert config(budget=0.05, budget_start=0.2).budget_start == 0.2
+    with pytest.raises(
+        ConfigError, match=r"budget_start 0.2: not used with budget none, only with budget given"
+    ):
+        config(budget_start=0.2)
 
 
 def test_only_image_folders_are_resized():

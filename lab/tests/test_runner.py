@@ -232,6 +232,10 @@ def test_spare_directions_are_given_up_when_the_ranks_stay(digits, freeze_at, in
         ({"budget": 0.05, "ramp": "constant", "spare": 0.0}, ParameterBudget(0.05)),
         ({"budget": 0.05}, ParameterBudget(LinearSchedule(0.5, 0.05, 60, 40), spare=0.25)),
         (
+            {"budget": 0.05, "budget_start": 0.75},
+            ParameterBudget(LinearSchedule(0.75, 0.05, 60, 40), spare=0.25),
+        ),
+        (
             {"budget": 0.05, "ramp": "cubic", "spare": 0.25},
             ParameterBudget(CubicSchedule(0.5, 0.05, 60, 40), spare=0.25),
         ),

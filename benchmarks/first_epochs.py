@@ -107,6 +107,31 @@ class VisionTransformer(nn.Module):
         return self.head(self.norm(x).mean(1))
 
 
+class RowTransformer(nn.Module):
+    """The rows of 8 pixels as tokens, torch's encoder with the norms after each block."""
+
+    def __init__(self, depth: int = 3, width: int = 64) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, width)
+        self.places = nn.Parameter(0.02 * torch.randn(8, width))
+        block = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of 8x8 images."""
+        return self.head(self.encoder(self.embed(images.squeeze(1)) + self.places).mean(1))
+
+
+def signals() -> nn.Module:
+    """Three convolutions along the columns of an image, whose 8 rows are channels."""
+    net, channels = nn.Sequential(nn.Flatten(1, 2)), 8
+    for width in (64, 128, 128):
+        net.extend([nn.Conv1d(channels, width, 3, padding=1), nn.ReLU()])
+        channels = width
+    return net.extend([nn.Flatten(), nn.Linear(8 * channels, 10)])
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "plain CNN, 5 layers": cnn,
     "LeNet-5": lambda: build_model("lenet5", (1, 8, 8), classes=10),
@@ -114,11 +139,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "CNN with batch norm": lambda: cnn(nn.BatchNorm2d),
     "vision transformer": VisionTransformer,
     "MLP, 10 layers": lambda: mlp(10),
+    "transformer of rows, norms last": RowTransformer,
+    "CNN of 8 signals": signals,
     "vision transformer, 4 blocks": lambda: VisionTransformer(4),
     "CNN, He's initialisation": lambda: he(cnn()),
     "MLP of 10 layers, He's initialisation": lambda: he(mlp(10)),
 }
-CHECKED = tuple(NETWORKS)[:7]
+CHECKED = tuple(NETWORKS)[:9]
 """Those that are to pass; the others show how far the default carries."""
 
 

@@ -71,6 +71,30 @@ def test_fractions_leave_small_modes_full():
     assert ranks["ring"] == (2, 2, 3, 5)
 
 
+@pytest.mark.parametrize(
+    ("first", "ranks"),
+    [
+        (nn.Conv1d(8, 64, 3), (16, 8, 3)),  # 24 x 8 x 3 would be larger than dense
+        (nn.Conv2d(12, 16, 3), (8, 12, 3, 3)),
+        (nn.Linear(8, 64), (6, 6)),
+        (nn.Conv2d(13, 16, 3), (8, 7, 3, 3)),
+        (nn.Conv2d(4, 16, 3), (8, 4, 3, 3)),
+    ],
+)
+def test_the_few_inputs_of_a_network_are_kept(first, ranks):
+    """What the first layer drops is lost; a later layer, or the only one, gets the fraction."""
+    note = "rank 0.5 raised for the network's few inputs"
+    few = 4 < first.weight.shape[1] <= 12
+    for rank in (0.5, {"0": 0.5}):
+        model = nn.Sequential(copy.deepcopy(first), nn.Linear(20, 20))
+        row = tdlrt.factorize_(model, rank=rank).rows[0]
+        assert row.ranks == ranks
+        assert row.parameters <= row.dense_parameters
+        assert (row.note == note) == few
+    for model in (nn.Sequential(nn.Conv2d(3, 8, 3), first), nn.Sequential(first)):
+        assert note not in str(tdlrt.factorize_(model, include="*", rank=0.5))
+
+
 def test_a_rank_cut_by_the_others_is_noted():
     model = nn.Sequential(nn.Conv2d(8, 64, 1))
     report = tdlrt.factorize_(model, rank=0.5)

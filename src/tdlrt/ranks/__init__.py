@@ -7,6 +7,7 @@ A *direction* of mode i is a left singular vector of Mat_i(W); a layer of rank r
 from tdlrt.ranks.budget import ParameterBudget
 from tdlrt.ranks.by_name import ByName
 from tdlrt.ranks.initial import (
+    SMALL_INPUT,
     SMALL_MODE,
     RankSpec,
     explicit_ranks,
@@ -22,6 +23,7 @@ from tdlrt.ranks.tolerance import DEFAULT_TAU, RelativeTolerance
 
 __all__ = [
     "DEFAULT_TAU",
+    "SMALL_INPUT",
     "SMALL_MODE",
     "BudgetRecipe",
     "ByName",

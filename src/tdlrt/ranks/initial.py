@@ -13,6 +13,7 @@ from tdlrt.ranks.tolerance import RelativeTolerance
 from tdlrt.scalars import as_float, as_int
 
 __all__ = [
+    "SMALL_INPUT",
     "SMALL_MODE",
     "RankSpec",
     "explicit_ranks",
@@ -24,6 +25,9 @@ __all__ = [
 
 # Modes of at most this size start at full rank if `rank` is a fraction: they have little to save.
 SMALL_MODE = 4
+
+# So does the input of a network of at most so many channels: no later layer gets back what is cut.
+SMALL_INPUT = 12
 
 RankSpec: TypeAlias = float | int | Sequence[int] | Literal["full"] | RelativeTolerance
 
@@ -116,27 +120,34 @@ def starting_ranks(
 
 
 def fraction_within_dense(
-    spec: RankSpec, shape: Sequence[int], learned: Collection[int], channels: int = 2
+    spec: RankSpec,
+    shape: Sequence[int],
+    learned: Collection[int],
+    channels: int = 2,
+    whole: Collection[int] = (),
 ) -> RankSpec:
     """The ranks that a fraction gives, lowered until core and bases are no larger than the weight.
 
     The mode with the largest r_i / n_i loses a direction, until prod r_i + sum n_i r_i <= prod n_i:
-    of the channel modes larger than `SMALL_MODE`, of the others once these have rank 1, and at last
-    of the kernel modes.
+    of the channel modes that start below full rank, of the others once these have rank 1, and at
+    last of the kernel modes.
 
     >>> fraction_within_dense(0.5, (64, 64), learned=(0, 1))
     (26, 26)
     >>> fraction_within_dense(0.5, (64, 3, 3, 3), learned=range(4))
     (18, 3, 3, 3)
+    >>> fraction_within_dense(0.5, (64, 8, 3, 3), learned=range(4), whole=(1,))
+    (32, 8, 3, 3)
 
     Args:
         spec: The rank. Only a fraction below 1 can be lowered, because all else is what was typed.
         shape: (n_1, ..., n_d) of the weight.
         learned: Modes that are factorised.
         channels: See `explicit_ranks`.
+        whole: Modes that start at full rank although they are larger than `SMALL_MODE`.
 
     Returns:
-        The rank itself if it is no such fraction or fits, or the lowered ranks.
+        The rank itself if it is no such fraction or fits, or the other ranks.
 
     Raises:
         RankError: The fraction is not positive.
@@ -144,11 +155,14 @@ def fraction_within_dense(
     if not is_fraction(spec):
         return spec
     weight = Candidate(ranks=(), available=(), shape=shape, modes=learned)
-    ranks = start = starting_ranks(explicit_ranks(spec, shape, channels), shape, learned)
+    asked = explicit_ranks(spec, shape, channels)
+    start = starting_ranks(asked, shape, learned)
+    limits = [size if mode in whole else asked[mode] for mode, size in enumerate(shape)]
+    ranks = starting_ranks(limits, shape, learned)
     while weight.parameters_at(ranks) > weight.dense_parameters:
         able = [mode for mode in learned if ranks[mode] > 1]
         small = [mode for mode in able if mode < channels]
-        large = [mode for mode in small if shape[mode] > SMALL_MODE]
+        large = [mode for mode in small if shape[mode] > SMALL_MODE and mode not in whole]
         modes = large or small or able
         if not modes:
             break

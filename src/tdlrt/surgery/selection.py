@@ -26,6 +26,7 @@ from tdlrt.nn.others import (
 )
 from tdlrt.nn.start import Modes, weight_obstacle
 from tdlrt.ranks import (
+    SMALL_INPUT,
     SMALL_MODE,
     RankSpec,
     RelativeTolerance,
@@ -88,6 +89,7 @@ def plan_surgery(
     others = other_modules(named_parts(model, splits), considered.values())
     _check_patterns(considered | others, ranks, include, exclude)
     tied, head = tied_weights(model), _output_head(considered, splits)
+    first = next(iter(considered.values())) if len(considered) > 1 else None
     adapted = {part for one in adapted_modules(model).values() for part in one.modules()}
     patterns: dict[str, str | None] = {}
     why: dict[str, str | None] = {}
@@ -112,14 +114,8 @@ def plan_surgery(
     for name, module in considered.items():
         pattern, reason = patterns[name], why[name]
         if reason is None and pattern is not None:
-            asked, layer = ranks[pattern], build(module, ranks[pattern])
-            spec = fraction_within_dense(
-                asked, layer.shape, layer.learned_modes, _channel_modes(layer)
-            )
-            if spec != asked:
-                layer = build(module, spec)
+            layer, spec, note = _built(module, ranks[pattern], build, is_first=module is first)
             layers[module] = layer
-            note = "" if spec == asked else f"rank {asked} lowered to the dense size"
             rows.append(_factorized_row(name, module, layer, spec, note))
         else:
             shape = dense_shape(module)
@@ -249,6 +245,25 @@ def _output_head(considered: Mapping[str, nn.Module], splits: Splits) -> nn.Modu
     inside = {part for split in splits.values() for part in split.modules()}
     last = [module for module in considered.values() if module not in inside][-1:]
     return last[0] if last and isinstance(last[0], nn.Linear) and is_registered(last[0]) else None
+
+
+def _built(
+    module: nn.Module,
+    asked: RankSpec,
+    build: Callable[[nn.Module, RankSpec], TuckerLayer],
+    *,
+    is_first: bool,
+) -> tuple[TuckerLayer, RankSpec, str]:
+    """The Tucker layer, its rank, and a note if this is not the rank that was asked for."""
+    layer = build(module, asked)
+    few = is_first and layer.reshape is None and SMALL_MODE < layer.shape[1] <= SMALL_INPUT
+    spec = fraction_within_dense(
+        *(asked, layer.shape, layer.learned_modes, _channel_modes(layer)), whole=(1,) if few else ()
+    )
+    if spec == asked:
+        return layer, spec, ""
+    change = "raised for the network's few inputs" if few else "lowered to the dense size"
+    return build(module, spec), spec, f"rank {asked} {change}"
 
 
 def _factorized_row(

@@ -26,8 +26,9 @@ __all__ = [
 # Modes of at most this size start at full rank if `rank` is a fraction: they have little to save.
 SMALL_MODE = 4
 
-# So does the input of a network of at most so many channels: no later layer gets back what is cut.
-SMALL_INPUT = 12
+# So does the input of a network of at most so many channels, as far as the layer is no larger than
+# dense: no later layer gets back what is cut.
+SMALL_INPUT = 64
 
 RankSpec: TypeAlias = float | int | Sequence[int] | Literal["full"] | RelativeTolerance
 

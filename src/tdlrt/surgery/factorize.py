@@ -60,9 +60,9 @@ def factorize_(
             counts, and layers that no pattern matches stay dense. A rank is a fraction in (0, 1] of
             the channel modes, an int, a tuple with one rank per mode, 'full' or a
             `RelativeTolerance`. Where a fraction below 1 would make a layer larger than dense, its
-            ranks are lowered until it is not, and the first of several layers keeps all inputs if
-            they are 5 to 12, as far as its size allows. Other ranks stay as typed. The report says
-            so.
+            ranks are lowered until it is not, and the first of several layers keeps as many of at
+            most 64 input channels as its dense size allows. Other ranks stay as typed. The report
+            says so.
         modes: 'all', or 'channels' to leave kernel modes unfactorised (Tucker-2).
         include: Only layers whose name matches one of these patterns (`*`, `?`, `[..]`) are
             factorised, including the output head, frozen layers and those of few inputs or outputs

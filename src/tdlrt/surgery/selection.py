@@ -256,13 +256,14 @@ def _built(
 ) -> tuple[TuckerLayer, RankSpec, str]:
     """The Tucker layer, its rank, and a note if this is not the rank that was asked for."""
     layer = build(module, asked)
-    few = is_first and layer.reshape is None and SMALL_MODE < layer.shape[1] <= SMALL_INPUT
-    spec = fraction_within_dense(
-        *(asked, layer.shape, layer.learned_modes, _channel_modes(layer)), whole=(1,) if few else ()
-    )
+    facts = asked, layer.shape, layer.learned_modes, _channel_modes(layer)
+    spec, change = fraction_within_dense(*facts), "lowered to the dense size"
+    if is_first and layer.reshape is None and layer.shape[1] <= SMALL_INPUT:
+        raised = fraction_within_dense(*facts, whole=(1,))
+        if raised != spec:
+            spec, change = raised, "raised for the network's inputs"
     if spec == asked:
         return layer, spec, ""
-    change = "raised for the network's few inputs" if few else "lowered to the dense size"
     return build(module, spec), spec, f"rank {asked} {change}"
 
 

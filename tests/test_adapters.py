@@ -288,6 +288,13 @@ def test_an_int_leaves_kernels_whole() -> None:
     }
 
 
+def test_a_fraction_is_the_same_share_of_every_layer() -> None:
+    """The base hands on all inputs, so the update of the first layer need not keep them."""
+    model = nn.Sequential(nn.Conv1d(8, 64, 3), nn.Conv1d(64, 64, 3), nn.Flatten())
+    report = tdlrt.add_adapters_(model, rank=0.25)
+    assert [row.ranks for row in report.factorized] == [(6, 2, 3), (16, 16, 3)]
+
+
 def test_the_summary_compares_with_the_merged_network() -> None:
     model = trained()
     found = tdlrt.summary(model, (1, 3, 8, 8))

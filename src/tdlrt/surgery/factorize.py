@@ -133,6 +133,7 @@ def factorize_(
             reasons=reasons,
             splits=splits,
             leave_frozen=include is None,
+            keep_inputs=True,
         )
         changes = {
             name: _change(module, layers[module])

@@ -62,6 +62,7 @@ def plan_surgery(
     reasons: Mapping[nn.Module, str] = MappingProxyType({}),
     splits: Splits = MappingProxyType({}),
     leave_frozen: bool = False,
+    keep_inputs: bool = False,
 ) -> tuple[FactorizationReport, dict[nn.Module, TuckerLayer]]:
     """Choose the layers of a model to factorise and build their Tucker layers; replace nothing.
 
@@ -76,6 +77,7 @@ def plan_surgery(
         reasons: Modules that stay dense for a further reason, and that reason.
         splits: Attention in the place of torch's, whose projections may be factorised.
         leave_frozen: Whether layers whose weight needs no gradient stay dense, if others do not.
+        keep_inputs: Whether the first of several layers keeps its few inputs under a fraction.
 
     Returns:
         A report, and the Tucker layer for each layer that is factorised.
@@ -89,7 +91,7 @@ def plan_surgery(
     others = other_modules(named_parts(model, splits), considered.values())
     _check_patterns(considered | others, ranks, include, exclude)
     tied, head = tied_weights(model), _output_head(considered, splits)
-    first = next(iter(considered.values())) if len(considered) > 1 else None
+    first = next(iter(considered.values())) if keep_inputs and len(considered) > 1 else None
     adapted = {part for one in adapted_modules(model).values() for part in one.modules()}
     patterns: dict[str, str | None] = {}
     why: dict[str, str | None] = {}

@@ -18,7 +18,7 @@ from first_epochs import BATCH, DOCUMENT, EPOCHS, OPTIMIZERS, Row, digits, train
 from operations import provenance, table
 from tdlrt.ranks import BudgetRecipe, CubicSchedule, LinearSchedule
 from tdlrt_lab.documents import fill_section
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.files import write_text
 
 RESULT = Path(__file__).parent / "results/budget_recipes.json"
@@ -60,9 +60,7 @@ def main() -> None:
         rows.append({**names, "accuracies": accuracies})
         print(rows[-1], flush=True)
         result = {
-            "command": "python benchmarks/budget_recipes.py",
-            "versions": versions(),
-            "machine": machine(torch.device("cpu")),
+            **made_by("python benchmarks/budget_recipes.py"),
             "rows": rows,
         }
         write_text(RESULT, json.dumps(result, indent=1) + "\n")

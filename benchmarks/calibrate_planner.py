@@ -28,7 +28,7 @@ from tdlrt.paths import PATHS, LayerShape, PathName
 from tdlrt.paths.apply import conv_stages
 from tdlrt.paths.cost import Rates, stage_features, stage_kind
 from tdlrt.paths.stages import FOLDS_IN, FOLDS_OUT, Stage, path_stages
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/planner_calibration.json"
@@ -78,9 +78,7 @@ def main() -> None:
     samples = list(measurements(arguments.seconds))
     rates, errors = fit(samples)
     result = {
-        "command": "python benchmarks/calibrate_planner.py",
-        "versions": versions(),
-        "machine": machine(torch.device("cpu")),
+        **made_by("python benchmarks/calibrate_planner.py"),
         "rates": rates,
         "median_relative_error": errors,
         "samples": [

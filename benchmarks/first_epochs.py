@@ -25,7 +25,7 @@ from operations import provenance, table
 from tdlrt_lab.data import load_data
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -252,9 +252,7 @@ def measure() -> None:
         )
         print(rows[-1], flush=True)
         result = {
-            "command": "python benchmarks/first_epochs.py",
-            "versions": versions(),
-            "machine": machine(torch.device("cpu")),
+            **made_by("python benchmarks/first_epochs.py"),
             "rows": rows,
         }
         write_text(RESULT, json.dumps(result, indent=1) + "\n")

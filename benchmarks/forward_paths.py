@@ -24,7 +24,7 @@ from allocator import keep_freed_memory
 from saved import saved_bytes
 from tdlrt.nn import TuckerConv2d, TuckerLayer, TuckerLinear
 from tdlrt.nn.calls import LayerCall
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/forward_paths.json"
@@ -60,9 +60,7 @@ def main() -> None:
         rows.append(measure(name, batch, rank, arguments.repetitions, arguments.seconds))
         print(line(rows[-1]), flush=True)
     result = {
-        "command": "python benchmarks/forward_paths.py",
-        "versions": versions(),
-        "machine": machine(torch.device("cpu")),
+        **made_by("python benchmarks/forward_paths.py"),
         "rows": rows,
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

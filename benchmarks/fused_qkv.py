@@ -24,7 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import tdlrt
 from operations import table_section
 from tdlrt_lab.documents import fill_section
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -70,9 +70,7 @@ def measure() -> None:
             rows.append(row | {"bits": bits(fresh, test)})
             print(rows[-1], flush=True)
     result = {
-        "command": "python benchmarks/fused_qkv.py",
-        "versions": versions(),
-        "machine": machine(torch.device("cpu")),
+        **made_by("python benchmarks/fused_qkv.py"),
         "rows": rows,
     }
     write_text(RESULT, json.dumps(result, indent=1) + "\n")

@@ -26,7 +26,7 @@ from operations import table_section
 from tdlrt.linalg import TuckerTensor
 from tdlrt.nn import TuckerLinear
 from tdlrt_lab.documents import fill_section
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -71,9 +71,7 @@ def measure() -> None:
             rows.append({"network": network, "form": form, **timed(one, inputs)})
             print(rows[-1], flush=True)
     result = {
-        "command": "python benchmarks/linear_tensors.py",
-        "versions": versions(),
-        "machine": machine(torch.device("cpu")),
+        **made_by("python benchmarks/linear_tensors.py"),
         "rows": rows,
     }
     write_text(RESULT, json.dumps(result, indent=1) + "\n")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from first_epochs import DOCUMENT, NETWORKS, OPTIMIZERS, Row, digits, train
 from operations import provenance, table
 from tdlrt_lab.documents import fill_section
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.files import write_text
 
 RESULT = Path(__file__).parent / "results/network_inputs.json"
@@ -94,9 +94,7 @@ def main() -> None:
             rows.append({**key, "accuracies": accuracies})
             print(rows[-1], flush=True)
             result = {
-                "command": "python benchmarks/network_inputs.py",
-                "versions": versions(),
-                "machine": machine(torch.device("cpu")),
+                **made_by("python benchmarks/network_inputs.py"),
                 "rows": rows,
             }
             write_text(RESULT, json.dumps(result, indent=1) + "\n")

@@ -23,7 +23,7 @@ import tdlrt
 from tdlrt_lab.data import ImageData, load_data
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.exporting import accuracy_on
 from tdlrt_lab.spread import format_spread
 
@@ -56,9 +56,7 @@ def main() -> None:
                 rows[-1] |= measure(dense, data, rank, given, seed)
                 print(rows[-1], flush=True)
     result = {
-        "command": "python benchmarks/pretrained.py --data-dir DATA_DIR",
-        "versions": versions(),
-        "machine": machine(torch.device("cpu")),
+        **made_by("python benchmarks/pretrained.py --data-dir DATA_DIR"),
         "rows": rows,
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -34,7 +34,7 @@ from tdlrt.ranks import Candidate, ParameterBudget
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import ImageData, load_data
 from tdlrt_lab.documents import fill_section
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.sweep.plan import read_sweep
 
@@ -163,9 +163,7 @@ CRITERIA = {
 def store(runs: list[dict[str, Any]]) -> None:
     """Write the result file."""
     result = {
-        "command": "python benchmarks/rank_criteria.py --data-dir DATA_DIR",
-        "versions": versions(),
-        "machine": machine(torch.device("cpu")),
+        **made_by("python benchmarks/rank_criteria.py --data-dir DATA_DIR"),
         "runs": runs,
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

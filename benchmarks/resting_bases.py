@@ -24,7 +24,7 @@ import tdlrt
 from operations import table_section
 from tdlrt_lab.data import load_data
 from tdlrt_lab.documents import fill_section
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -114,9 +114,7 @@ def measure(data_dir: Path | None) -> None:
         rows.append(train(name, every, seed, data))
         print(rows[-1], flush=True)
         result = {
-            "command": "python benchmarks/resting_bases.py",
-            "versions": versions(),
-            "machine": machine(torch.device("cpu")),
+            **made_by("python benchmarks/resting_bases.py"),
             "rows": rows,
         }
         write_text(RESULT, json.dumps(result, indent=1) + "\n")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["machine", "versions"]
+__all__ = ["machine", "made_by", "versions"]
 
 
 def versions() -> dict[str, str]:
@@ -30,3 +30,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
     return facts
+
+
+def made_by(command: str) -> dict[str, Any]:
+    """The command, versions and machine of a result that was measured on the CPU."""
+    return {"command": command, "versions": versions(), "machine": machine(torch.device("cpu"))}

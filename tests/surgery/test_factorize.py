@@ -94,6 +94,8 @@ def test_the_inputs_of_a_network_are_kept(first, ranks):
         assert (row.note == note) == few
     for model in (nn.Sequential(nn.Conv2d(3, 8, 3), first), nn.Sequential(first)):
         assert note not in str(tdlrt.factorize_(model, include="*", rank=0.5))
+    tensor = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 2))
+    assert note not in str(tdlrt.factorize_(tensor, reshape={"0": ((64,), (8, 8))}))
 
 
 def test_a_rank_cut_by_the_others_is_noted():

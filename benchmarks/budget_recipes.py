@@ -6,9 +6,7 @@ The networks, data and optimisers of first_epochs.py. Writes benchmarks/results/
 run after run (what is there is not run again), and a section of docs/algorithm.md.
 """
 
-import json
 import math
-import statistics
 from itertools import product
 from pathlib import Path
 
@@ -16,10 +14,9 @@ import torch
 
 from first_epochs import BATCH, DOCUMENT, EPOCHS, OPTIMIZERS, Row, digits, train
 from operations import provenance, table
+from resumable import accuracy_at_the_end, measured
 from tdlrt.ranks import BudgetRecipe, CubicSchedule, LinearSchedule
 from tdlrt_lab.documents import fill_section
-from tdlrt_lab.run.environment import made_by
-from tdlrt_lab.run.files import write_text
 
 RESULT = Path(__file__).parent / "results/budget_recipes.json"
 
@@ -41,44 +38,41 @@ RECIPES: dict[str, Row] = {
 def main() -> None:
     torch.set_num_threads(1)
     data = digits()
-    result: Row = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {"rows": []}
-    rows = result["rows"]
-    done = {(row["network"], row["optimizer"], row["recipe"], row["seed"]) for row in rows}
     steps = EPOCHS * math.ceil(len(data[0]) / BATCH)
-    for key in product(NETWORKS, OPTIMIZERS, RECIPES, SEEDS):
-        if key in done:
-            continue
-        network, optimizer, name, seed = key
-        recipe = BudgetRecipe(BUDGET, steps, **({"ramp": LinearSchedule} | RECIPES[name]))
+
+    def measure(network: str, optimizer: str, recipe: str, seed: int) -> Row:
+        options = {"ramp": LinearSchedule} | RECIPES[recipe]
+        parts = BudgetRecipe(BUDGET, steps, **options)
         accuracies = train(
             *(network, optimizer, seed, data, {}),
-            rank_policy=recipe.rank_policy,
-            adapt_every=recipe.adapt_every,
-            freeze_after=recipe.freeze_after,
+            rank_policy=parts.rank_policy,
+            adapt_every=parts.adapt_every,
+            freeze_after=parts.freeze_after,
         )
-        names = dict(zip(("network", "optimizer", "recipe", "seed"), key, strict=True))
-        rows.append({**names, "accuracies": accuracies})
-        print(rows[-1], flush=True)
-        result = {
-            **made_by("python benchmarks/budget_recipes.py"),
-            "rows": rows,
-        }
-        write_text(RESULT, json.dumps(result, indent=1) + "\n")
+        return {"accuracies": accuracies}
+
+    runs = [
+        {"network": network, "optimizer": optimizer, "recipe": recipe, "seed": seed}
+        for network, optimizer, recipe, seed in product(NETWORKS, OPTIMIZERS, RECIPES, SEEDS)
+    ]
+    result = measured(RESULT, "python benchmarks/budget_recipes.py", runs, measure)
     fill_section(DOCUMENT, "budget_recipes", section(result))
 
 
 def section(result: Row) -> list[str]:
     """Lines of the section."""
-    lines = []
-    for recipe in RECIPES:
-        cells = []
-        for network, optimizer in product(NETWORKS, OPTIMIZERS):
-            wanted = {"network": network, "optimizer": optimizer, "recipe": recipe}
-            last = [
-                row["accuracies"][-1] for row in result["rows"] if wanted.items() <= row.items()
-            ]
-            cells.append(f"{statistics.mean(last):.1f}" if last else "")
-        lines.append([recipe, *cells])
+    lines = [
+        [
+            recipe,
+            *(
+                accuracy_at_the_end(
+                    result["rows"], network=network, optimizer=optimizer, recipe=recipe
+                )
+                for network, optimizer in product(NETWORKS, OPTIMIZERS)
+            ),
+        ]
+        for recipe in RECIPES
+    ]
     titles = [f"{network}, {optimizer}" for network, optimizer in product(NETWORKS, OPTIMIZERS)]
     return [
         f"Written by `{result['command']}`: test accuracy (%) at the end, mean of {len(SEEDS)}",

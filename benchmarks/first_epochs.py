@@ -22,11 +22,10 @@ from torch.nn import functional as F
 
 import tdlrt
 from operations import provenance, table
+from resumable import measured
 from tdlrt_lab.data import load_data
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.environment import made_by
-from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/first_epochs.json"
@@ -231,31 +230,17 @@ def measure() -> None:
     """Run what is not there yet."""
     torch.set_num_threads(1)
     data = digits()
-    result: Row = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {}
-    rows = result.get("rows", [])
-    done = {(row["network"], row["optimizer"], row["seed"], row["start"]) for row in rows}
-    order = [
-        run
-        for starts in (tuple(STARTS)[:DEFAULTS], tuple(STARTS)[DEFAULTS:])
-        for run in product(SEEDS, NETWORKS, OPTIMIZERS, starts)
-    ]
-    for seed, network, optimizer, start in order:
-        if (network, optimizer, seed, start) in done:
-            continue
+
+    def run(network: str, optimizer: str, seed: int, start: str) -> Row:
         given, options = STARTS[start]
-        accuracies = train(network, optimizer, seed, data, given, **options)
-        rows.append(
-            {
-                **{"network": network, "optimizer": optimizer, "seed": seed, "start": start},
-                "accuracies": accuracies,
-            }
-        )
-        print(rows[-1], flush=True)
-        result = {
-            **made_by("python benchmarks/first_epochs.py"),
-            "rows": rows,
-        }
-        write_text(RESULT, json.dumps(result, indent=1) + "\n")
+        return {"accuracies": train(network, optimizer, seed, data, given, **options)}
+
+    runs = [
+        {"network": network, "optimizer": optimizer, "seed": seed, "start": start}
+        for starts in (tuple(STARTS)[:DEFAULTS], tuple(STARTS)[DEFAULTS:])
+        for seed, network, optimizer, start in product(SEEDS, NETWORKS, OPTIMIZERS, starts)
+    ]
+    measured(RESULT, "python benchmarks/first_epochs.py", runs, run)
 
 
 def section(result: Row) -> list[str]:

@@ -36,7 +36,7 @@ from tdlrt_lab.data.text_data import EPOCH_WINDOWS
 from tdlrt_lab.options import RunOptions
 from tdlrt_lab.reports.groups import Group, repetitions
 from tdlrt_lab.reports.tables import provenance
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.files import write_text
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.spread import format_spread
@@ -149,9 +149,7 @@ def measure(rounds: int) -> dict[str, Any]:
                 measured[label][f"{case[1]}_ms"] = 1e3 * statistics.median(seconds)
         print(label, measured[label], flush=True)
     return {
-        "command": shlex.join(["python", "benchmarks/gpt.py", *sys.argv[1:]]),
-        "versions": versions(),
-        "machine": machine(torch.device("cpu")),
+        **made_by(shlex.join(["python", "benchmarks/gpt.py", *sys.argv[1:]])),
         "rows": measured,
     }
 

@@ -8,8 +8,6 @@ benchmarks/results/network_inputs.json, run after run (what is there is not run 
 section of docs/algorithm.md.
 """
 
-import json
-import statistics
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -21,9 +19,8 @@ from torch import Tensor, nn
 
 from first_epochs import DOCUMENT, NETWORKS, OPTIMIZERS, Row, digits, train
 from operations import provenance, table
+from resumable import accuracy_at_the_end, measured
 from tdlrt_lab.documents import fill_section
-from tdlrt_lab.run.environment import made_by
-from tdlrt_lab.run.files import write_text
 
 RESULT = Path(__file__).parent / "results/network_inputs.json"
 
@@ -77,49 +74,46 @@ def starts(first: str, half: int | tuple[int, ...]) -> dict[str, Row | None]:
     }
 
 
+STARTS = tuple(starts("", 1))
+
+
 def main() -> None:
     torch.set_num_threads(1)
     data = {"digits": digits(), "wine": columns("wine"), "columns": columns("columns")}
-    result: Row = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {"rows": []}
-    rows = result["rows"]
-    done = {(row["network"], row["optimizer"], row["seed"], row["start"]) for row in rows}
-    for (network, (source, first, half)), optimizer, seed in product(
-        CASES.items(), OPTIMIZERS, SEEDS
-    ):
-        for start, arguments in starts(first, half).items():
-            key = {"network": network, "optimizer": optimizer, "seed": seed, "start": start}
-            if tuple(key.values()) in done:
-                continue
-            accuracies = train(network, optimizer, seed, data[source], arguments, EPOCHS[source])
-            rows.append({**key, "accuracies": accuracies})
-            print(rows[-1], flush=True)
-            result = {
-                **made_by("python benchmarks/network_inputs.py"),
-                "rows": rows,
-            }
-            write_text(RESULT, json.dumps(result, indent=1) + "\n")
+
+    def measure(network: str, optimizer: str, seed: int, start: str) -> Row:
+        source, first, half = CASES[network]
+        given = starts(first, half)[start]
+        return {"accuracies": train(network, optimizer, seed, data[source], given, EPOCHS[source])}
+
+    runs = [
+        {"network": network, "optimizer": optimizer, "seed": seed, "start": start}
+        for network, optimizer, seed, start in product(CASES, OPTIMIZERS, SEEDS, STARTS)
+    ]
+    result = measured(RESULT, "python benchmarks/network_inputs.py", runs, measure)
     fill_section(DOCUMENT, "network_inputs", section(result))
 
 
 def section(result: Row) -> list[str]:
     """Lines of the section."""
-    names = list(starts("", 1))
-    lines = []
-    for network, optimizer in product(CASES, OPTIMIZERS):
-        cells = []
-        for start in names:
-            wanted = {"network": network, "optimizer": optimizer, "start": start}
-            last = [
-                row["accuracies"][-1] for row in result["rows"] if wanted.items() <= row.items()
-            ]
-            cells.append(f"{statistics.mean(last):.1f}" if last else "")
-        lines.append([network, optimizer, *cells])
+    lines = [
+        [
+            *(network, optimizer),
+            *(
+                accuracy_at_the_end(
+                    result["rows"], network=network, optimizer=optimizer, start=start
+                )
+                for start in STARTS
+            ),
+        ]
+        for network, optimizer in product(CASES, OPTIMIZERS)
+    ]
     return [
         f"Written by `{result['command']}`: test accuracy (%) at the end, mean of {len(SEEDS)}",
         f"seeds. The digits take {EPOCHS['digits']} epochs, the tables {EPOCHS['wine']} and",
         f"{EPOCHS['columns']}.",
         "",
-        *table(["network", "optimiser", *names], lines),
+        *table(["network", "optimiser", *STARTS], lines),
         "",
         *(f"- {fact}" for fact in provenance([result])),
     ]

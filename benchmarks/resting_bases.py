@@ -22,10 +22,9 @@ from torch.nn import functional as F
 
 import tdlrt
 from operations import table_section
+from resumable import measured
 from tdlrt_lab.data import load_data
 from tdlrt_lab.documents import fill_section
-from tdlrt_lab.run.environment import made_by
-from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/resting_bases.json"
@@ -105,19 +104,14 @@ def measure(data_dir: Path | None) -> None:
     sets = load_data("mnist", data_dir=data_dir, train_images=IMAGES)
     images = (sets.normalise(sets.train_images), sets.normalise(sets.test_images))
     data = (images[0], sets.train_labels, images[1], sets.test_labels)
-    result: Row = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {}
-    rows = result.get("rows", [])
-    done = {(row["optimizer"], row["basis_every"], row["seed"]) for row in rows}
-    for seed, name, every in product(SEEDS, OPTIMIZERS, PERIODS):
-        if (name, every, seed) in done:
-            continue
-        rows.append(train(name, every, seed, data))
-        print(rows[-1], flush=True)
-        result = {
-            **made_by("python benchmarks/resting_bases.py"),
-            "rows": rows,
-        }
-        write_text(RESULT, json.dumps(result, indent=1) + "\n")
+    runs = [
+        {"optimizer": name, "basis_every": every, "seed": seed}
+        for seed, name, every in product(SEEDS, OPTIMIZERS, PERIODS)
+    ]
+    measured(
+        *(RESULT, "python benchmarks/resting_bases.py", runs),
+        lambda optimizer, basis_every, seed: train(optimizer, basis_every, seed, data),
+    )
 
 
 def section(result: Row) -> list[str]:

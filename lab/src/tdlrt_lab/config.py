@@ -260,6 +260,10 @@ def _is_share(value: float) -> bool:
     return 0 <= value <= 1
 
 
+def _is_share_above_zero(value: float) -> bool:
+    return 0 < value <= 1
+
+
 def _is_share_below_one(value: float) -> bool:
     return 0 <= value < 1
 
@@ -294,8 +298,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train_images": (_or_none(_is_count), "at least 1 image, or None for all"),
     "image_size": (_or_none(lambda value: value >= 4), "at least 4 pixels"),
     "tau": (_or_none(_is_share_below_one), "a tolerance in [0, 1)"),
-    "budget": (_or_none(lambda value: 0 < value <= 1), "a share in (0, 1]"),
-    "budget_start": (lambda value: 0 < value <= 1, "a share in (0, 1]"),
+    "budget": (_or_none(_is_share_above_zero), "a share in (0, 1]"),
+    "budget_start": (_is_share_above_zero, "a share in (0, 1]"),
     "spare": (_is_not_negative, "a share of at least 0"),
     "reshape": (_or_none(is_reshape), "LAYER=ROWS:COLUMNS,..., such as fc1=20x25:50x4x4"),
     "init_scale": (_is_scale, "a positive number or 'auto'"),

@@ -8,7 +8,7 @@ from tdlrt.export import export, load_network
 from tdlrt.optim.threads import threads_for
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.reports.write import write_report
-from tdlrt_lab.run.exporting import accuracy_on, load_run
+from tdlrt_lab.run.exporting import accuracy_on, export_path, load_run
 from tdlrt_lab.run.results import RunDirectory
 from tdlrt_lab.run.runner import Observer, run
 from tdlrt_lab.run.timing import Case, inference, median_seconds
@@ -87,7 +87,7 @@ def demonstrate(
         for name, one in (("tdlrt", directory), ("dense", directory.baseline)):
             model, data = load_run(one.path)
             images = data.normalise(data.held_out()[0])
-            path = one.path / "export" / f"{CONFIG.model}.onnx"
+            path = export_path(one, f"{CONFIG.model}.onnx")
             export(model, path, images[:2], metadata=data.metadata(), overwrite=overwrite)
             networks[name] = path, load_network(path, "onnx", model)
     cases: dict[tuple[str, int], Case] = {

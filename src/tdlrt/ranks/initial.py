@@ -130,8 +130,8 @@ def fraction_within_dense(
     """The ranks that a fraction gives, lowered until core and bases are no larger than the weight.
 
     The mode with the largest r_i / n_i loses a direction, until prod r_i + sum n_i r_i <= prod n_i:
-    of the channel modes that start below full rank, of the others once these have rank 1, and at
-    last of the kernel modes.
+    of the channel modes larger than `SMALL_MODE` and not in `whole`, of the others once these have
+    rank 1, and at last of the kernel modes.
 
     >>> fraction_within_dense(0.5, (64, 64), learned=(0, 1))
     (26, 26)

@@ -46,19 +46,9 @@ class TDLRTMethod(Method):
 
     learning_rates = RATES
     options = frozenset(
-        {
-            "tau",
-            "budget",
-            "budget_start",
-            "ramp",
-            "spare",
-            "rank",
-            "modes",
-            "reshape",
-            "init_scale",
-            "integrator",
-        }
-        | {"adapt_every", "core_steps", "basis_every", "freeze_at", "spectral_penalty"}
+        {"tau", "budget", "budget_start", "ramp", "spare", "rank", "modes", "reshape"}
+        | {"init_scale", "integrator", "adapt_every", "core_steps", "basis_every", "freeze_at"}
+        | {"spectral_penalty"}
     )
     needs_budget = False
 

@@ -30,7 +30,14 @@ from tdlrt_lab.run.timing import (
     weight_bytes,
 )
 
-__all__ = ["accuracy_on", "calibration_inputs", "export_run", "inference_times", "load_run"]
+__all__ = [
+    "accuracy_on",
+    "calibration_inputs",
+    "export_path",
+    "export_run",
+    "inference_times",
+    "load_run",
+]
 
 CALIBRATION_EXAMPLES = 512
 
@@ -85,9 +92,7 @@ def export_run(
         )
     config = _finished(directory)
     name = f"{config.model}{'-int8' if int8 else ''}{writer.suffix}"
-    path = directory.path / "export" / name if out is None else Path(out)
-    if out is None:
-        check_own(path.parent, within=directory.path)
+    path = export_path(directory, name) if out is None else Path(out)
     if path.exists() and not overwrite:
         raise ExportError(
             f"{path}: already exists; replace it with --overwrite, or choose another path with "
@@ -151,6 +156,17 @@ def _network_rows(
         {"network": name, "parameters": parameters, "bytes": size, "inference_ms": 1e3 * times[key]}
         for key, (name, parameters, size) in sizes.items()
     ]
+
+
+def export_path(directory: RunDirectory, name: str) -> Path:
+    """The path of an exported file inside a run directory.
+
+    Raises:
+        RunError: The folder leads out of the run directory.
+    """
+    path = directory.path / "export" / name
+    check_own(path.parent, within=directory.path)
+    return path
 
 
 def load_run(run: str | Path, data_dir: str | Path | None = None) -> tuple[nn.Module, Data]:

@@ -14,7 +14,7 @@ import torch
 
 from first_epochs import BATCH, DOCUMENT, EPOCHS, OPTIMIZERS, Row, digits, train
 from operations import provenance, table
-from resumable import accuracy_at_the_end, measured
+from resumable import accuracy_at_the_end, combinations, measured
 from tdlrt.ranks import BudgetRecipe, CubicSchedule, LinearSchedule
 from tdlrt_lab.documents import fill_section
 
@@ -51,10 +51,7 @@ def main() -> None:
         )
         return {"accuracies": accuracies}
 
-    runs = [
-        {"network": network, "optimizer": optimizer, "recipe": recipe, "seed": seed}
-        for network, optimizer, recipe, seed in product(NETWORKS, OPTIMIZERS, RECIPES, SEEDS)
-    ]
+    runs = combinations(network=NETWORKS, optimizer=OPTIMIZERS, recipe=RECIPES, seed=SEEDS)
     result = measured(RESULT, "python benchmarks/budget_recipes.py", runs, measure)
     fill_section(DOCUMENT, "budget_recipes", section(result))
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 
 import tdlrt
 from operations import provenance, table
-from resumable import measured
+from resumable import combinations, measured
 from tdlrt_lab.data import load_data
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.models import build_model
@@ -231,16 +230,16 @@ def measure() -> None:
     torch.set_num_threads(1)
     data = digits()
 
-    def run(network: str, optimizer: str, seed: int, start: str) -> Row:
+    def accuracies(network: str, optimizer: str, seed: int, start: str) -> Row:
         given, options = STARTS[start]
         return {"accuracies": train(network, optimizer, seed, data, given, **options)}
 
     runs = [
-        {"network": network, "optimizer": optimizer, "seed": seed, "start": start}
+        run
         for starts in (tuple(STARTS)[:DEFAULTS], tuple(STARTS)[DEFAULTS:])
-        for seed, network, optimizer, start in product(SEEDS, NETWORKS, OPTIMIZERS, starts)
+        for run in combinations(seed=SEEDS, network=NETWORKS, optimizer=OPTIMIZERS, start=starts)
     ]
-    measured(RESULT, "python benchmarks/first_epochs.py", runs, run)
+    measured(RESULT, "python benchmarks/first_epochs.py", runs, accuracies)
 
 
 def section(result: Row) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from first_epochs import DOCUMENT, NETWORKS, OPTIMIZERS, Row, digits, train
 from operations import provenance, table
-from resumable import accuracy_at_the_end, measured
+from resumable import accuracy_at_the_end, combinations, measured
 from tdlrt_lab.documents import fill_section
 
 RESULT = Path(__file__).parent / "results/network_inputs.json"
@@ -86,10 +86,7 @@ def main() -> None:
         given = starts(first, half)[start]
         return {"accuracies": train(network, optimizer, seed, data[source], given, EPOCHS[source])}
 
-    runs = [
-        {"network": network, "optimizer": optimizer, "seed": seed, "start": start}
-        for network, optimizer, seed, start in product(CASES, OPTIMIZERS, SEEDS, STARTS)
-    ]
+    runs = combinations(network=CASES, optimizer=OPTIMIZERS, seed=SEEDS, start=STARTS)
     result = measured(RESULT, "python benchmarks/network_inputs.py", runs, measure)
     fill_section(DOCUMENT, "network_inputs", section(result))
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 
 import tdlrt
 from operations import table_section
-from resumable import measured
+from resumable import combinations, measured
 from tdlrt_lab.data import load_data
 from tdlrt_lab.documents import fill_section
 
@@ -104,10 +103,7 @@ def measure(data_dir: Path | None) -> None:
     sets = load_data("mnist", data_dir=data_dir, train_images=IMAGES)
     images = (sets.normalise(sets.train_images), sets.normalise(sets.test_images))
     data = (images[0], sets.train_labels, images[1], sets.test_labels)
-    runs = [
-        {"optimizer": name, "basis_every": every, "seed": seed}
-        for seed, name, every in product(SEEDS, OPTIMIZERS, PERIODS)
-    ]
+    runs = combinations(seed=SEEDS, optimizer=OPTIMIZERS, basis_every=PERIODS)
     measured(
         *(RESULT, "python benchmarks/resting_bases.py", runs),
         lambda optimizer, basis_every, seed: train(optimizer, basis_every, seed, data),

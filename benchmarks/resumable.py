@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -9,9 +10,14 @@ from typing import Any
 from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.files import write_text
 
-__all__ = ["accuracy_at_the_end", "measured"]
+__all__ = ["accuracy_at_the_end", "combinations", "measured"]
 
 Row = dict[str, Any]
+
+
+def combinations(**values: Iterable[Any]) -> list[Row]:
+    """A run for each combination of values; the last ones change fastest."""
+    return [dict(zip(values, run, strict=True)) for run in product(*values.values())]
 
 
 def measured(

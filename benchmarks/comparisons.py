@@ -37,6 +37,8 @@ EXPERIMENTS = {
         "cifar10_rescnn_30",
         "cifar10_vgg16_tuning",
         "cifar10_vgg16",
+        "cifar10_vgg16_40_tuning",
+        "cifar10_vgg16_40",
         "stdlib_gpt_tuning",
         "stdlib_gpt",
         "stdlib_gpt_8",

@@ -66,7 +66,13 @@ def findings(results: Mapping[str, Sequence[Result]]) -> str:
     if not ours or not any(result["method"] == "dense" for result in mnist):
         return ""
     smallest = min(ours, key=lambda result: result["parameters"])
-    names = ("cifar10_rescnn", "cifar10_rescnn_long", "cifar10_rescnn_30", "cifar10_vgg16")
+    names = (
+        "cifar10_rescnn",
+        "cifar10_rescnn_long",
+        "cifar10_rescnn_30",
+        "cifar10_vgg16",
+        "cifar10_vgg16_40",
+    )
     cifar = [line for name in names for line in against(results.get(name, ()))]
     return TEXT.format(
         level=LEVEL,

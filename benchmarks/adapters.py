@@ -18,7 +18,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from memory import in_process, kept_bytes, peak
 from tdlrt_lab.data import ImageData, load_data
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.run.accuracy import accuracy
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.files import write_text
 from tdlrt_lab.spread import format_spread
 
@@ -204,9 +203,7 @@ def main() -> None:
 def store(result: Result) -> None:
     """Write the result file."""
     facts = {
-        "command": "python benchmarks/adapters.py --data-dir DATA_DIR",
-        "versions": versions() | {name: version(name) for name in ("peft", "transformers")},
-        "machine": machine(torch.device("cpu")),
+        **made_by("python benchmarks/adapters.py --data-dir DATA_DIR", "peft", "transformers"),
         "note": "Other work ran on the machine while steps were timed.",
     }
     write_text(RESULT, json.dumps(facts | result | facts, indent=1) + "\n")

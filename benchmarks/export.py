@@ -13,7 +13,6 @@ import json
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +24,7 @@ import tdlrt
 from tdlrt.export import FORMATS, export, load_network
 from tdlrt_lab.config import RunConfig
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.exporting import accuracy_on, calibration_inputs, inference_times, load_run
 from tdlrt_lab.run.files import write_text
 from tdlrt_lab.run.runner import run
@@ -70,12 +69,10 @@ def main() -> None:
                 print(rows[-1], flush=True)
     packages = ("onnx", "onnxscript", "onnxruntime", "torchao")
     result = {
-        "command": "python benchmarks/export.py --data-dir DATA_DIR",
+        **made_by("python benchmarks/export.py --data-dir DATA_DIR", *packages),
         "training": CONFIG,
         "vgg_rank": VGG_RANK,
         "batch": BATCH,
-        "versions": versions() | {name: version(name) for name in packages},
-        "machine": machine(torch.device("cpu")),
         "rows": rows,
     }
     write_text(RESULT, json.dumps(result, indent=1) + "\n")

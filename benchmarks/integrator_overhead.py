@@ -32,7 +32,7 @@ import resting_bases
 import tdlrt
 from allocator import keep_freed_memory
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 
 ROOT = Path(__file__).parent.parent
 Row = dict[str, Any]
@@ -81,9 +81,7 @@ def main() -> None:
                 print(line(rows[-1]), flush=True)
     scaling = measure_scaling(arguments.steps)
     result = {
-        "command": "python benchmarks/integrator_overhead.py",
-        "versions": versions() | {"matplotlib": matplotlib.__version__},
-        "machine": machine(torch.device("cpu")),
+        **made_by("python benchmarks/integrator_overhead.py", "matplotlib"),
         "rows": rows,
         "scaling": scaling,
         "slopes": slopes(scaling),

@@ -33,7 +33,7 @@ import tdlrt
 from saved import saved_bytes
 from tdlrt.nn.models import tucker_layers
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -77,9 +77,9 @@ def main() -> None:
                     rows[-1]["peak_by_default"] = in_process(case, {})["peak"]
                 print(rows[-1], flush=True)
     result = {
-        "command": shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]),
-        "versions": versions(),
-        "machine": machine(torch.device(arguments.device)),
+        **made_by(
+            shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]), device=arguments.device
+        ),
         "rows": rows,
     }
     write_text(RESULTS[arguments.device], json.dumps(result, indent=1) + "\n")

@@ -25,7 +25,7 @@ from comparisons import EXPERIMENTS
 from tdlrt_lab.data import ImageData, load_data
 from tdlrt_lab.run.accuracy import accuracy
 from tdlrt_lab.run.checkpoint import load_checkpoint
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.spread import format_spread
 from tdlrt_lab.sweep.plan import read_sweep
@@ -67,10 +67,8 @@ def main() -> None:
                 print(rows[-1], flush=True)
     command = f"python benchmarks/robustness.py --data-dir DATA_DIR --images {arguments.images}"
     result = {
-        "command": command,
+        **made_by(command),
         "images": arguments.images,
-        "versions": versions(),
-        "machine": machine(torch.device("cpu")),
         "rows": rows,
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -30,7 +30,7 @@ import tdlrt
 from tdlrt.integrations.distributed import wrap
 from tdlrt.nn.models import tucker_layers
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -66,10 +66,8 @@ def main() -> None:
 
 def timed(rounds: int) -> dict[str, Any]:
     return {
-        "command": f"python benchmarks/scaling.py --rounds {rounds}",
+        **made_by(f"python benchmarks/scaling.py --rounds {rounds}"),
         "seed": 0,
-        "versions": versions(),
-        "machine": machine(torch.device("cpu")),
         "pieces": [pieces(name, rounds) for name in POLICIES],
         "widths": [width(channels, rounds) for channels in WIDTHS],
         "two_processes": [two_processes(engine, name, rounds) for engine, name in two_cases()],

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import tdlrt
 from tdlrt.linalg import Layout, TangentSpace, mode_product, multi_mode_product, unfold
 from tdlrt.nn import TuckerConv2d, TuckerLayer, TuckerLinear
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/theory.json"
@@ -79,10 +79,8 @@ def measure() -> dict[str, Any]:
     """All measurements."""
     torch.set_num_threads(1)
     result: dict[str, Any] = {
-        "command": "python benchmarks/theory.py",
+        **made_by("python benchmarks/theory.py", "matplotlib"),
         "seed": SEED,
-        "versions": versions() | {"matplotlib": matplotlib.__version__},
-        "machine": machine(torch.device("cpu")),
     }
     result["error"] = [
         {"kind": kind, "method": method, "sigma": sigma, "steps": steps}

@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 import tdlrt
 from tdlrt.ranks import RankPolicy
 from tdlrt_lab.models import build_model
-from tdlrt_lab.run.environment import machine, versions
+from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -121,9 +121,7 @@ def largest(events: Iterable[dict[str, Any]], count: int = 5) -> list[dict[str, 
 
 def store(rows: list[dict[str, Any]], batch: int, rank: float) -> None:
     result = {
-        "command": f"python benchmarks/timeline.py --batch {batch} --rank {rank:g}",
-        "versions": versions(),
-        "machine": machine(torch.device("cuda")),
+        **made_by(f"python benchmarks/timeline.py --batch {batch} --rank {rank:g}", device="cuda"),
         "batch": batch,
         "rank": rank,
         "rows": rows,

@@ -32,6 +32,14 @@ def machine(device: torch.device) -> dict[str, Any]:
     return facts
 
 
-def made_by(command: str) -> dict[str, Any]:
-    """The command, versions and machine of a result that was measured on the CPU."""
-    return {"command": command, "versions": versions(), "machine": machine(torch.device("cpu"))}
+def made_by(command: str, *packages: str, device: str = "cpu") -> dict[str, Any]:
+    """The command of a result, the versions of what made it, packages among them, and the machine.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: A package is not installed.
+    """
+    return {
+        "command": command,
+        "versions": versions() | {name: version(name) for name in packages},
+        "machine": machine(torch.device(device)),
+    }

@@ -38,6 +38,7 @@ from tdlrt_lab.reports.groups import Group, repetitions
 from tdlrt_lab.reports.tables import provenance
 from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.files import write_text
+from tdlrt_lab.run.timing import Case, median_seconds
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.spread import format_spread
 from tdlrt_lab.sweep.plan import read_sweep
@@ -128,25 +129,20 @@ def name(config: dict[str, Any]) -> str:
 def measure(rounds: int) -> dict[str, Any]:
     """Time and memory of a step of every row of the experiment."""
     cases = {
-        (name(one.to_dict()), kind): (step_of(training(config)), period)
+        (name(one.to_dict()), kind): Case(
+            run=step_of(training(config)), period=period, clock=time.process_time
+        )
         for one in first_seeds()
         for kind, config, period in steps(one)
     }
-    samples: dict[tuple[str, str], list[float]] = {case: [] for case in cases}
-    for number in range(rounds + 1):
-        for case, (step, period) in cases.items():
-            start = time.process_time()
-            for _ in range(period):
-                step()
-            if number:  # the first round warms up
-                samples[case].append((time.process_time() - start) / period)
+    seconds = median_seconds(cases, rounds)
     measured: dict[str, dict[str, float]] = {}
     for one in first_seeds():
         label, (_, config, _) = name(one.to_dict()), steps(one)[0]
         measured[label] = in_process({"options": config.to_dict()}, RETURNING, __file__)
-        for case, seconds in samples.items():
-            if case[0] == label:
-                measured[label][f"{case[1]}_ms"] = 1e3 * statistics.median(seconds)
+        for (row, kind), median in seconds.items():
+            if row == label:
+                measured[label][f"{kind}_ms"] = 1e3 * median
         print(label, measured[label], flush=True)
     return {
         **made_by(shlex.join(["python", "benchmarks/gpt.py", *sys.argv[1:]])),

@@ -39,6 +39,12 @@ RATE = 1e-6
 """A learning rate too small to change the ranks, and with them the work of a step."""
 
 
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """Something to time.
@@ -46,19 +52,21 @@ class Case:
     Attributes:
         run: The function to time; called without arguments.
         period: Number of calls after which the cost repeats; only whole periods are timed.
+        clock: Reads the time in seconds; that of the wall by default, once the device is done.
     """
 
     run: Callable[[], object]
     period: int = 1
+    clock: Callable[[], float] = _now
 
     def seconds(self) -> float:
         """Mean seconds per call, over whole periods: at least 0.05 seconds, or 20 periods."""
-        calls, start = 0, _now()
-        while not calls or (calls < 20 * self.period and _now() - start < SHORTEST_SAMPLE):
+        calls, start = 0, self.clock()
+        while not calls or (calls < 20 * self.period and self.clock() - start < SHORTEST_SAMPLE):
             for _ in range(self.period):
                 self.run()
             calls += self.period
-        return (_now() - start) / calls
+        return (self.clock() - start) / calls
 
 
 def median_seconds(cases: Mapping[Name, Case], rounds: int) -> dict[Name, float]:
@@ -231,9 +239,3 @@ def _forward_backward(layer: nn.Module, images: Tensor) -> Case:
     with torch.no_grad():
         gradient = torch.ones_like(layer(input))
     return Case(run=lambda: torch.autograd.grad(layer(input), [input, *leaves], gradient))
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

@@ -5,22 +5,21 @@ import torch
 from torch import nn
 
 import tdlrt
-from tdlrt_lab.run import timing
 from tdlrt_lab.run.timing import Case, compare_networks, median_seconds, weight_bytes
 
 
-@pytest.fixture
-def clock(monkeypatch):
+class Clock:
     """A clock that only moves when it is told to."""
 
-    class Clock:
-        now = 0.0
+    def __init__(self):
+        self.now = 0.0
 
-    monkeypatch.setattr(timing, "_now", lambda: Clock.now)
-    return Clock
+    def __call__(self):
+        return self.now
 
 
-def test_median_of_rounds_in_turn_without_the_first(clock):
+def test_median_of_rounds_in_turn_without_the_first():
+    clock = Clock()
     durations = {"a": itertools.chain([9.0, 1.0, 5.0, 2.0]), "b": itertools.repeat(0.5)}
     order = []
 
@@ -28,22 +27,22 @@ def test_median_of_rounds_in_turn_without_the_first(clock):
         order.append(name)
         clock.now += next(durations[name])
 
-    cases = {name: Case(run=lambda name=name: run(name)) for name in durations}
+    cases = {name: Case(run=lambda name=name: run(name), clock=clock) for name in durations}
     assert median_seconds(cases, rounds=3) == {"a": 2.0, "b": 0.5}
     assert order == ["a", "b"] * 4
 
 
-def test_short_calls_are_timed_together_and_periods_whole(clock):
-    calls = []
+def test_short_calls_are_timed_together_and_periods_whole():
+    clock, calls = Clock(), []
 
     def run():
         calls.append(None)
         clock.now += 0.3 if len(calls) % 10 == 0 else 0.001
 
-    assert Case(run=run, period=10).seconds() == pytest.approx(0.309 / 10)
+    assert Case(run=run, period=10, clock=clock).seconds() == pytest.approx(0.309 / 10)
     assert len(calls) == 10
     calls.clear()
-    assert Case(run=lambda: calls.append(None)).seconds() == 0.0
+    assert Case(run=lambda: calls.append(None), clock=clock).seconds() == 0.0
     assert len(calls) == 20
 
 

@@ -29,6 +29,7 @@ from tdlrt.paths.apply import conv_stages
 from tdlrt.paths.cost import Rates, stage_features, stage_kind
 from tdlrt.paths.stages import FOLDS_IN, FOLDS_OUT, Stage, path_stages
 from tdlrt_lab.run.environment import made_by
+from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/planner_calibration.json"
@@ -86,7 +87,7 @@ def main() -> None:
             for sample in samples
         ],
     }
-    RESULT.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    write_text(RESULT, json.dumps(result) + "\n")
     for name, constants in rates.items():
         print(f'    "{name}": Rates({", ".join(map(repr, constants.values()))}),')
     print(errors)

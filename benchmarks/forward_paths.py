@@ -25,6 +25,7 @@ from saved import saved_bytes
 from tdlrt.nn import TuckerConv2d, TuckerLayer, TuckerLinear
 from tdlrt.nn.calls import LayerCall
 from tdlrt_lab.run.environment import made_by
+from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/forward_paths.json"
@@ -63,7 +64,7 @@ def main() -> None:
         **made_by("python benchmarks/forward_paths.py"),
         "rows": rows,
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_text(RESULT, json.dumps(result, indent=2) + "\n")
     PAGE.write_text(document(result), encoding="utf-8")
 
 

@@ -128,21 +128,18 @@ def name(config: dict[str, Any]) -> str:
 
 def measure(rounds: int) -> dict[str, Any]:
     """Time and memory of a step of every row of the experiment."""
+    kinds = {name(one.to_dict()): steps(one) for one in first_seeds()}
     cases = {
-        (name(one.to_dict()), kind): Case(
-            run=step_of(training(config)), period=period, clock=time.process_time
-        )
-        for one in first_seeds()
-        for kind, config, period in steps(one)
+        (label, kind): Case(run=step_of(training(config)), period=period, clock=time.process_time)
+        for label, of in kinds.items()
+        for kind, config, period in of
     }
     seconds = median_seconds(cases, rounds)
     measured: dict[str, dict[str, float]] = {}
-    for one in first_seeds():
-        label, (_, config, _) = name(one.to_dict()), steps(one)[0]
+    for label, of in kinds.items():
+        _, config, _ = of[0]
         measured[label] = in_process({"options": config.to_dict()}, RETURNING, __file__)
-        for (row, kind), median in seconds.items():
-            if row == label:
-                measured[label][f"{kind}_ms"] = 1e3 * median
+        measured[label] |= {f"{kind}_ms": 1e3 * seconds[label, kind] for kind, _, _ in of}
         print(label, measured[label], flush=True)
     return {
         **made_by(shlex.join(["python", "benchmarks/gpt.py", *sys.argv[1:]])),

@@ -33,6 +33,7 @@ import tdlrt
 from allocator import keep_freed_memory
 from tdlrt_lab.models import build_model
 from tdlrt_lab.run.environment import made_by
+from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
 Row = dict[str, Any]
@@ -94,7 +95,7 @@ def write(result: Row, folder: Path) -> None:
     for name in ("benchmarks/results", "docs/figures"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     data, page = "benchmarks/results/integrator_overhead.json", "docs/integrator-cost.md"
-    (folder / data).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / data, json.dumps(result, indent=2) + "\n")
     (folder / page).write_text(document(result), encoding="utf-8")
     operations.fill(folder / page)
     resting_bases.fill(folder / page)

@@ -25,6 +25,7 @@ from tdlrt_lab.documents import fill_section
 from tdlrt_lab.models import build_model
 from tdlrt_lab.run.environment import made_by
 from tdlrt_lab.run.exporting import accuracy_on
+from tdlrt_lab.run.files import write_text
 from tdlrt_lab.spread import format_spread
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +60,7 @@ def main() -> None:
         **made_by("python benchmarks/pretrained.py --data-dir DATA_DIR"),
         "rows": rows,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_text(RESULT, json.dumps(result, indent=1) + "\n")
     write_table(rows)
 
 

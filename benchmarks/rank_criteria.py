@@ -35,6 +35,7 @@ from tdlrt_lab.config import RunConfig
 from tdlrt_lab.data import ImageData, load_data
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.run.environment import made_by
+from tdlrt_lab.run.files import write_text
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.sweep.plan import read_sweep
 
@@ -166,7 +167,7 @@ def store(runs: list[dict[str, Any]]) -> None:
         **made_by("python benchmarks/rank_criteria.py --data-dir DATA_DIR"),
         "runs": runs,
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_text(RESULT, json.dumps(result, indent=2) + "\n")
 
 
 def write_table(runs: list[dict[str, Any]]) -> None:

@@ -76,10 +76,7 @@ def train(name: str, every: int | None, seed: int, data: Sequence[Tensor]) -> Ro
         with torch.no_grad():
             right = (model(test_images).argmax(dim=1) == test_labels).double().mean()
         accuracies.append(round(100 * float(right), 2))
-    return {
-        **{"optimizer": name, "basis_every": every, "seed": seed},
-        **{"accuracies": accuracies, "seconds": round(seconds, 1)},
-    }
+    return {"accuracies": accuracies, "seconds": round(seconds, 1)}
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from tdlrt_lab.data import ImageData, load_data
 from tdlrt_lab.run.accuracy import accuracy
 from tdlrt_lab.run.checkpoint import load_checkpoint
 from tdlrt_lab.run.environment import made_by
+from tdlrt_lab.run.files import write_text
 from tdlrt_lab.run.training import Training
 from tdlrt_lab.spread import format_spread
 from tdlrt_lab.sweep.plan import read_sweep
@@ -71,7 +72,7 @@ def main() -> None:
         "images": arguments.images,
         "rows": rows,
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_text(RESULT, json.dumps(result, indent=2) + "\n")
     DOCUMENT.write_text(document(result), encoding="utf-8")
 
 

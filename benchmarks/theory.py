@@ -26,6 +26,7 @@ import tdlrt
 from tdlrt.linalg import Layout, TangentSpace, mode_product, multi_mode_product, unfold
 from tdlrt.nn import TuckerConv2d, TuckerLayer, TuckerLinear
 from tdlrt_lab.run.environment import made_by
+from tdlrt_lab.run.files import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/theory.json"
@@ -69,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draw", action="store_true", help="only draw, from the result file")
     if not parser.parse_args().draw:
-        RESULT.write_text(to_json(measure()), encoding="utf-8")
+        write_text(RESULT, to_json(measure()))
     result = json.loads(RESULT.read_text(encoding="utf-8"))
     draw(result)
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), result), encoding="utf-8")

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 import tdlrt
 from operations import provenance, table
 from resumable import combinations, measured
+from small_training import train_epochs
 from tdlrt_lab.data import load_data
 from tdlrt_lab.documents import fill_section
 from tdlrt_lab.models import build_model
@@ -174,7 +175,6 @@ def train(
         epochs: Passes over the training images.
         options: Arguments of `TDLRT`; a budget gets the number of steps.
     """
-    images, labels, test_images, test_labels = data
     torch.manual_seed(seed)
     model = NETWORKS[network]()
     kind, arguments = OPTIMIZERS[optimizer]
@@ -183,21 +183,11 @@ def train(
     else:
         tdlrt.factorize_(model, **start)
         if "budget" in options:
-            options["total_steps"] = epochs * math.ceil(len(images) / BATCH)
+            options["total_steps"] = epochs * math.ceil(len(data[0]) / BATCH)
         stepper = tdlrt.TDLRT(model, kind, **arguments, **options)
     order = torch.Generator().manual_seed(seed)
-    accuracies = []
-    for _ in range(epochs):
-        model.train()
-        for rows in torch.randperm(len(images), generator=order).split(BATCH):
-            stepper.zero_grad()
-            F.cross_entropy(model(images[rows]), labels[rows]).backward()
-            stepper.step()
-        model.eval()
-        with torch.no_grad():
-            right = (model(test_images).argmax(dim=1) == test_labels).double().mean()
-        accuracies.append(round(100 * float(right), 1))
-    return accuracies
+    trained = train_epochs(model, stepper, data, batch=BATCH, epochs=epochs, order=order)
+    return [round(epoch.accuracy, 1) for epoch in trained]
 
 
 def passes(ours: Sequence[float], dense: Sequence[float]) -> bool:

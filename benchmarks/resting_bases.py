@@ -10,18 +10,17 @@ of docs/integrator-cost.md.
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import tdlrt
 from operations import table_section
 from resumable import combinations, measured
+from small_training import train_epochs
 from tdlrt_lab.data import load_data
 from tdlrt_lab.documents import fill_section
 
@@ -53,7 +52,6 @@ def network() -> nn.Module:
 
 def train(name: str, every: int | None, seed: int, data: Sequence[Tensor]) -> Row:
     """Test accuracy in per cent after each epoch, and the time of all steps."""
-    images, labels, test_images, test_labels = data
     torch.manual_seed(seed)
     model = network()
     optimizer_cls, options = OPTIMIZERS[name]
@@ -65,18 +63,11 @@ def train(name: str, every: int | None, seed: int, data: Sequence[Tensor]) -> Ro
         optimizer = tdlrt.TDLRT(
             model, optimizer_cls, rank_policy=policy, basis_every=every, **options
         )
-    accuracies, seconds = [], 0.0
-    for _ in range(EPOCHS):
-        start = time.perf_counter()
-        for rows in torch.randperm(len(images)).split(BATCH):
-            optimizer.zero_grad()
-            F.cross_entropy(model(images[rows]), labels[rows]).backward()
-            optimizer.step()
-        seconds += time.perf_counter() - start
-        with torch.no_grad():
-            right = (model(test_images).argmax(dim=1) == test_labels).double().mean()
-        accuracies.append(round(100 * float(right), 2))
-    return {"accuracies": accuracies, "seconds": round(seconds, 1)}
+    trained = list(train_epochs(model, optimizer, data, batch=BATCH, epochs=EPOCHS))
+    return {
+        "accuracies": [round(epoch.accuracy, 2) for epoch in trained],
+        "seconds": round(sum(epoch.seconds for epoch in trained), 1),
+    }
 
 
 def main() -> None:

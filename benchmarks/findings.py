@@ -1,6 +1,5 @@
 """What the comparisons of docs/results.md say: who is above whom, and how far below dense."""
 
-import math
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -186,12 +185,13 @@ def against(results: Sequence[Result]) -> list[list[str]]:
     for runs in repetitions(as_runs(results)):
         group = [run.summary for run in runs]
         groups.setdefault(group[0]["method"], []).append(group)
-    dense = max((mean(group, "accuracy") for group in groups.get("dense", ())), default=math.nan)
+    dense = [mean(group, "accuracy") for group in groups.get("dense", ())]
     lines = []
     for group in groups.get("tdlrt", ()):
         own, size = mean(group, "accuracy"), mean(group, "compression")
         cells = [group[0]["model"], str(group[0]["epochs"]), f"{100 * size:.1f}"]
-        cells += [str(len(group)), f"{own:.2f}", f"{own - dense:+.2f}"]
+        cells += [str(len(group)), f"{own:.2f}"]
+        cells.append(f"{own - max(dense):+.2f}" if dense else "-")
         for name in DIRECT:
             others = [
                 mean(other, "accuracy")

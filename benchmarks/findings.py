@@ -179,6 +179,11 @@ def mean(group: Sequence[Result], name: str) -> float:
     return statistics.mean(result[name] for result in group)
 
 
+def above_best(own: float, others: Sequence[float]) -> str:
+    """By how much an accuracy is above the best of others, if there are any."""
+    return f"{own - max(others):+.2f}" if others else "-"
+
+
 def against(results: Sequence[Result]) -> list[list[str]]:
     """A line per size of tdlrt: distances to dense and to factors that are trained directly."""
     groups: dict[str, list[list[Result]]] = {}
@@ -190,14 +195,13 @@ def against(results: Sequence[Result]) -> list[list[str]]:
     for group in groups.get("tdlrt", ()):
         own, size = mean(group, "accuracy"), mean(group, "compression")
         cells = [group[0]["model"], str(group[0]["epochs"]), f"{100 * size:.1f}"]
-        cells += [str(len(group)), f"{own:.2f}"]
-        cells.append(f"{own - max(dense):+.2f}" if dense else "-")
+        cells += [str(len(group)), f"{own:.2f}", above_best(own, dense)]
         for name in DIRECT:
             others = [
                 mean(other, "accuracy")
                 for other in groups.get(name, ())
                 if abs(mean(other, "compression") - size) < 0.01
             ]
-            cells.append(f"{own - max(others):+.2f}" if others else "-")
+            cells.append(above_best(own, others))
         lines.append(cells)
     return sorted(lines)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tdlrt_lab.run.accuracy import accuracy
+
 __all__ = ["Epoch", "train_epochs"]
 
 
@@ -47,6 +49,4 @@ def train_epochs(
             optimizer.step()
         seconds = time.perf_counter() - start
         model.eval()
-        with torch.no_grad():
-            right = (model(test_images).argmax(dim=1) == test_labels).double().mean()
-        yield Epoch(100 * float(right), seconds)
+        yield Epoch(accuracy(model, test_images, test_labels), seconds)

@@ -8,8 +8,8 @@ in channels_last; the Tucker network is in channels_last. Ranks stay at their st
 steps by their policy, the others because the step size and the tolerance are too small to move
 them. Then one 3x3 convolution of n channels at ranks n/10 and n/5, the step alone. Every figure is
 the median of several steps. Writes benchmarks/results/integrator_overhead.json,
-docs/integrator-cost.md, with the sections of `operations.py`, `resting_bases.py` and
-`linear_tensors.py`, and docs/figures/integrator_scaling.svg.
+docs/integrator-cost.md, with the sections of `operations.py`, `resting_bases.py`,
+`linear_tensors.py` and `learning_curves.py`, and docs/figures/integrator_scaling.svg.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+import learning_curves
 import linear_tensors
 import operations
 import resting_bases
@@ -100,6 +101,7 @@ def write(result: Row, folder: Path) -> None:
     operations.fill(folder / page)
     resting_bases.fill(folder / page)
     linear_tensors.fill(folder / page)
+    learning_curves.fill(folder / page)
     with matplotlib.rc_context({"svg.hashsalt": "tdlrt"}):  # the same bytes every time
         draw(result["scaling"]).savefig(
             folder / "docs/figures/integrator_scaling.svg", metadata={"Date": None}
@@ -331,6 +333,14 @@ height and width instead.
 
 <!-- linear_tensors -->
 <!-- end of linear_tensors -->
+
+## A whole training
+
+A budget costs most before it falls: ranks start at half of the channels, and the first epochs take
+longer than dense ones. What is left afterwards is much faster.
+
+<!-- learning_curves -->
+<!-- end of learning_curves -->
 
 ## Growth with width and rank
 

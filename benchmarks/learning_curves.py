@@ -118,8 +118,8 @@ TIMES = (
 TEXT = """\
 VGG16 on CIFAR-10, 40 epochs, batch 256, bfloat16: test accuracy after an epoch and hours from the
 start on, evaluation included. Both trainings ran at the same time until their 33rd epoch, with one
-thread each, on a machine where they slow each other down; the last seven epochs of each ran
-alone."""
+thread each, on a machine where they slow each other down; the last seven epochs of tdlrt ran alone,
+and those of dense beside another training."""
 BELOW = """\
 When the test accuracy first was so many points below that of dense after its last epoch:"""
 

@@ -272,6 +272,20 @@ def test_a_training_along_the_recipe_ends_within_its_budget(integrator):
     assert 0.5 * 0.3 < report.parameters / report.dense_parameters <= 0.3
 
 
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("integrator", ["parallel", "bug"])
+def test_a_budget_is_met_when_ranks_are_frozen_before_it_has_fallen(integrator, steps):
+    model = network()
+    options = {"budget": 0.3, "total_steps": 100, "integrator": integrator}
+    optimizer = optimizer_for(model, tau=None, **options)
+    train(model, optimizer, steps)
+    kept = tdlrt.summary(model).parameters
+    assert kept > 0.4 * tdlrt.summary(model).dense_parameters
+    optimizer.freeze_ranks()
+    report = tdlrt.summary(model)
+    assert 0.5 * 0.3 < report.parameters / report.dense_parameters <= 0.3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

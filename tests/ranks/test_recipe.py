@@ -13,7 +13,7 @@ def test_the_recipe_by_hand():
     assert recipe.freeze_after == 400
     ramp = tdlrt.LinearSchedule(0.5, 0.1, steps=200, begin=200)
     assert recipe.rank_policy == tdlrt.ParameterBudget(ramp, spare=0.3)
-    assert recipe.rank_policy.settled() == tdlrt.ParameterBudget(ramp)
+    assert recipe.rank_policy.settled() == tdlrt.ParameterBudget(0.1)
     shares = [ramp.value(step) for step in (1, 200, 300, 400, 1000)]
     assert shares == pytest.approx([0.5, 0.5, 0.3, 0.1, 0.1])
 

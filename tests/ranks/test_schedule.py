@@ -3,6 +3,7 @@
 import pytest
 
 import tdlrt
+from tdlrt.ranks import Schedule
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,26 @@ import tdlrt
 def test_values_of_a_schedule(schedule, values):
     for step, value in values.items():
         assert schedule.value(step) == pytest.approx(value, abs=1e-15)
+
+
+class Steps(Schedule):
+    """0.5 in the first two steps, 0.25 afterwards; says nothing of its end."""
+
+    extremes = (0.25, 0.5)
+
+    def value(self, step):
+        return 0.5 if step <= 2 else 0.25
+
+
+def test_frozen_ranks_meet_what_the_schedule_of_a_budget_ends_with():
+    falling = tdlrt.LinearSchedule(40, 20, steps=4)
+    assert tdlrt.ParameterBudget(parameters=falling, spare=0.5, min_rank=2).settled() == (
+        tdlrt.ParameterBudget(parameters=20, min_rank=2)
+    )
+    cubic = tdlrt.CubicSchedule(0.5, 0.25, steps=4)
+    assert tdlrt.ParameterBudget(cubic).settled() == tdlrt.ParameterBudget(0.25)
+    unknown = Steps()
+    assert tdlrt.ParameterBudget(unknown).settled().fraction is unknown
 
 
 @pytest.mark.parametrize(

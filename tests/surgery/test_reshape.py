@@ -133,6 +133,7 @@ class Functional(nn.Module):
 
 def test_layers_behind_flattened_maps_are_found():
     assert tdlrt.flattened_modes(network(), (1, 2, 4, 3)) == {"4": MAP}
+    assert tdlrt.flattened_modes(network(), (0, 2, 4, 3)) == {"4": MAP}
     assert tdlrt.flattened_modes(network(), example_inputs=images()) == {"4": MAP}
     assert tdlrt.flattened_modes(Functional(), (1, 2, 4, 3)) == {"first": MAP}
     sequence = nn.Sequential(nn.Conv1d(2, 6, 3, padding=1), nn.Flatten(), nn.Linear(42, 5))

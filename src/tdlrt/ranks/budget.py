@@ -47,7 +47,8 @@ class ParameterBudget(RankPolicy):
 
     Args:
         fraction: Share in (0, 1] of the parameters of the dense weights of the Tucker layers, or
-            a schedule of it. Compression is then at least 1 - fraction.
+            a schedule of it. Compression is then at least 1 - fraction. Frozen ranks meet what a
+            schedule ends with, even if they are frozen earlier.
         parameters: The number itself, or a schedule of it; instead of fraction.
         min_rank: Smallest rank of a mode.
         max_rank: Largest rank of a mode; None for no bound.
@@ -185,8 +186,15 @@ class ParameterBudget(RankPolicy):
         return ranks
 
     def settled(self) -> ParameterBudget:
-        """The same budget without spare directions, so that frozen ranks always meet it."""
-        return replace(self, spare=0.0)
+        """What frozen ranks meet: the number a schedule ends with, without spare directions."""
+        return replace(
+            self, fraction=_final(self.fraction), parameters=_final(self.parameters), spare=0.0
+        )
+
+
+def _final(number: float | Schedule | None) -> float | Schedule | None:
+    final = number.final if isinstance(number, Schedule) else None
+    return number if final is None else final
 
 
 # A step to the next smaller rank: its price, the layer, the modes, their rank before and after, and

@@ -27,6 +27,14 @@ class Schedule(ABC):
     def extremes(self) -> tuple[float, float]:
         """Smallest and largest value over all steps; both must be valid."""
 
+    @property
+    def final(self) -> float | None:
+        """The number that it ends with, which a budget meets when ranks are frozen.
+
+        By default None: a budget then meets the number of the step in which ranks are frozen.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class _Ramp(Schedule):
@@ -56,6 +64,11 @@ class _Ramp(Schedule):
     def extremes(self) -> tuple[float, float]:
         """Smallest and largest value over all steps."""
         return min(self.start, self.end), max(self.start, self.end)
+
+    @property
+    def final(self) -> float:
+        """`end`."""
+        return self.end
 
 
 class LinearSchedule(_Ramp):

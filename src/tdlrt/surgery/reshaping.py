@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -150,7 +151,7 @@ class _Maps(TorchFunctionMode):
 
     def _follow(self, name: str, first: Tensor, others: Sequence[Any], result: Tensor) -> None:
         batch, *sizes = first.shape or (0,)
-        if name in _FLATTENS and len(sizes) > 1 and result.shape == (batch, first[0].numel()):
+        if name in _FLATTENS and len(sizes) > 1 and result.shape == (batch, math.prod(sizes)):
             self._flat[id(result)] = (result, tuple(sizes))
         elif id(first) in self._flat and result.shape == first.shape:
             if not any(isinstance(one, Tensor) and one.ndim > 1 for one in others):

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from tdlrt.errors import NothingMatchedError, UnsupportedLayerError
+from tdlrt.errors import NothingMatchedError, RankError, UnsupportedLayerError
 from tdlrt.nn import TuckerLayer
 from tdlrt.nn.adapted import adapted_modules
 from tdlrt.nn.layer_types import dense_shape, is_registered
@@ -84,6 +84,7 @@ def plan_surgery(
 
     Raises:
         NothingMatchedError: No layer can be factorised, or a pattern matches no layer.
+        RankError: `build` refuses a rank; the layer is named.
         UnsupportedLayerError: The model is itself a layer.
     """
     ranks = {pattern: _plain_number(rank) for pattern, rank in ranks.items()}
@@ -116,7 +117,10 @@ def plan_surgery(
     for name, module in considered.items():
         pattern, reason = patterns[name], why[name]
         if reason is None and pattern is not None:
-            layer, spec, note = _built(module, ranks[pattern], build, is_first=module is first)
+            try:
+                layer, spec, note = _built(module, ranks[pattern], build, is_first=module is first)
+            except RankError as error:
+                raise RankError(f"{error} (layer {name!r})") from error
             layers[module] = layer
             rows.append(_factorized_row(name, module, layer, spec, note))
         else:

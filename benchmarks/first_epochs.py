@@ -54,11 +54,23 @@ def cnn(norm: Callable[[int], nn.Module] | None = None) -> nn.Module:
     return net.extend([nn.Flatten(), nn.Linear(4 * channels, 10)])
 
 
-def mlp(depth: int, width: int = 128) -> nn.Module:
-    """Linear layers with ReLU in between."""
+def deep_cnn() -> nn.Module:
+    """Eleven 3x3 convolutions with 16 to 64 channels and a linear head."""
+    net, channels = nn.Sequential(), 1
+    for width, count in ((16, 3), (32, 5), (64, 3)):
+        for _ in range(count):
+            net.extend([nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()])
+            channels = width
+        if width < 64:
+            net.append(nn.MaxPool2d(2))
+    return net.extend([nn.Flatten(), nn.Linear(4 * channels, 10)])
+
+
+def mlp(depth: int, width: int = 128, between: type[nn.Module] = nn.ReLU) -> nn.Module:
+    """Linear layers with activations in between."""
     net, features = nn.Sequential(nn.Flatten()), 64
     for _ in range(depth - 1):
-        net.extend([nn.Linear(features, width), nn.ReLU()])
+        net.extend([nn.Linear(features, width), between()])
         features = width
     return net.append(nn.Linear(features, 10))
 
@@ -143,6 +155,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "vision transformer, 4 blocks": lambda: VisionTransformer(4),
     "CNN, He's initialisation": lambda: he(cnn()),
     "MLP of 10 layers, He's initialisation": lambda: he(mlp(10)),
+    "CNN of 12 narrow layers, He's initialisation": lambda: he(deep_cnn()),
+    "MLP, 3 layers, sigmoid": lambda: mlp(3, between=nn.Sigmoid),
 }
 CHECKED = tuple(NETWORKS)[:9]
 """Those that are to pass; the others show how far the default carries."""
@@ -201,6 +215,7 @@ STARTS: dict[str, tuple[Row | None, Row]] = {
     "budget 0.1": ({}, {"budget": 0.1}),
     "norm 1": ({"init_scale": 1.0}, {}),
     "norm 0.3": ({"init_scale": 0.3}, {}),
+    "rank 0.75": ({"rank": 0.75}, {}),
 }
 SEEDS = (0, 1)
 DEFAULTS = 3

@@ -3,9 +3,9 @@
     python benchmarks/accuracy.py --data-dir DIR --only cifar10_vgg16_40
     python benchmarks/learning_curves.py
 
-Reads what the first command left in runs/. Both rows have to train at the same time, one thread
-each, for their times to be comparable. Writes benchmarks/results/learning_curves.json and a section
-of docs/integrator-cost.md.
+Reads what the first command left in runs/. Each row has to train beside another training, with one
+thread, for their times to be comparable. Writes benchmarks/results/learning_curves.json and a
+section of docs/integrator-cost.md.
 """
 
 import argparse
@@ -23,7 +23,11 @@ ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/learning_curves.json"
 DOCUMENT = ROOT / "docs/integrator-cost.md"
 EXPERIMENT, SEED = "cifar10_vgg16_40", 1
-ROWS = {"dense": "dense", "tdlrt": "budget_0.05"}
+ROWS = {
+    "dense": "dense",
+    "tdlrt": "budget_0.05",
+    "tdlrt, rank 0.25": "budget_0.05_rank_0.25",
+}
 SHOWN = 5
 """Every so many epochs are shown."""
 POINTS = (3.0, 2.0, 1.0, 0.5, 0.0)
@@ -46,7 +50,7 @@ def fill(document: Path) -> None:
 
 
 def curves(runs: Path) -> Row:
-    """Accuracy, seconds since the start and compression after each epoch of both rows.
+    """Accuracy, seconds since the start and compression after each epoch of all rows.
 
     Raises:
         RunError: A run has not ended.
@@ -78,48 +82,50 @@ def first(curve: Row, accuracy: float) -> int | None:
 
 def section(result: Row) -> list[str]:
     """Lines of the section."""
-    dense, tdlrt = (result["rows"][name] for name in ROWS)
+    rows = result["rows"]
+    dense, others = rows["dense"], [name for name in rows if name != "dense"]
     end, whole = dense["accuracy"][-1], dense["seconds"][-1]
     times = []
     for points in POINTS:
         wanted = round(end - points, 2)
-        places = [(curve, first(curve, wanted)) for curve in (dense, tdlrt)]
-        taken = [None if n is None else curve["seconds"][n] for curve, n in places]
-        times.append(
-            [
-                f"{points:g}",
-                f"{wanted:.2f}",
-                *("not" if n is None else str(n + 1) for _, n in places),
-                *("" if s is None else f"{s / 3600:.2f}" for s in taken),
-                "" if None in taken else f"{taken[1] / taken[0]:.2f}",
-                "" if taken[1] is None else f"{taken[1] / whole:.2f}",
-            ]
-        )
+        places = {name: first(curve, wanted) for name, curve in rows.items()}
+        taken = {
+            name: None if n is None else rows[name]["seconds"][n] for name, n in places.items()
+        }
+        cells = [f"{points:g}", f"{wanted:.2f}"]
+        for name, n in places.items():
+            seconds = taken[name]
+            cells.append(
+                "not" if n is None or seconds is None else f"{n + 1}, {seconds / 3600:.2f}"
+            )
+        for name in others:
+            ours, theirs = taken[name], taken["dense"]
+            ratios = ours and theirs and (ours / theirs, ours / whole)
+            cells.append(", ".join(f"{ratio:.2f}" for ratio in ratios) if ratios else "")
+        times.append(cells)
     epochs = [
         [
             str(n + 1),
-            *(f"{curve['accuracy'][n]:.2f}" for curve in (dense, tdlrt)),
-            *(f"{curve['seconds'][n] / 3600:.2f}" for curve in (dense, tdlrt)),
-            f"{100 * tdlrt['compression'][n]:.1f}",
+            *(
+                f"{curve['accuracy'][n]:.2f}, {curve['seconds'][n] / 3600:.2f}"
+                for curve in rows.values()
+            ),
+            *(f"{100 * rows[name]['compression'][n]:.1f}" for name in others),
         ]
         for n in range(SHOWN - 1, len(dense["accuracy"]), SHOWN)
     ]
-    return [*table_section(result, TEXT, EPOCHS, epochs), "", BELOW, "", *table(TIMES, times)]
+    shown = ["epoch", *(f"{name} (%, hours)" for name in rows)]
+    shown += [f"compression of {name} (%)" for name in others]
+    reached = ["points below", "test accuracy (%)", *(f"{name} (epoch, hours)" for name in rows)]
+    reached += [f"{name} / dense, / all epochs of dense" for name in others]
+    return [*table_section(result, TEXT, shown, epochs), "", BELOW, "", *table(reached, times)]
 
 
-EPOCHS = (
-    *("epoch", "dense (%)", "tdlrt (%)", "dense (hours)", "tdlrt (hours)"),
-    "compression of tdlrt (%)",
-)
-TIMES = (
-    *("points below", "test accuracy (%)", "epoch of dense", "epoch of tdlrt"),
-    *("dense (hours)", "tdlrt (hours)", "tdlrt / dense", "tdlrt / all epochs of dense"),
-)
 TEXT = """\
 VGG16 on CIFAR-10, 40 epochs, batch 256, bfloat16: test accuracy after an epoch and hours from the
-start on, evaluation included. Both trainings ran at the same time until their 33rd epoch, with one
-thread each, on a machine where they slow each other down; the last seven epochs of tdlrt ran alone,
-and those of dense beside another training."""
+start on, evaluation included. *tdlrt, rank 0.25* begins at a quarter of the channels and a fifth of
+the parameters. Each training had one thread on a machine of two cores and ran beside another
+training, which slows both down, but for the last epochs of the rows of tdlrt, which ran alone."""
 BELOW = """\
 When the test accuracy first was so many points below that of dense after its last epoch:"""
 

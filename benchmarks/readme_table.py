@@ -50,6 +50,7 @@ DENSE = {"MNIST": ("mnist_methods", "dense"), "CIFAR-10": ("cifar10_rescnn", "de
 LONG = {
     "VGG16 (40 epochs)": ("cifar10_vgg16_40", "dense", "budget_0.05"),
     "the ResNet (30 epochs)": ("cifar10_rescnn_30", "dense", "budget_0.05_lr_0.024"),
+    "with 10 % kept": ("cifar10_rescnn_30", "dense", "budget_0.1_lr_0.024"),
 }
 """Long trainings: experiment, and the rows of the dense network and of TDLRT."""
 

@@ -111,6 +111,13 @@ def test_a_tucker_layer_and_a_subclass_are_not_reshaped():
         TuckerLinear(72, 20, reshape=((21,), (72,)))
 
 
+def test_a_report_says_that_a_layer_that_stays_dense_is_not_reshaped():
+    report = tdlrt.factorize_(network(), reshape={"4": MAP}, exclude="4")
+    notes = {row.name: row.note for row in report.rows}
+    assert notes["4"] == "excluded; reshape has no effect"
+    assert not any("reshape" in note for name, note in notes.items() if name != "4")
+
+
 def test_covariances_belong_to_matrices():
     model = network()
     covariances = tdlrt.input_covariances(model, [images()])

@@ -140,7 +140,15 @@ def factorize_(
             for name, module in named_parts(model, splits)
             if module in layers
         }
-    rows = [replace(row, change=changes.get(row.name)) for row in report.rows]
+    unused = {name for name, part in named_parts(model, splits) if part in tensors.keys() - layers}
+    rows = [
+        replace(
+            row,
+            change=changes.get(row.name),
+            note=f"{row.note}; reshape has no effect" if row.name in unused else row.note,
+        )
+        for row in report.rows
+    ]
     report = replace(report, rows=tuple(rows))
     if not dry_run:
         replacements: dict[nn.Module, nn.Module] = dict(layers)

@@ -40,10 +40,17 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], Row]] = {
 }
 
 
-def cnn(norm: Callable[[int], nn.Module] | None = None) -> nn.Module:
-    """Four 3x3 convolutions and a linear head."""
+FEW = ((16, False), (32, True), (32, False), (64, True))
+MANY = (*[(16, False)] * 2, (16, True), *[(32, False)] * 4, (32, True), *[(64, False)] * 3)
+"""Width of each convolution, and whether the map is halved behind it."""
+
+
+def cnn(
+    norm: Callable[[int], nn.Module] | None = None, layers: Sequence[tuple[int, bool]] = FEW
+) -> nn.Module:
+    """3x3 convolutions and a linear head."""
     net, channels = nn.Sequential(), 1
-    for width, pools in ((16, False), (32, True), (32, False), (64, True)):
+    for width, pools in layers:
         net.append(nn.Conv2d(channels, width, 3, padding=1))
         if norm is not None:
             net.append(norm(width))
@@ -51,18 +58,6 @@ def cnn(norm: Callable[[int], nn.Module] | None = None) -> nn.Module:
         if pools:
             net.append(nn.MaxPool2d(2))
         channels = width
-    return net.extend([nn.Flatten(), nn.Linear(4 * channels, 10)])
-
-
-def deep_cnn() -> nn.Module:
-    """Eleven 3x3 convolutions with 16 to 64 channels and a linear head."""
-    net, channels = nn.Sequential(), 1
-    for width, count in ((16, 3), (32, 5), (64, 3)):
-        for _ in range(count):
-            net.extend([nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()])
-            channels = width
-        if width < 64:
-            net.append(nn.MaxPool2d(2))
     return net.extend([nn.Flatten(), nn.Linear(4 * channels, 10)])
 
 
@@ -155,7 +150,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "vision transformer, 4 blocks": lambda: VisionTransformer(4),
     "CNN, He's initialisation": lambda: he(cnn()),
     "MLP of 10 layers, He's initialisation": lambda: he(mlp(10)),
-    "CNN of 12 narrow layers, He's initialisation": lambda: he(deep_cnn()),
+    "CNN of 12 narrow layers, He's initialisation": lambda: he(cnn(layers=MANY)),
     "MLP, 3 layers, sigmoid": lambda: mlp(3, between=nn.Sigmoid),
 }
 CHECKED = tuple(NETWORKS)[:9]

@@ -75,9 +75,11 @@ def curves(runs: Path) -> Row:
     }
 
 
-def first(curve: Row, accuracy: float) -> int | None:
-    """Index of the first epoch that ends with this accuracy or more; None if none does."""
-    return next((n for n, value in enumerate(curve["accuracy"]) if value >= accuracy), None)
+def reached(curve: Row, accuracy: float) -> tuple[int, float] | None:
+    """The first epoch that ends with this accuracy or more, and when; None if none does."""
+    ends = zip(curve["accuracy"], curve["seconds"], strict=True)
+    found = ((n, at) for n, (value, at) in enumerate(ends, 1) if value >= accuracy)
+    return next(found, None)
 
 
 def section(result: Row) -> list[str]:
@@ -88,20 +90,16 @@ def section(result: Row) -> list[str]:
     times = []
     for points in POINTS:
         wanted = round(end - points, 2)
-        places = {name: first(curve, wanted) for name, curve in rows.items()}
-        taken = {
-            name: None if n is None else rows[name]["seconds"][n] for name, n in places.items()
-        }
+        places = {name: reached(curve, wanted) for name, curve in rows.items()}
         cells = [f"{points:g}", f"{wanted:.2f}"]
-        for name, n in places.items():
-            seconds = taken[name]
-            cells.append(
-                "not" if n is None or seconds is None else f"{n + 1}, {seconds / 3600:.2f}"
-            )
+        for place in places.values():
+            cells.append("not" if place is None else f"{place[0]}, {place[1] / 3600:.2f}")
         for name in others:
-            ours, theirs = taken[name], taken["dense"]
-            ratios = ours and theirs and (ours / theirs, ours / whole)
-            cells.append(", ".join(f"{ratio:.2f}" for ratio in ratios) if ratios else "")
+            ours, theirs = places[name], places["dense"]
+            if ours is None or theirs is None:
+                cells.append("")
+            else:
+                cells.append(f"{ours[1] / theirs[1]:.2f}, {ours[1] / whole:.2f}")
         times.append(cells)
     epochs = [
         [
@@ -116,9 +114,9 @@ def section(result: Row) -> list[str]:
     ]
     shown = ["epoch", *(f"{name} (%, hours)" for name in rows)]
     shown += [f"compression of {name} (%)" for name in others]
-    reached = ["points below", "test accuracy (%)", *(f"{name} (epoch, hours)" for name in rows)]
-    reached += [f"{name} / dense, / all epochs of dense" for name in others]
-    return [*table_section(result, TEXT, shown, epochs), "", BELOW, "", *table(reached, times)]
+    head = ["points below", "test accuracy (%)", *(f"{name} (epoch, hours)" for name in rows)]
+    head += [f"{name} / dense, / all epochs of dense" for name in others]
+    return [*table_section(result, TEXT, shown, epochs), "", BELOW, "", *table(head, times)]
 
 
 TEXT = """\

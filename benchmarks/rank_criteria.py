@@ -19,7 +19,7 @@ in docs/algorithm.md.
 import argparse
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,7 @@ def measure(config: RunConfig, data: ImageData, criterion: str) -> dict[str, Any
     """Train with another measure of worth."""
     torch.manual_seed(config.seed)
     training = Training(config, data)
-    policy = training.optimizer.rank_policy
-    options = {field.name: getattr(policy, field.name) for field in fields(policy)}
-    training.optimizer.rank_policy = CRITERIA[criterion](training, options)
+    use(CRITERIA[criterion], training)
     *_, last = training.epochs(lambda: False, lambda training: None)
     return {
         "seed": config.seed,
@@ -81,6 +79,14 @@ def measure(config: RunConfig, data: ImageData, criterion: str) -> dict[str, Any
         "compression": last.compression,
         "ranks": last.ranks,
     }
+
+
+def use(make: Callable[[Training, dict[str, Any]], ParameterBudget], training: Training) -> None:
+    """Go on with another policy that has the options of the present one."""
+    optimizer: Any = training.optimizer
+    policy = optimizer.rank_policy
+    options = {field.name: getattr(policy, field.name) for field in fields(policy)}
+    optimizer.rank_policy = make(training, options)
 
 
 def relative(training: Training, options: dict[str, Any]) -> ParameterBudget:

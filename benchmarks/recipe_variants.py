@@ -18,7 +18,6 @@ writes the table in docs/algorithm.md.
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 import tdlrt
 from comparisons import EXPERIMENTS, RESULTS, recorded
 from operations import table
-from rank_criteria import CRITERIA
+from rank_criteria import CRITERIA, use
 from resumable import combinations, measured
 from tdlrt.optim.rules.adam import AdamWRule
 from tdlrt.ranks import Candidate, ParameterBudget
@@ -71,12 +70,13 @@ def measure(config: RunConfig, data_dir: str | None, variant: str) -> dict[str, 
     data = data.hold_out(config.validation or 0, config.seed)
     torch.manual_seed(config.seed)
     training = Training(config, data)
-    average = Average(training)
-    after_step = average.update if variant == "averaged" else lambda training: None
+    average = Average(training) if variant == "averaged" else None
     with VARIANTS[variant](training):
-        *_, last = training.epochs(lambda: False, after_step)
+        *_, last = training.epochs(
+            lambda: False, average.update if average else lambda training: None
+        )
     found = {"accuracy": last.validation_accuracy, "compression": last.compression}
-    if variant == "averaged":
+    if average:
         found = {**found, "last": found["accuracy"], **average.accuracies()}
     return {**found, "ranks": last.ranks}
 
@@ -115,10 +115,7 @@ def policy(
     make: Callable[[Training, dict[str, Any]], ParameterBudget], training: Training
 ) -> Iterator[None]:
     """Train with another policy of the same budget."""
-    optimizer: Any = training.optimizer
-    given = optimizer.rank_policy
-    options = {field.name: getattr(given, field.name) for field in fields(given)}
-    optimizer.rank_policy = make(training, options)
+    use(make, training)
     yield
 
 

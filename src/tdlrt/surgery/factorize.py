@@ -140,7 +140,8 @@ def factorize_(
             for name, module in named_parts(model, splits)
             if module in layers
         }
-    unused = {name for name, part in named_parts(model, splits) if part in tensors.keys() - layers}
+    left = tensors.keys() - layers
+    unused = {name for name, part in named_parts(model, splits) if part in left}
     rows = [
         replace(
             row,

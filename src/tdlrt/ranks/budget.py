@@ -13,7 +13,7 @@ from tdlrt.errors import RankError
 from tdlrt.linalg import Cutoff
 from tdlrt.ranks.bounds import check_bounds, set_fields
 from tdlrt.ranks.policy import Candidate, RankPolicy
-from tdlrt.ranks.schedule import Schedule, check_values, value_at
+from tdlrt.ranks.schedule import Schedule, check_values, settled, value_at
 
 __all__ = ["ParameterBudget"]
 
@@ -187,14 +187,9 @@ class ParameterBudget(RankPolicy):
 
     def settled(self) -> ParameterBudget:
         """What frozen ranks meet: the number a schedule ends with, without spare directions."""
-        return replace(
-            self, fraction=_final(self.fraction), parameters=_final(self.parameters), spare=0.0
-        )
-
-
-def _final(number: float | Schedule | None) -> float | Schedule | None:
-    final = number.final if isinstance(number, Schedule) else None
-    return number if final is None else final
+        fraction = None if self.fraction is None else settled(self.fraction)
+        parameters = None if self.parameters is None else settled(self.parameters)
+        return replace(self, fraction=fraction, parameters=parameters, spare=0.0)
 
 
 # A step to the next smaller rank: its price, the layer, the modes, their rank before and after, and

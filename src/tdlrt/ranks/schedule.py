@@ -12,7 +12,7 @@ from tdlrt.errors import RankError
 from tdlrt.ranks.bounds import check_number, check_positive_integer, set_fields
 from tdlrt.scalars import as_int
 
-__all__ = ["CubicSchedule", "LinearSchedule", "Schedule", "check_values", "value_at"]
+__all__ = ["CubicSchedule", "LinearSchedule", "Schedule", "check_values", "settled", "value_at"]
 
 
 class Schedule(ABC):
@@ -111,6 +111,12 @@ class CubicSchedule(_Ramp):
 def value_at(number: float | Schedule, step: int) -> float:
     """A number, or the value of a schedule at a step."""
     return number.value(step) if isinstance(number, Schedule) else number
+
+
+def settled(number: float | Schedule) -> float | Schedule:
+    """What a number is once ranks are frozen: the one its schedule ends with, or itself."""
+    final = number.final if isinstance(number, Schedule) else None
+    return number if final is None else final
 
 
 def check_values(

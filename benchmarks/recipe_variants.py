@@ -3,8 +3,9 @@
     python benchmarks/recipe_variants.py --data-dir DATA_DIR
 
 Changes that no option of the command line makes, each to the row lr_0.024 of
-`cifar10_rescnn_30_tuning`, whose own result stands first:
+`cifar10_rescnn_30_tuning`:
 
+- library: no change.
 - relative, fisher, absolute, sensitivity: measures of worth, see `rank_criteria.py`.
 - ends: directions of the first and of the last layers are worth four times as much.
 - bases x 0.3, bases x 3: the parts of a step that turn the bases are shorter or longer.
@@ -18,6 +19,7 @@ writes the table in docs/algorithm.md.
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 import tdlrt
-from comparisons import EXPERIMENTS, RESULTS, recorded
+from comparisons import EXPERIMENTS, RESULTS
 from operations import table
 from rank_criteria import CRITERIA, use
 from resumable import combinations, measured
@@ -53,22 +55,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", help="folder with cifar10/train.parquet; default: the hub")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     arguments = parser.parse_args()
     (run,) = (r for r in read_sweep(EXPERIMENTS[EXPERIMENT], {}).runs(".") if r.row == ROW)
     result = measured(
         RESULT,
         "python benchmarks/recipe_variants.py --data-dir DATA_DIR",
-        combinations(variant=arguments.only),
+        combinations(seed=arguments.seeds, variant=arguments.only),
         partial(measure, run.config, arguments.data_dir),
     )
     fill_section(DOCUMENT, "recipe_variants", section(result["rows"]))
 
 
-def measure(config: RunConfig, data_dir: str | None, variant: str) -> dict[str, Any]:
-    """Train with one change."""
+def measure(config: RunConfig, data_dir: str | None, seed: int, variant: str) -> dict[str, Any]:
+    """Train with one change; all seeds hold out the same images."""
     data = load_data(config.data, data_dir, train_images=config.train_images)
     data = data.hold_out(config.validation or 0, config.seed)
-    torch.manual_seed(config.seed)
+    config = replace(config, seed=seed)
+    torch.manual_seed(seed)
     training = Training(config, data)
     average = Average(training) if variant == "averaged" else None
     with VARIANTS[variant](training):
@@ -148,6 +152,7 @@ def bases(factor: float, training: Training) -> AbstractContextManager[Any]:
 
 
 VARIANTS: dict[str, Callable[[Training], AbstractContextManager[Any]]] = {
+    "library": nullcontext,
     **{name: partial(policy, make) for name, make in CRITERIA.items()},
     "ends": partial(policy, ends),
     "bases x 0.3": partial(bases, 0.3),
@@ -158,15 +163,14 @@ VARIANTS: dict[str, Callable[[Training], AbstractContextManager[Any]]] = {
 
 def section(rows: list[dict[str, Any]]) -> list[str]:
     """Lines of the table."""
-    (library,) = (result for result in recorded(EXPERIMENT) if result["row"] == ROW)
-    known = {row["variant"]: row for row in rows}
-    shown = [("library", library), *((name, known[name]) for name in VARIANTS if name in known)]
-    cells = [
-        [name, f"{row['accuracy']:.2f}", f"{100 * row['compression']:.1f}"] for name, row in shown
-    ]
-    if "averaged" in known:
-        mean = known["averaged"]["mean"]
-        cells.append(["averaged, at the ranks of the mean", f"{mean:.2f}", ""])
+    cells = []
+    for variant in VARIANTS:
+        if own := [row for row in rows if row["variant"] == variant]:
+            accuracies = ", ".join(f"{row['accuracy']:.2f}" for row in own)
+            compression = ", ".join(f"{100 * row['compression']:.1f}" for row in own)
+            cells.append([variant, accuracies, compression])
+    means = [f"{row['mean']:.2f}" for row in rows if "mean" in row]
+    cells.append(["averaged, at the ranks of the mean", ", ".join(means), ""])
     return table(("change", "held-out accuracy (%)", "compression (%)"), cells)
 
 

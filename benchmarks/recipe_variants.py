@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -163,6 +164,7 @@ VARIANTS: dict[str, Callable[[Training], AbstractContextManager[Any]]] = {
 
 def section(rows: list[dict[str, Any]]) -> list[str]:
     """Lines of the table."""
+    rows = sorted(rows, key=itemgetter("seed"))
     cells = []
     for variant in VARIANTS:
         if own := [row for row in rows if row["variant"] == variant]:

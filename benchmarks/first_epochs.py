@@ -211,6 +211,7 @@ STARTS: dict[str, tuple[Row | None, Row]] = {
     "norm 1": ({"init_scale": 1.0}, {}),
     "norm 0.3": ({"init_scale": 0.3}, {}),
     "rank 0.75": ({"rank": 0.75}, {}),
+    "budget 0.1, every 2": ({}, {"budget": 0.1, "adapt_every": 2}),
 }
 SEEDS = (0, 1)
 DEFAULTS = 3
@@ -261,7 +262,8 @@ def section(result: Row) -> list[str]:
     return [
         f"Written by `{result['command']}`: test accuracy (%) on scikit-learn's digits after three",
         f"and after six epochs. *Fails* is more than {AFTER_THREE} points below dense after three",
-        f"or more than {AT_THE_END} at the end. *Budget 0.1* is with `total_steps`.",
+        f"or more than {AT_THE_END} at the end. *Budget 0.1* is with `total_steps`,",
+        "and *every 2* with `adapt_every=2`.",
         "",
         *table(["network", "optimiser", "seed", *STARTS], lines),
         "",

@@ -165,10 +165,11 @@ def test_findings_compare_with_factors_of_the_same_size(findings):
         *sized("tdlrt", 0.1, (79.0, 80.0)),
         *sized("tucker", 0.1, (70.0,)),
         *sized("matrix", 0.05, (60.0,)),
+        *sized("structured", 0.05, (82.0,)),
     ]
     assert findings.against(results) == [
-        ["lenet5", "5", "90.0", "2", "79.50", "-1.00", "+9.50", "-"],
-        ["lenet5", "5", "95.0", "1", "81.00", "+0.50", "-", "+21.00"],
+        ["lenet5", "5", "90.0", "2", "79.50", "-1.00", "+9.50", "-", "-"],
+        ["lenet5", "5", "95.0", "1", "81.00", "+0.50", "-", "+21.00", "-1.00"],
     ]
     assert findings.against([]) == []
 

@@ -337,7 +337,9 @@ height and width instead.
 ## A whole training
 
 A budget costs most before it falls: ranks start at half of the channels, and the first epochs take
-longer than dense ones. What is left afterwards is much faster.
+longer than dense ones. What is left afterwards is much faster. A start at a quarter of the channels
+(`--rank 0.25 --budget-start 0.2`) needs less than half of the dense network's time for the same
+epochs, and costs a point of accuracy.
 
 <!-- learning_curves -->
 <!-- end of learning_curves -->

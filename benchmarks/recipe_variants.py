@@ -171,8 +171,8 @@ def section(rows: list[dict[str, Any]]) -> list[str]:
             accuracies = ", ".join(f"{row['accuracy']:.2f}" for row in own)
             compression = ", ".join(f"{100 * row['compression']:.1f}" for row in own)
             cells.append([variant, accuracies, compression])
-    means = [f"{row['mean']:.2f}" for row in rows if "mean" in row]
-    cells.append(["averaged, at the ranks of the mean", ", ".join(means), ""])
+    if means := [f"{row['mean']:.2f}" for row in rows if "mean" in row]:
+        cells.append(["averaged, at the ranks of the mean", ", ".join(means), ""])
     return table(("change", "held-out accuracy (%)", "compression (%)"), cells)
 
 

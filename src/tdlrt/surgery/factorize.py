@@ -135,18 +135,16 @@ def factorize_(
             leave_frozen=include is None,
             keep_inputs=True,
         )
+        parts = dict(named_parts(model, splits))
         changes = {
-            name: _change(module, layers[module])
-            for name, module in named_parts(model, splits)
-            if module in layers
+            name: _change(part, layers[part]) for name, part in parts.items() if part in layers
         }
     left = tensors.keys() - layers
-    unused = {name for name, part in named_parts(model, splits) if part in left}
     rows = [
         replace(
             row,
             change=changes.get(row.name),
-            note=f"{row.note}; reshape has no effect" if row.name in unused else row.note,
+            note=f"{row.note}; reshape has no effect" if parts.get(row.name) in left else row.note,
         )
         for row in report.rows
     ]
